@@ -1,0 +1,1 @@
+//! The feed between agent and proxy: `src/pantala/wire/feed.py`.

@@ -1,0 +1,1 @@
+//! The guest API between agent and init: `src/pantala/wire/guest.py`.

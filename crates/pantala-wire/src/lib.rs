@@ -1,0 +1,6 @@
+//! Serde mirror of the documents that Python and Rust exchange. The source is `src/pantala/wire/`; tests hold these
+//! types against the schemas generated from it (`schemas/feed.json`, `schemas/guest.json`).
+#![forbid(unsafe_code)]
+
+pub mod feed;
+pub mod guest;

@@ -1,0 +1,1 @@
+"""Pantala: your own Fly.io on your own servers."""

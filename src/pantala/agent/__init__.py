@@ -1,0 +1,1 @@
+"""One host; one task owns each machine."""

@@ -1,0 +1,1 @@
+"""Nouns and lifecycles; no I/O."""

@@ -1,0 +1,74 @@
+"""What the agent composes into a running machine: an image on disk, a network, limits. Values only.
+
+`images` makes `UnpackedImage`, `net` makes `NetworkHandle`, a driver takes both; none of the three knows the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of an OCI image config that decide how its process runs."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    user: str = ""
+    cwd: str = "/"
+    stop_signal: str = ""
+    exposed_ports: tuple[int, ...] = ()
+    labels: dict[str, str] = {}
+
+
+class UnpackedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An image ready to be a root: `layers` are read-only directories, lowest first, owned by ids from 0 up."""
+
+    digest: str
+    layers: tuple[Path, ...]
+    config: ImageConfig
+
+
+class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Addresses chosen by the agent (journaled), so that they can be made again.
+
+    `slot` is unique on the host, 0 to 16383. `uid_base`: outside id of the machine's root; its network
+    namespace belongs to a user namespace with that map.
+    """
+
+    machine_id: str
+    slot: int
+    network: int
+    ip4: str
+    gateway4: str
+    ip6: str
+    uid_base: int
+
+
+class NetworkHandle(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace that exists: `netns` can be opened or joined by path."""
+
+    netns: Path
+    ip4: str
+    ip6: str
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine may use. `shared_cpu`: the quota with its burst balance applies; `disk_mib` is the
+    writable layer."""
+
+    cpus: int
+    shared_cpu: bool
+    memory_mib: int
+    pids: int = 4096
+    disk_mib: int = 8192
+
+
+class ListenSocket(msgspec.Struct, frozen=True, kw_only=True):
+    """`address` without brackets; `inode` ties it to a process."""
+
+    proto: str
+    address: str
+    port: int

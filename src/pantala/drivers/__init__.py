@@ -1,0 +1,1 @@
+"""How a machine is run, behind one Protocol."""

@@ -1,0 +1,115 @@
+"""The Driver Protocol and its semantics; `tests/contract/test_drivers.py` holds every driver to them.
+
+A machine's runtime goes through `prepare` (PID 1 is there, network and mounts in place, no process of the app) and
+`start` (one message). All operations are idempotent by `machine_id` and safe to repeat after the caller died: resources
+are named by the machine's id, and `destroy` removes whatever is left, whoever made it. Nothing that a running machine
+needs lives in the caller, so a killed agent leaves machines running and `inspect` finds them again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from pantala.domain.runtime import Limits, NetworkHandle, UnpackedImage
+from pantala.wire.guest import ExitRecord, Start
+
+
+class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything PID 1 needs but the app's secrets. `uid_base`: 65,536 ids from there are the machine's.
+
+    `hosts` and `resolv_conf` are the texts of the two files inside the machine.
+    """
+
+    machine_id: str
+    instance_id: str
+    image: UnpackedImage
+    network: NetworkHandle
+    limits: Limits
+    uid_base: int
+    hostname: str
+    hosts: str
+    resolv_conf: str
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """What a driver knows of one machine. `prepared` and `running` have a live PID 1.
+
+    `exited` keeps its `exit` record until `destroy`. `oom_killed`: the kernel killed something of it for memory.
+    """
+
+    machine_id: str
+    instance_id: str
+    phase: Literal["prepared", "running", "exited"]
+    pid: int
+    exit: ExitRecord | None = None
+    oom_killed: bool = False
+
+
+class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`position` continues reading after this record."""
+
+    timestamp_ns: int
+    stream: Literal["stdout", "stderr"]
+    text: str
+    position: int
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the driver can run machines here, and what was tried, for `pantala doctor`."""
+
+    ok: bool
+    detail: str
+    took_ms: int
+
+
+class Driver(Protocol):
+    name: str
+    isolation: Literal["vm", "container", "none"]
+
+    async def probe(self) -> Probe:
+        """Boot something small for real."""
+        ...
+
+    async def prepare(self, spec: PrepareSpec) -> Runtime:
+        """Bring PID 1 up, blocked. Raises DriverError. A prepared machine of the same instance is returned as it is."""
+        ...
+
+    async def start(self, machine_id: str, start: Start) -> int:
+        """Run the app in a prepared machine; the pid inside.
+
+        Raises DriverError, with guest_fault when its command cannot run.
+        """
+        ...
+
+    async def stop(self, machine_id: str, *, signal: int, grace_s: float) -> None:
+        """Ask the app to end; it is killed after `grace_s` even if the caller dies. Returns at once; see `wait`."""
+        ...
+
+    async def signal(self, machine_id: str, signal: int) -> None: ...
+
+    async def wait(self, machine_id: str) -> Runtime:
+        """Return when PID 1 is gone, however it went, with the exit record if one was written."""
+        ...
+
+    async def inspect(self, machine_id: str) -> Runtime | None:
+        """What is there now, also after the caller was replaced; None if nothing is."""
+        ...
+
+    async def destroy(self, machine_id: str) -> None:
+        """Kill and remove everything named by this id; also what a crashed `prepare` left."""
+        ...
+
+    async def list(self) -> list[str]:
+        """Ids that own anything: processes, directories, mounts, cgroups."""
+        ...
+
+    async def logs(self, machine_id: str, position: int) -> list[LogRecord]:
+        """Whole lines since `position` (0: the oldest kept), at most 1,000. Readable until `destroy`."""
+        ...
+
+    def ring_path(self, machine_id: str) -> Path | None:
+        """The ring file, so that a reader can watch it; None where there is none."""
+        ...

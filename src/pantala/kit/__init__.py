@@ -1,0 +1,1 @@
+"""Leaves that know nothing of the product: clock, ids, units, redaction, processes."""

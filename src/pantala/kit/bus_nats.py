@@ -1,0 +1,103 @@
+"""The bus over core NATS. Reconnects for ever; what was published meanwhile is lost, as the protocols above expect."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import nats
+import nats.errors
+import structlog
+from anyio.abc import TaskGroup
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from pantala.errors import NodeUnreachable
+from pantala.kit.bus import HANDLERS_MAX, Handler
+
+log = structlog.get_logger()
+
+PENDING_BYTES_MAX = 8 * 1024 * 1024
+
+
+class NatsBus:
+    """Made by `connect`; lives as long as that scope."""
+
+    def __init__(self, client: Client, tasks: TaskGroup) -> None:
+        self._client = client
+        self._tasks = tasks
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        try:
+            await self._client.publish(subject, payload)
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise NodeUnreachable(f"the bus took no message for {subject}") from error
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
+        try:
+            reply = await self._client.request(subject, payload, timeout=timeout_s)
+        except nats.errors.NoRespondersError as error:
+            raise NodeUnreachable(f"nobody serves {subject}") from error
+        except (TimeoutError, nats.errors.TimeoutError) as error:
+            raise NodeUnreachable(f"no answer on {subject} within {timeout_s:g} s") from error
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise NodeUnreachable("the bus is not connected") from error
+        return reply.data
+
+    async def serve(self, subject: str, handler: Handler) -> None:
+        limiter = anyio.CapacityLimiter(HANDLERS_MAX)
+
+        async def handle(message: Msg) -> None:
+            async with limiter:
+                try:
+                    answer = await handler(message.subject, message.data)
+                except Exception:
+                    log.exception("bus handler failed", subject=message.subject)
+                    return
+                if answer is not None and message.reply:
+                    await self._client.publish(message.reply, answer)
+
+        async def receive(message: Msg) -> None:
+            self._tasks.start_soon(handle, message)
+
+        await self._client.subscribe(subject, cb=receive, pending_bytes_limit=PENDING_BYTES_MAX)
+        await self._client.flush()
+
+
+@asynccontextmanager
+async def connect(
+    url: str, *, user: str = "", password: str = "", name: str = "", wait_s: float = 30.0
+) -> AsyncGenerator[NatsBus]:
+    """A connected bus; waits up to `wait_s` for the server at first, reconnects for ever afterwards."""
+
+    async def failed(error: Exception) -> None:
+        log.warning("bus connection", error=str(error), name=name)
+
+    client = Client()
+    with anyio.fail_after(wait_s):
+        while True:
+            try:
+                await client.connect(
+                    servers=[url],
+                    user=user or None,
+                    password=password or None,
+                    name=name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    allow_reconnect=True,
+                    error_cb=failed,
+                )
+                break
+            except (OSError, nats.errors.Error):
+                await anyio.sleep(0.1)
+                client = Client()
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield NatsBus(client, tasks)
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+            await client.close()

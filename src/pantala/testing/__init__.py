@@ -1,0 +1,1 @@
+"""Fakes, builders and bounded polls; imported by tests only."""

@@ -1,0 +1,292 @@
+"""Bodies of the public API under `/v1` besides the machine documents.
+
+What the original has keeps its names (`flyctl-protocol.md` sections 4.2 to 4.8). Releases, builds and logs are ours
+until the clients' own surfaces for them exist; they follow the same conventions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from pantala.wire.machine import Machine, MachineConfig
+
+
+class _Body(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
+    pass
+
+
+class _Whole(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers whose every field is always there."""
+
+
+class ErrorBody(_Body, frozen=True, kw_only=True):
+    error: str
+    status: str = "unknown"
+
+
+# -- organisations, apps, tokens ---------------------------------------------------------------------------------
+
+
+class OrgRef(_Whole, frozen=True, kw_only=True):
+    name: str
+    slug: str
+    internal_numeric_id: int
+
+
+class User(_Whole, frozen=True, kw_only=True):
+    email: str
+    orgs: list[OrgRef]
+
+
+class CreateAppRequest(_Body, frozen=True, kw_only=True):
+    """Clients of the original send `app_name` (Machines API) or `name` (flyctl); one of them is required."""
+
+    org_slug: str
+    app_name: str | None = None
+    name: str | None = None
+    network: str | None = None
+    app_role_id: str | None = None
+    enable_subdomains: bool | None = None
+
+
+class App(_Whole, frozen=True, kw_only=True):
+    id: str
+    name: str
+    internal_numeric_id: int
+    status: Literal["pending", "deployed", "suspended"]
+    organization: OrgRef
+    network: str
+    machine_count: int
+    volume_count: int
+    cname_target: str
+    hostname: str
+    app_role: str = ""
+
+
+class ListAppsResponse(_Whole, frozen=True, kw_only=True):
+    total_apps: int
+    apps: list[App]
+
+
+class CreateTokenRequest(_Body, frozen=True, kw_only=True):
+    name: str
+    app: str | None = None
+    org_slug: str | None = None
+    expiry: str = "8760h"
+
+
+class CreateTokenResponse(_Whole, frozen=True, kw_only=True):
+    token: str
+    expires_at: str
+
+
+# -- machines ----------------------------------------------------------------------------------------------------
+
+
+class LaunchMachineRequest(_Body, frozen=True, kw_only=True):
+    """Create and update share this body; `current_version` is the update's guard against lost updates."""
+
+    config: MachineConfig
+    name: str | None = None
+    region: str | None = None
+    skip_launch: bool = False
+    skip_service_registration: bool = False
+    skip_secrets: bool = False
+    min_secrets_version: int | None = None
+    lease_ttl: int | None = None
+    lsvd: bool | None = None
+    current_version: str | None = None
+
+
+class StartResponse(_Whole, frozen=True, kw_only=True):
+    previous_state: str
+    migrated: bool = False
+    new_host: str = ""
+
+
+class StopRequest(_Body, frozen=True, kw_only=True):
+    id: str | None = None
+    signal: str | None = None
+    timeout: str | int | None = None
+
+
+class LeaseRequest(_Body, frozen=True, kw_only=True):
+    ttl: int | None = None
+    description: str | None = None
+
+
+class Lease(_Whole, frozen=True, kw_only=True):
+    nonce: str
+    expires_at: int
+    owner: str
+    description: str
+    version: str
+
+
+class LeaseResponse(_Whole, frozen=True, kw_only=True):
+    """Clients require `status == "success"`."""
+
+    status: str
+    data: Lease
+
+
+class MetadataValue(_Body, frozen=True, kw_only=True):
+    value: str
+
+
+class WaitResponse(_Whole, frozen=True, kw_only=True):
+    ok: bool
+    state: str
+    version: str
+    event_id: str
+
+
+class ListenSocket(_Whole, frozen=True, kw_only=True):
+    proto: str
+    address: str
+
+
+class ProcessStat(_Whole, frozen=True, kw_only=True):
+    """`cpu` and `rss` as the original's: ticks and bytes."""
+
+    pid: int
+    command: str
+    directory: str
+    cpu: int
+    rss: int
+    rtime: int
+    stime: int
+    listen_sockets: list[ListenSocket]
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------
+
+
+class SetSecretsRequest(_Body, frozen=True, kw_only=True):
+    """null removes a name."""
+
+    values: dict[str, str | None]
+
+
+class SecretInfo(_Whole, frozen=True, kw_only=True):
+    name: str
+    digest: str
+    created_at: str
+    updated_at: str
+
+
+class SecretsResponse(_Whole, frozen=True, kw_only=True):
+    secrets: list[SecretInfo]
+    version: int
+
+
+# -- releases ----------------------------------------------------------------------------------------------------
+
+
+class CreateReleaseRequest(_Body, frozen=True, kw_only=True):
+    """`image` is what the machines will run, `definition` the fly.toml it came from (as JSON text)."""
+
+    image: str
+    definition: str = "{}"
+    description: str = ""
+    strategy: str = "rolling"
+
+
+class UpdateReleaseRequest(_Body, frozen=True, kw_only=True):
+    status: Literal["running", "complete", "failed", "interrupted"] | None = None
+    plan: str | None = None
+    cursor: int | None = None
+    reason: str | None = None
+
+
+class Release(_Whole, frozen=True, kw_only=True):
+    id: str
+    version: int
+    status: Literal["pending", "running", "complete", "failed", "interrupted"]
+    image: str
+    description: str
+    strategy: str
+    user: str
+    created_at: str
+    reason: str
+    plan: str
+    cursor: int
+
+
+class ListReleasesResponse(_Whole, frozen=True, kw_only=True):
+    releases: list[Release]
+
+
+# -- builds ------------------------------------------------------------------------------------------------------
+
+
+class BuildOptions(_Body, frozen=True, kw_only=True):
+    """Sent as the first part of a build upload; paths are relative to the root of the uploaded context."""
+
+    dockerfile: str = "Dockerfile"
+    target: str | None = None
+    args: dict[str, str] = {}
+    tag: str | None = None
+    no_cache: bool = False
+
+
+class BuildEvent(_Body, frozen=True, kw_only=True):
+    """One line of a build's answer (`application/x-ndjson`). The last line is `done` or `failed`."""
+
+    type: Literal["step", "log", "done", "failed"]
+    text: str = ""
+    took_ms: int | None = None
+    image: str | None = None
+    digest: str | None = None
+
+
+# -- logs --------------------------------------------------------------------------------------------------------
+
+
+class LogLine(_Whole, frozen=True, kw_only=True):
+    """One line of an app's stream. `timestamp` is RFC 3339 with nanoseconds; `provider`: app, proxy or runner."""
+
+    timestamp: str
+    message: str
+    level: str
+    instance: str
+    region: str
+    provider: str
+
+
+class LogsResponse(_Whole, frozen=True, kw_only=True):
+    """`next_token`: nanoseconds since the epoch; ask again with it for what came after."""
+
+    lines: list[LogLine]
+    next_token: str
+
+
+# -- platform ----------------------------------------------------------------------------------------------------
+
+
+class Region(_Whole, frozen=True, kw_only=True):
+    code: str
+    name: str
+    latitude: float
+    longitude: float
+    gateway_available: bool
+    requires_paid_plan: bool
+    deprecated: bool
+    capacity: int
+    geo_region: str
+    mpg_available: bool
+
+
+class RegionsResponse(_Whole, frozen=True, kw_only=True):
+    """Keys are capitalised on the wire."""
+
+    Regions: list[Region]
+    Nearest: str
+
+
+class MachineList(_Whole, frozen=True, kw_only=True):
+    """Only for schemas: `GET …/machines` answers the bare array."""
+
+    machines: list[Machine]

@@ -1,0 +1,282 @@
+"""The feed: agent and proxy of one host over one unix socket, and the routing rows that it carries.
+
+The agent listens, the proxy connects (and reconnects for ever, holding wakes up to `wake_hold_ms` meanwhile). One JSON
+document a line in both directions. After `hello` the agent sends `snapshot` frames, the last with `last = true`, then
+`delta` frames. A row is the newest value of `(stream, key)`; null deletes. A row that cannot be read is set aside and
+reported in `applied`, and stops nobody.
+
+Keys and values by stream:
+
+    routes  app/<name> AppRow · host/<hostname> HostRow · addr/<ip> AddressRow · svc/<app>/<digest> ServiceRow ·
+            m/<machine id> MachineRow
+    nodes   node/<id> NodeRow
+    certs   cert/<name> CertRow
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from pantala.wire.machine import Concurrency, Port
+
+FEED_PROTOCOL = 1
+
+
+class _Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class AppRow(_Row, frozen=True, kw_only=True):
+    """`network` is the 6PN network id."""
+
+    app: str
+    org: str
+    network: int
+
+
+class HostRow(_Row, frozen=True, kw_only=True):
+    """A public host name leads to an app, or straight to a platform service (`backend`: `ip:port`)."""
+
+    app: str | None = None
+    backend: str | None = None
+
+
+class AddressRow(_Row, frozen=True, kw_only=True):
+    """A public address. Shared ones find the app by SNI or Host; dedicated ones name it."""
+
+    kind: Literal["shared", "dedicated", "private"]
+    app: str | None = None
+
+
+class ServiceRow(_Row, frozen=True, kw_only=True):
+    """One service of an app's machines. `digest` in the key is that of this document, so machines share rows."""
+
+    app: str
+    protocol: str
+    internal_port: int
+    ports: list[Port]
+    concurrency: Concurrency
+    autostart: bool = False
+    autostop: Literal["off", "stop", "suspend"] = "off"
+    min_machines_running: int = 0
+    checked: bool = False
+
+
+class MachineRow(_Row, frozen=True, kw_only=True):
+    """Where a machine is and what it serves. `services` are digests of `svc/<app>/<digest>` rows, in order;
+    `passing` holds a flag per service (true when it has no checks). `ip4` is reachable from its own host only."""
+
+    id: str
+    app: str
+    region: str
+    node: str
+    instance_id: str
+    generation: int
+    state: str
+    ip4: str
+    ip6: str
+    services: list[str]
+    passing: list[bool]
+    cordoned: bool = False
+    group: str = ""
+    dns: bool = True
+    ready_at_ms: int = 0
+
+
+class NodeRow(_Row, frozen=True, kw_only=True):
+    """`address` is where other hosts reach it; `verify_key` and `sealing_key` are base64 public keys."""
+
+    id: str
+    region: str
+    zone: str
+    address: str
+    verify_key: str
+    sealing_key: str
+    cpus: int
+    memory_mib: int
+    cpus_free: float
+    memory_mib_free: int
+    version: str
+
+
+class CertRow(_Row, frozen=True, kw_only=True):
+    """A certificate for `names` (`*.` allowed as the first label). In the catalogue the key is `sealed_key` (base64, to
+    the edge key); on the feed the agent has opened it and sends `key_pem` instead."""
+
+    names: list[str]
+    chain_pem: str
+    not_after_ms: int
+    sealed_key: str = ""
+    key_pem: str = ""
+
+
+class FeedRow(msgspec.Struct, frozen=True, kw_only=True):
+    stream: str
+    key: str
+    value: dict[str, Any] | None
+
+
+class _Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+# -- agent to proxy ----------------------------------------------------------------------------------------------
+
+
+class AgentHello(_Frame, tag="hello", frozen=True, kw_only=True):
+    protocol: int
+    node: str
+    region: str
+
+
+class Snapshot(_Frame, tag="snapshot", frozen=True, kw_only=True):
+    """Replaces everything once the frame with `last` has come."""
+
+    revision: int
+    rows: list[FeedRow]
+    last: bool = False
+
+
+class Delta(_Frame, tag="delta", frozen=True, kw_only=True):
+    revision: int
+    rows: list[FeedRow]
+
+
+class WakeResult(_Frame, tag="wake_result", frozen=True, kw_only=True):
+    """`ok`: the machine is ready at `ip4`. Otherwise `code` is one of `proxy.md` section 13 (PM…) with its reason;
+    `elsewhere`: another machine may serve."""
+
+    id: int
+    machine: str
+    ok: bool
+    ip4: str = ""
+    code: str = ""
+    reason: str = ""
+    elsewhere: bool = False
+
+
+class Drain(_Frame, tag="drain", frozen=True, kw_only=True):
+    """Stop sending requests to a machine and say when none is left.
+
+    With `load_seq` only if no request came since the load that the agent saw (autostop); without, in any case (update,
+    stop by a user). After `deadline_ms` long-lived connections are closed (WebSocket 1001). New requests go
+    elsewhere or
+    wait. Lifted by `undrain` or when the machine's row shows a new `instance_id` or leaves `started`.
+    """
+
+    id: int
+    machine: str
+    deadline_ms: int
+    load_seq: int | None = None
+
+
+class Undrain(_Frame, tag="undrain", frozen=True, kw_only=True):
+    machine: str
+
+
+AgentFrame = AgentHello | Snapshot | Delta | WakeResult | Drain | Undrain
+
+# -- proxy to agent ----------------------------------------------------------------------------------------------
+
+
+class ProxyHello(_Frame, tag="hello", frozen=True, kw_only=True):
+    protocol: int
+    version: str
+    pid: int
+
+
+class Applied(_Frame, tag="applied", frozen=True, kw_only=True):
+    """`set_aside`: keys of rows that could not be read."""
+
+    revision: int
+    set_aside: list[str] = []
+
+
+class Wake(_Frame, tag="wake", frozen=True, kw_only=True):
+    """One per machine however many requests wait. Answered by `wake_result` with the same id."""
+
+    id: int
+    machine: str
+    deadline_ms: int
+
+
+class MachineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """`seq` grows with each request or connection; `idle_ms` is the time since the last one ended (0 while busy)."""
+
+    machine: str
+    in_flight: int
+    seq: int
+    idle_ms: int
+
+
+class Load(_Frame, tag="load", frozen=True, kw_only=True):
+    """Every second, machines whose row is on this node and that were started or had traffic."""
+
+    machines: list[MachineLoad]
+
+
+class Drained(_Frame, tag="drained", frozen=True, kw_only=True):
+    id: int
+    machine: str
+    result: Literal["drained", "busy", "deadline"]
+    in_flight: int = 0
+
+
+class ProxyLog(_Frame, tag="log", frozen=True, kw_only=True):
+    """An error of `proxy.md` section 13 for the app's log stream."""
+
+    app: str
+    code: str
+    message: str
+    machine: str = ""
+    request_id: str = ""
+
+
+ProxyFrame = ProxyHello | Applied | Wake | Load | Drained | ProxyLog
+
+
+# -- settings ----------------------------------------------------------------------------------------------------
+
+
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """A public listener. `tls` and `http` say what the port speaks before any app is known."""
+
+    address: str
+    port: int
+    tls: bool
+    http: bool = True
+
+
+class DNSSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`listen`: addresses for machines (`fdaa::3`); `public_listen`: the box's resolver, which answers `public_names`
+    (suffix to address, e.g. `apps.pantala.test` to the edge's) and nothing private. `forward`: resolvers for
+    the rest."""
+
+    listen: list[str]
+    public_listen: list[str]
+    public_names: dict[str, str]
+    forward: list[str]
+    port: int = 53
+    queries_per_s_max: int = 200
+
+
+class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The proxy's whole configuration, one JSON file, read before anything binds."""
+
+    node: str
+    region: str
+    state_dir: str
+    agent_socket: str
+    listeners: list[Listener]
+    dns: DNSSettings
+    api_forward: str = ""
+    api_listen: list[str] = []
+    admin_listen: str = ""
+    wake_hold_ms: int = 10_000
+    wake_timeout_ms: int = 30_000
+    queue_timeout_ms: int = 10_000
+    queue_per_app_max: int = 1_000
+    drain_max_ms: int = 3_600_000
+    app_domain: str = ""

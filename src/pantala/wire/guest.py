@@ -1,0 +1,111 @@
+"""The guest API: agent and `pantala-init` (PID 1 of a machine).
+
+Init inherits three descriptors and nothing else ties it to the agent, which may die and come back:
+
+    3  a listening unix stream socket (the agent made it on the host; init accepts)
+    4  the ring file for the app's stdout and stderr (`RING_*` below)
+    5  the exit record file, written and synced by init before it ends
+
+Over the socket: one JSON document a line, `GuestRequest` in, `GuestReply` out, any number per connection, several
+connections one after the other or at once. Before `start` the machine is *prepared*: mounts and network are in
+place, no
+process of the app exists. Every major that still runs is served (`GUEST_PROTOCOL`).
+
+The ring file: a 4096-byte header (little endian): magic `PNTLRING` (8 bytes), version u32 = 1, capacity u32 in bytes,
+`head` u64 (bytes ever written, the next record begins at `head % capacity`), `tail` u64 (first byte still whole). Then
+`capacity` bytes of records, which wrap around byte-wise: length u32 of what follows, unix nanoseconds u64, stream u8 (1
+stdout, 2 stderr), text without the newline. Init moves `tail` before it overwrites and `head` after it wrote. A line is
+cut at `RING_LINE_BYTES_MAX`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+GUEST_PROTOCOL = 1
+RING_HEADER_BYTES = 4096
+RING_MAGIC = b"PNTLRING"
+RING_LINE_BYTES_MAX = 16 * 1024
+
+
+class _Guest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+class GuestFile(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    content_base64: str
+    mode: int = 0o644
+
+
+class Start(_Guest, tag="start", frozen=True, kw_only=True):
+    """Run the app. `user`: name, uid, `user:group` or empty (root), looked up in the image's own /etc/passwd.
+
+    `argv[0]` is searched in the PATH of `env`. A missing `cwd` is made. Answered by `Started` or `Failed`.
+    """
+
+    argv: list[str]
+    env: dict[str, str]
+    user: str = ""
+    cwd: str = "/"
+    hostname: str = ""
+    files: list[GuestFile] = []
+
+
+class Stop(_Guest, tag="stop", frozen=True, kw_only=True):
+    """Send `signal` to the app, and SIGKILL to all of the machine after `grace_ms`; init keeps to it if the
+    agent dies."""
+
+    signal: int
+    grace_ms: int
+
+
+class Signal(_Guest, tag="signal", frozen=True, kw_only=True):
+    signal: int
+
+
+class Status(_Guest, tag="status", frozen=True, kw_only=True):
+    pass
+
+
+GuestRequest = Start | Stop | Signal | Status
+
+
+class Started(_Guest, tag="started", frozen=True, kw_only=True):
+    pid: int
+
+
+class Failed(_Guest, tag="failed", frozen=True, kw_only=True):
+    """The app could not be started; `reason` is a sentence for its owner. Init ends with an exit record (126, 127)."""
+
+    reason: str
+
+
+class Ok(_Guest, tag="ok", frozen=True, kw_only=True):
+    pass
+
+
+class Refused(_Guest, tag="refused", frozen=True, kw_only=True):
+    reason: str
+
+
+class StatusReply(_Guest, tag="status", frozen=True, kw_only=True):
+    protocol: int
+    phase: Literal["prepared", "running", "stopping", "exited"]
+    pid: int = 0
+
+
+GuestReply = Started | Failed | Ok | Refused | StatusReply
+
+
+class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the app ended. `signal` is 0 unless a signal ended it; then `exit_code` is 128 + signal."""
+
+    exit_code: int
+    signal: int
+    requested_stop: bool
+    started_at_ms: int
+    exited_at_ms: int
+    reason: str = ""

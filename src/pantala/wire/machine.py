@@ -1,0 +1,262 @@
+"""Machine documents of the Machines API: the config a user submits and the machine the API answers with.
+
+Names, defaults and spellings are the wire's (`reference/machines.md`, `machines-openapi.yaml`, `flyctl-protocol.md`
+section 4). Unknown fields of a config are kept aside by the server and given back; these types hold what
+Pantala acts on.
+Durations are Go strings or nanoseconds (`Duration`); `pantala.domain.durations.seconds` reads both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Duration = str | int
+
+
+class _Doc(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
+    """Base of wire documents: unset fields are left out, unknown ones are skipped."""
+
+
+class Guest(_Doc, frozen=True, kw_only=True):
+    cpu_kind: str | None = None
+    cpus: int | None = None
+    memory_mb: int | None = None
+    max_memory_mb: int | None = None
+    gpu_kind: str | None = None
+    gpus: int | None = None
+    kernel_args: list[str] | None = None
+    host_dedication_id: str | None = None
+    persist_rootfs: str | None = None
+
+
+class Init(_Doc, frozen=True, kw_only=True):
+    exec: list[str] | None = None
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    tty: bool | None = None
+    swap_size_mb: int | None = None
+    kernel_args: list[str] | None = None
+
+
+class HTTPHeader(_Doc, frozen=True, kw_only=True):
+    name: str
+    values: list[str] = []
+
+
+class Check(_Doc, frozen=True, kw_only=True):
+    """A service check or a top-level one. Durations: Go strings or nanoseconds."""
+
+    type: str | None = None
+    port: int | None = None
+    kind: Literal["informational", "readiness"] | None = None
+    interval: Duration | None = None
+    timeout: Duration | None = None
+    grace_period: Duration | None = None
+    method: str | None = None
+    path: str | None = None
+    protocol: str | None = None
+    headers: list[HTTPHeader] | None = None
+    tls_skip_verify: bool | None = None
+    tls_server_name: str | None = None
+
+
+class HTTPResponseOptions(_Doc, frozen=True, kw_only=True):
+    headers: dict[str, Any] | None = None
+    pristine: bool | None = None
+
+
+class ReplayCache(_Doc, frozen=True, kw_only=True):
+    path_prefix: str | None = None
+    ttl_seconds: int | None = None
+    type: str | None = None
+    name: str | None = None
+    allow_bypass: bool | None = None
+
+
+class HTTPOptions(_Doc, frozen=True, kw_only=True):
+    compress: bool | None = None
+    h2_backend: bool | None = None
+    idle_timeout: int | None = None
+    headers_read_timeout: int | None = None
+    response: HTTPResponseOptions | None = None
+    replay_cache: list[ReplayCache] | None = None
+
+
+class TLSOptions(_Doc, frozen=True, kw_only=True):
+    alpn: list[str] | None = None
+    versions: list[str] | None = None
+    default_self_signed: bool | None = None
+
+
+class ProxyProtoOptions(_Doc, frozen=True, kw_only=True):
+    version: str | None = None
+
+
+class Port(_Doc, frozen=True, kw_only=True):
+    port: int | None = None
+    start_port: int | None = None
+    end_port: int | None = None
+    handlers: list[str] | None = None
+    force_https: bool | None = None
+    http_options: HTTPOptions | None = None
+    tls_options: TLSOptions | None = None
+    proxy_proto_options: ProxyProtoOptions | None = None
+
+
+class Concurrency(_Doc, frozen=True, kw_only=True):
+    type: str | None = None
+    soft_limit: int | None = None
+    hard_limit: int | None = None
+
+
+class Service(_Doc, frozen=True, kw_only=True):
+    protocol: str | None = None
+    internal_port: int | None = None
+    ports: list[Port] | None = None
+    concurrency: Concurrency | None = None
+    autostop: bool | str | None = None
+    autostart: bool | None = None
+    min_machines_running: int | None = None
+    checks: list[Check] | None = None
+    force_instance_key: str | None = None
+    force_instance_description: str | None = None
+
+
+class Mount(_Doc, frozen=True, kw_only=True):
+    volume: str | None = None
+    path: str | None = None
+    name: str | None = None
+    size_gb: int | None = None
+    encrypted: bool | None = None
+    extend_threshold_percent: int | None = None
+    add_size_gb: int | None = None
+    size_gb_limit: int | None = None
+
+
+class Restart(_Doc, frozen=True, kw_only=True):
+    policy: str | None = None
+    max_retries: int | None = None
+
+
+class StopConfig(_Doc, frozen=True, kw_only=True):
+    signal: str | None = None
+    timeout: Duration | None = None
+
+
+class File(_Doc, frozen=True, kw_only=True):
+    guest_path: str
+    raw_value: str | None = None
+    secret_name: str | None = None
+    mode: int | None = None
+
+
+class Static(_Doc, frozen=True, kw_only=True):
+    guest_path: str
+    url_prefix: str
+    tigris_bucket: str | None = None
+    index_document: str | None = None
+
+
+class DNSConfig(_Doc, frozen=True, kw_only=True):
+    skip_registration: bool | None = None
+    nameservers: list[str] | None = None
+    searches: list[str] | None = None
+    hostname: str | None = None
+
+
+class Metrics(_Doc, frozen=True, kw_only=True):
+    port: int | None = None
+    path: str | None = None
+    https: bool | None = None
+
+
+class MachineConfig(_Doc, frozen=True, kw_only=True):
+    """What a user submits and what a machine runs from."""
+
+    image: str | None = None
+    init: Init | None = None
+    env: dict[str, str] | None = None
+    guest: Guest | None = None
+    size: str | None = None
+    services: list[Service] | None = None
+    checks: dict[str, Check] | None = None
+    mounts: list[Mount] | None = None
+    metadata: dict[str, str] | None = None
+    metrics: Metrics | None = None
+    files: list[File] | None = None
+    restart: Restart | None = None
+    stop_config: StopConfig | None = None
+    auto_destroy: bool | None = None
+    schedule: str | None = None
+    standbys: list[str] | None = None
+    statics: list[Static] | None = None
+    dns: DNSConfig | None = None
+
+
+class ImageRef(_Doc, frozen=True, kw_only=True):
+    registry: str
+    repository: str
+    tag: str = ""
+    digest: str = ""
+    labels: dict[str, str] = {}
+
+
+class ExitEvent(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    exit_code: int
+    guest_exit_code: int
+    guest_signal: int
+    oom_killed: bool
+    requested_stop: bool
+    restarting: bool
+    signal: int
+    exited_at: str
+
+
+class EventRequest(_Doc, frozen=True, kw_only=True):
+    exit_event: ExitEvent | None = None
+    restart_count: int | None = None
+    reason: str | None = None
+
+
+class Event(_Doc, frozen=True, kw_only=True):
+    """One entry of a machine's history; `timestamp` in Unix milliseconds."""
+
+    id: str
+    type: str
+    status: str
+    source: str
+    timestamp: int
+    request: EventRequest | None = None
+
+
+class CheckStatus(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    name: str
+    status: Literal["passing", "warning", "critical"]
+    output: str
+    updated_at: str
+
+
+class Machine(_Doc, frozen=True, kw_only=True):
+    """The API's answer for one machine. Times are RFC 3339 strings; `events` newest first."""
+
+    id: str
+    name: str
+    state: str
+    region: str
+    instance_id: str
+    version: str
+    private_ip: str
+    created_at: str
+    updated_at: str
+    image_ref: ImageRef
+    events: list[Event]
+    checks: list[CheckStatus]
+    host_status: Literal["ok", "unknown", "unreachable"]
+    cordoned: bool
+    config: MachineConfig | None = None
+    incomplete_config: MachineConfig | None = None
+    nonce: str | None = None
+    node: str | None = None
+    isolation: str | None = None

@@ -1,0 +1,279 @@
+"""The node API: what control asks of the agent that owns a machine, over the bus.
+
+Subject `pantala.node.<node>.call`; body one `NodeRequest` in JSON; answer one `NodeReply`. Each mutating
+request carries
+a `request_id`: the agent keeps its outcome for 24 hours and answers a repetition with it instead of repeating the work.
+Acknowledged means journaled. Reads have no request id. `nonce` is the caller's lease nonce, empty when it has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pantala.wire.api import Lease, LogLine, ProcessStat, WaitResponse
+from pantala.wire.machine import Event, ImageRef, Machine, MachineConfig
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults=True):
+    pass
+
+
+class _Mutation(_Request, frozen=True, kw_only=True):
+    request_id: str
+
+
+class AppRef(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent must know of the app a machine belongs to. `network` is the 6PN network id (32 bits)."""
+
+    id: str
+    name: str
+    org: str
+    network: int
+
+
+class SealedSecrets(msgspec.Struct, frozen=True, kw_only=True):
+    """All secrets of one app at one version: base64 of a JSON object, sealed to the node's key."""
+
+    app: str
+    version: int
+    sealed: str
+
+
+class CreateMachine(_Mutation, tag="create", frozen=True, kw_only=True):
+    machine_id: str
+    generation: int
+    app: AppRef
+    name: str
+    region: str
+    config: MachineConfig
+    image: ImageRef
+    pull_token: str = ""
+    secrets: SealedSecrets | None = None
+    min_secrets_version: int = 0
+    skip_launch: bool = False
+    cordoned: bool = False
+    lease_ttl_s: int = 0
+    owner: str = ""
+
+
+class UpdateMachine(_Mutation, tag="update", frozen=True, kw_only=True):
+    machine_id: str
+    config: MachineConfig
+    image: ImageRef
+    pull_token: str = ""
+    secrets: SealedSecrets | None = None
+    min_secrets_version: int = 0
+    skip_launch: bool = False
+    current_version: str | None = None
+    lease_ttl_s: int = 0
+    owner: str = ""
+    nonce: str = ""
+
+
+class StartMachine(_Mutation, tag="start", frozen=True, kw_only=True):
+    machine_id: str
+    nonce: str = ""
+
+
+class StopMachine(_Mutation, tag="stop", frozen=True, kw_only=True):
+    machine_id: str
+    signal: str | None = None
+    timeout_s: float | None = None
+    nonce: str = ""
+
+
+class RestartMachine(_Mutation, tag="restart", frozen=True, kw_only=True):
+    machine_id: str
+    signal: str | None = None
+    timeout_s: float | None = None
+    force_stop: bool = False
+    nonce: str = ""
+
+
+class DestroyMachine(_Mutation, tag="destroy", frozen=True, kw_only=True):
+    machine_id: str
+    force: bool = False
+    nonce: str = ""
+
+
+class CordonMachine(_Mutation, tag="cordon", frozen=True, kw_only=True):
+    machine_id: str
+    cordoned: bool
+    nonce: str = ""
+
+
+class SetMetadata(_Mutation, tag="set_metadata", frozen=True, kw_only=True):
+    """`value` null removes the key. Makes no new version."""
+
+    machine_id: str
+    key: str
+    value: str | None
+    nonce: str = ""
+
+
+class PutSecrets(_Mutation, tag="put_secrets", frozen=True, kw_only=True):
+    """Newer secrets for every machine of the app on this node; seen at their next start."""
+
+    secrets: SealedSecrets
+
+
+class AcquireLease(_Mutation, tag="acquire_lease", frozen=True, kw_only=True):
+    """With the right `nonce` refreshes, without one acquires. 409 when held by another."""
+
+    machine_id: str
+    ttl_s: int
+    owner: str
+    description: str = ""
+    nonce: str = ""
+
+
+class ReleaseLease(_Mutation, tag="release_lease", frozen=True, kw_only=True):
+    machine_id: str
+    nonce: str
+
+
+class GetLease(_Request, tag="get_lease", frozen=True, kw_only=True):
+    machine_id: str
+
+
+class GetMachine(_Request, tag="get", frozen=True, kw_only=True):
+    machine_id: str
+
+
+class ListMachines(_Request, tag="list", frozen=True, kw_only=True):
+    """All machines of an app on this node, or of all apps when `app` is null."""
+
+    app: str | None = None
+    include_deleted: bool = False
+
+
+class WaitMachine(_Request, tag="wait", frozen=True, kw_only=True):
+    """Answers when one of `states` holds (`settled`: any persistent state), or with a 408 after `timeout_s`."""
+
+    machine_id: str
+    states: list[str]
+    timeout_s: float
+    version: str | None = None
+    from_event_id: str | None = None
+
+
+class ListEvents(_Request, tag="events", frozen=True, kw_only=True):
+    machine_id: str
+    limit: int = 20
+
+
+class ListProcesses(_Request, tag="ps", frozen=True, kw_only=True):
+    machine_id: str
+
+
+class ReadLogs(_Request, tag="logs", frozen=True, kw_only=True):
+    """The newest `limit` lines of an app on this node after `since_ns`."""
+
+    app: str
+    machine_id: str | None = None
+    since_ns: int = 0
+    limit: int = 100
+
+
+class GetNode(_Request, tag="node", frozen=True, kw_only=True):
+    pass
+
+
+NodeRequest = (
+    CreateMachine
+    | UpdateMachine
+    | StartMachine
+    | StopMachine
+    | RestartMachine
+    | DestroyMachine
+    | CordonMachine
+    | SetMetadata
+    | PutSecrets
+    | AcquireLease
+    | ReleaseLease
+    | GetLease
+    | GetMachine
+    | ListMachines
+    | WaitMachine
+    | ListEvents
+    | ListProcesses
+    | ReadLogs
+    | GetNode
+)
+MUTATIONS = (
+    CreateMachine,
+    UpdateMachine,
+    StartMachine,
+    StopMachine,
+    RestartMachine,
+    DestroyMachine,
+    CordonMachine,
+    SetMetadata,
+    PutSecrets,
+    AcquireLease,
+    ReleaseLease,
+)
+
+
+class NodeError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A `PantalaError` on the wire; `kind` is its class name, so that the caller raises the same."""
+
+    kind: str
+    message: str
+    http_code: int
+    status: str
+    hint: str | None = None
+    retry_after_s: float | None = None
+
+
+class NodeReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Either `error` or the `result`, whose type the request decides (`RESULTS`)."""
+
+    result: Any = None
+    error: NodeError | None = None
+
+
+class StartResult(msgspec.Struct, frozen=True, kw_only=True):
+    previous_state: str
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Capacity and free resources in MiB and whole CPUs; `sealing_key` is base64 of an X25519 public key."""
+
+    id: str
+    region: str
+    zone: str
+    version: str
+    driver: str
+    isolation: str
+    sealing_key: str
+    cpus: int
+    cpus_free: float
+    memory_mib: int
+    memory_mib_free: int
+    disk_mib_free: int
+
+
+RESULTS: dict[type, Any] = {
+    CreateMachine: Machine,
+    UpdateMachine: Machine,
+    StartMachine: StartResult,
+    StopMachine: None,
+    RestartMachine: None,
+    DestroyMachine: None,
+    CordonMachine: None,
+    SetMetadata: None,
+    PutSecrets: None,
+    AcquireLease: Lease,
+    ReleaseLease: None,
+    GetLease: Lease,
+    GetMachine: Machine,
+    ListMachines: list[Machine],
+    WaitMachine: WaitResponse,
+    ListEvents: list[Event],
+    ListProcesses: list[ProcessStat],
+    ReadLogs: list[LogLine],
+    GetNode: NodeInfo,
+}
