@@ -17,7 +17,7 @@ def find(name: str) -> Path:
         candidates.insert(0, Path(folder) / name)
     checkout = Path(__file__).resolve().parents[3]
     if (checkout / "Cargo.toml").is_file():
-        candidates.append(checkout / "target" / "release" / name)
+        candidates += sorted((checkout / "target").glob(f"*/release/{name}"))
         candidates.append(checkout / ".cache" / "bin" / name)
     if on_path := shutil.which(name):
         candidates.append(Path(on_path))
