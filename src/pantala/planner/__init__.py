@@ -1,0 +1,1 @@
+"""Decisions as values: placement, deploys, autostop. No I/O, no clock of their own."""
