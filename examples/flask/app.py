@@ -1,3 +1,5 @@
+import os
+
 from flask import Flask
 
 app = Flask(__name__)
@@ -6,3 +8,8 @@ app = Flask(__name__)
 @app.route("/")
 def hello():
     return "Flask on Fly.io!"
+
+
+@app.route("/greeting")
+def greeting():
+    return os.environ.get("GREETING", "no greeting is set")

@@ -122,7 +122,7 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ca_file(self) -> Path:
-        return self.state_dir / "control" / "ca.pem"
+        return self.state_dir / "control" / "ca" / "ca.pem"
 
     def logs_dir(self) -> Path:
         return self.state_dir / "logs"

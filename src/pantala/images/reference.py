@@ -12,6 +12,7 @@ from pantala.wire.machine import ImageRef
 DOCKER_HUB = "docker.io"
 
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
+_REGISTRY = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::\d{1,5})?")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -29,7 +30,7 @@ def parse(text: str, *, field: str = "config.image") -> ImageRef:
     repository, colon, tag = path.partition(":")
     if registry == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
-    if not _REPOSITORY.fullmatch(repository):
+    if not _REPOSITORY.fullmatch(repository) or not _REGISTRY.fullmatch(registry):
         raise InvalidRequest(f"{text!r} is not an image reference such as nginx:1.25 or registry/app:tag", field=field)
     if colon and not _TAG.fullmatch(tag):
         raise InvalidRequest(f"{tag!r} is not an image tag", field=field)
