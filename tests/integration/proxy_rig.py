@@ -66,12 +66,12 @@ def app_rows(app: str, host: str) -> list[FeedRow]:
     ]
 
 
-def service_row(ports: Ports, app: str, internal_port: int, **changes: Any) -> FeedRow:
+def service_row(rig_ports: Ports, app: str, internal_port: int, **changes: Any) -> FeedRow:
     options = {
         "protocol": "tcp",
         "ports": [
-            Port(port=ports.http, handlers=["http"]),
-            Port(port=ports.https, handlers=["tls", "http"]),
+            Port(port=rig_ports.http, handlers=["http"]),
+            Port(port=rig_ports.https, handlers=["tls", "http"]),
         ],
         "concurrency": Concurrency(type="requests", soft_limit=20, hard_limit=25),
         "autostart": True,
@@ -376,11 +376,11 @@ class Rig:
     async def start(self) -> None:
         file = self.folder / "proxy.json"
         file.write_bytes(msgspec.json.encode(self.settings))
-        log = (self.folder / "proxy.log").open("ab")
-        self.process = await asyncio.create_subprocess_exec(
-            binaries.find("pantala-proxy"), "--settings", file, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
-        )
-        log.close()
+        program = binaries.find("pantala-proxy")
+        with (self.folder / "proxy.log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                program, "--settings", file, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
         async def healthy() -> bool:
             assert self.process is not None
@@ -406,6 +406,9 @@ class Rig:
 
     async def snapshot(self) -> dict[str, Any]:
         return json.loads(await self.admin("/snapshot") or "{}")
+
+    async def agent_asked_for_a_wake(self) -> bool:
+        return any(type(frame).__name__ == "Wake" for frame in self.agent.frames)
 
     async def backend(self, name: str, ip: str, port: int, handler: Handler = say_name) -> Backend:
         backend = Backend(name, ip, port, handler)

@@ -7,6 +7,7 @@ mod admin;
 mod api;
 mod body;
 mod control;
+mod dns;
 mod drains;
 mod forward;
 mod generations;
@@ -75,6 +76,7 @@ fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let bound = accept::bind(&settings.listeners, workers)?;
     let side = SideListeners::bind(&settings)?;
+    let dns = dns::bind(&settings)?;
     let generations = generations::Generations::open(settings.wire.state_dir.as_ref())
         .map_err(|e| format!("state_dir: cannot use {}: {e}", settings.wire.state_dir))?;
     let (shared, commands) = Shared::new(settings);
@@ -91,6 +93,8 @@ fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
         let work = move || accept::work(shared, bound, &tls);
         threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
     }
+    let (asked, dns_thread) = (shared.clone(), thread::Builder::new().name("dns".to_owned()));
+    threads.push(dns_thread.spawn(move || dns::work(asked, dns))?);
     let wire = &shared.settings.wire;
     log::info(
         "proxy started",
