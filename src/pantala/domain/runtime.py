@@ -77,3 +77,4 @@ class ListenSocket(msgspec.Struct, frozen=True, kw_only=True):
     proto: str
     address: str
     port: int
+    inode: int = 0

@@ -27,6 +27,8 @@ struct Plan {
     /// Empty files to bind the namespaces to.
     netns: PathBuf,
     userns: PathBuf,
+    /// Pin the namespaces of this process instead of new ones.
+    adopt_pid: Option<i32>,
     /// Where to bind them: the mount namespace of this process's file, so that they outlive the caller.
     mount_namespace: Option<PathBuf>,
     /// Under /proc/sys/net of the new namespace.
@@ -35,8 +37,13 @@ struct Plan {
 
 pub fn run() -> Result<()> {
     let plan: Plan = plan()?;
-    let child = Holder::start(CloneFlags::CLONE_NEWNET, plan.uid_base, &plan.sysctls)?;
-    let (net, user) = (child.open("net")?, child.open("user")?);
+    let (net, user) = match plan.adopt_pid {
+        Some(pid) => (open(pid, "net")?, open(pid, "user")?),
+        None => {
+            let child = Holder::start(CloneFlags::CLONE_NEWNET, plan.uid_base, &plan.sysctls)?;
+            (open(child.pid.as_raw(), "net")?, open(child.pid.as_raw(), "user")?)
+        }
+    };
     if let Some(path) = &plan.mount_namespace {
         let namespace = File::open(path).doing(|| format!("open {}", path.display()))?;
         setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS).doing(|| format!("enter {}", path.display()))?;
@@ -62,7 +69,13 @@ fn pin(namespace: &OwnedFd, target: &Path) -> Result<()> {
 
 /// A user namespace with the map of `uid_base`, for id-mapped mounts.
 pub fn user_namespace(uid_base: u32) -> Result<OwnedFd> {
-    Holder::start(CloneFlags::empty(), uid_base, &[])?.open("user")
+    let child = Holder::start(CloneFlags::empty(), uid_base, &[])?;
+    open(child.pid.as_raw(), "user")
+}
+
+fn open(pid: i32, kind: &str) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/{kind}");
+    Ok(File::open(&path).doing(|| format!("open {path}"))?.into())
 }
 
 /// A child that holds new namespaces open until dropped.
@@ -97,11 +110,6 @@ impl Holder {
             .read_exact(&mut byte)
             .doing(|| "make the namespace and its settings".to_owned())?;
         Ok(holder)
-    }
-
-    fn open(&self, kind: &str) -> Result<OwnedFd> {
-        let path = format!("/proc/{}/ns/{kind}", self.pid);
-        Ok(File::open(&path).doing(|| format!("open {path}"))?.into())
     }
 }
 
