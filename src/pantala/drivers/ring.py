@@ -1,7 +1,7 @@
 """Reading the ring file that `pantala-init` writes (format: `pantala.wire.guest`).
 
-The writer never waits for readers. It moves `tail` before it overwrites, so a reader that has copied bytes and then still
-finds `tail` at or before their position has what was written; otherwise it was overtaken and goes on from `tail`.
+The writer never waits for readers. It moves `tail` before it overwrites, so a reader that has copied bytes and then
+still finds `tail` at or before their position has what was written; otherwise it was overtaken and goes on from `tail`.
 
 By `pread` and never by a mapping: the file's other end is inside a machine, and a mapped file that shrinks kills its
 reader. For the same reason every length is checked.
@@ -41,7 +41,7 @@ class RingRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RingSlice(msgspec.Struct, frozen=True, kw_only=True):
-    """Records from where the reader left off. `lost_bytes`: written after that place and overwritten before this read."""
+    """Records from where the reader left off. `lost_bytes`: written after that place, overwritten before this read."""
 
     records: list[RingRecord]
     position: int

@@ -5,8 +5,8 @@ keeps nothing in memory: what belongs to whom is read back from files in `run_di
 elements. Called by the agent through `pantala.agent.ports.Network`.
 
 Namespaces are pinned by bind mounts in the mount namespace of PID 1 where that may be entered, because the caller's
-own may be private to it (`ip netns exec` and systemd units have such) and would take them along when it dies. Where a pin
-is lost all the same while a machine runs, its namespace is found again through the machine's processes.
+own may be private to it (`ip netns exec` and systemd units have such) and would take them along when it dies. Where a
+pin is lost all the same while a machine runs, its namespace is found again through the machine's processes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,17 @@ class HostNetwork:
     async def _find_process(self, plan: NetworkPlan) -> int | None:
         """A process in the namespace that holds the machine's address."""
         for pid in _one_process_per_namespace():
-            show = ["nsenter", f"--net=/proc/{pid}/ns/net", "--", "ip", "-json", "addr", "show", "dev", links.MACHINE_LINK]
+            show = [
+                "nsenter",
+                f"--net=/proc/{pid}/ns/net",
+                "--",
+                "ip",
+                "-json",
+                "addr",
+                "show",
+                "dev",
+                links.MACHINE_LINK,
+            ]
             code, out, _ = await commands.attempt(show)
             if code == 0 and any(
                 address.get("local") == plan.ip6 for link in json.loads(out) for address in link.get("addr_info", [])

@@ -1,7 +1,7 @@
 """Names and `ip` commands of one machine's link. Pure: `HostNetwork` runs what these functions return.
 
-    host namespace                      machine's namespace
-    pnt<hash>  172.19.x.1/30, fe80::1 ─ veth ─ eth0  172.19.x.2/30, fdaa:…:2/128
+host namespace                      machine's namespace
+pnt<hash>  172.19.x.1/30, fe80::1 ─ veth ─ eth0  172.19.x.2/30, fdaa:…:2/128
 """
 
 from __future__ import annotations

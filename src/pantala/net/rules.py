@@ -26,7 +26,16 @@ SETS = ("source4", "source6", "network6")
 # Never reachable from a machine: this network, loopback, link-local with the clouds' metadata services, other machines'
 # IPv4, multicast and reserved; by IPv6 the same, with the ranges that wrap IPv4 addresses.
 CLOSED4 = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", str(slots.RANGE), "224.0.0.0/3")
-CLOSED6 = ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "fdaa::/16", "fe80::/10", "ff00::/8")
+CLOSED6 = (
+    "::/96",
+    "::ffff:0:0/96",
+    "64:ff9b::/96",
+    "64:ff9b:1::/48",
+    "2002::/16",
+    "fdaa::/16",
+    "fe80::/10",
+    "ff00::/8",
+)
 # Closed unless the operator allows them (`allow_private_ranges`). The first of CLOSED6 win over these.
 PRIVATE4 = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15")
 PRIVATE6 = ("fc00::/7",)

@@ -21,9 +21,7 @@ def parse(proto: str, table: str) -> list[ListenSocket]:
             continue
         address, _, port = fields[1].partition(":")
         try:
-            found.append(
-                ListenSocket(proto=proto, address=_address(address), port=int(port, 16), inode=int(fields[9]))
-            )
+            found.append(ListenSocket(proto=proto, address=_address(address), port=int(port, 16), inode=int(fields[9])))
         except ValueError:
             continue
     return found

@@ -1,7 +1,7 @@
-"""The `container` driver: machines as hardened containers, started by crun (else runc) and owned by nobody but the kernel.
+"""The `container` driver: machines as hardened containers, started by crun (else runc), owned by nobody but the kernel.
 
-How a machine is made, and why nothing of it can leak, is in this package's README. The agent calls this class; everything
-it knows of a machine it reads back from the machine's folders, cgroup and PID 1.
+How a machine is made, and why nothing of it can leak, is in this package's README. The agent calls this class;
+everything it knows of a machine it reads back from the machine's folders, cgroup and PID 1.
 """
 
 from __future__ import annotations

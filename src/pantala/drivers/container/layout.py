@@ -1,8 +1,8 @@
 """Where a machine's files are, and how its PID 1 is found again. All names come from the machine's id.
 
-    <state_dir>/machines/<id>/   machine.json  disk.img  ring  exit.json     (disk; exit.json is synced)
-    <run_dir>/machines/<id>/     attempt  init.sock  console  pid.json      (meaningless after a reboot)
-    <state_dir>/templates/       empty ext4 images by size
+<state_dir>/machines/<id>/   machine.json  disk.img  ring  exit.json     (disk; exit.json is synced)
+<run_dir>/machines/<id>/     attempt  init.sock  console  pid.json      (meaningless after a reboot)
+<state_dir>/templates/       empty ext4 images by size
 """
 
 from __future__ import annotations

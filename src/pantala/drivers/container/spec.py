@@ -14,8 +14,8 @@ ENCLOSURE = "/tmp"  # noqa: S108 - nothing is created in the host's /tmp
 INIT_IN_MACHINE = "/.pantala/init"
 IDS = 65_536
 
-# What root of a machine may still do, inside its own user namespace: be root towards its own files, users, processes and
-# ports. Not there, compared with the common container default: MKNOD (devices cannot be made in a user namespace),
+# What root of a machine may still do, inside its own user namespace: be root towards its own files, users, processes
+# and ports. Not there, compared with the common container default: MKNOD (devices cannot be made in a user namespace),
 # NET_RAW (ping works by net.ipv4.ping_group_range; raw sockets forge packets), AUDIT_WRITE (the host's audit log),
 # SETFCAP (file capabilities have no effect under no_new_privs).
 CAPABILITIES = (
@@ -52,7 +52,7 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 def build(
     *, machine_id: str, hostname: str, uid_base: int, joins_netns: bool, joins_userns: bool, cgroup_mount: bool
 ) -> dict[str, Any]:
-    """`joins_*`: the namespace is at `ENCLOSURE/ns/`; otherwise the runtime makes it. `cgroup_mount`: version 2 only."""
+    """`joins_*`: the namespace is at `ENCLOSURE/ns/`, else the runtime makes it. `cgroup_mount`: version 2 only."""
     user: dict[str, Any] = {"type": "user"}
     network: dict[str, Any] = {"type": "network"}
     if joins_userns:
