@@ -127,11 +127,11 @@ class Body:
 
     async def clear(self, record: MachineRecord) -> None:
         """Nothing is left of the runtime; what it said is kept first."""
-        await self._context.logs.collect(
-            app=record.app.name, machine_id=self._id, instance_id=record.runtime_instance or record.version.instance_id
-        )
+        instance_id = record.runtime_instance or record.version.instance_id
+        await self._context.logs.collect(app=record.app.name, machine_id=self._id, instance_id=instance_id)
         async with deadline(self._context.pace.teardown_s, "removing the machine's runtime"):
             await self._context.driver.destroy(self._id)
+        await self._context.logs.forget(self._id, instance_id)
 
     async def leave_network(self) -> None:
         async with deadline(self._context.pace.teardown_s, "removing the machine's network"):

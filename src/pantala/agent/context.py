@@ -56,6 +56,10 @@ class LogSink(Protocol):
         """Take over what the driver has kept and nobody has read yet; how many lines."""
         ...
 
+    async def forget(self, machine_id: str, instance_id: str) -> None:
+        """The runtime that was read is gone; positions of the next one begin anew."""
+        ...
+
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines and rhythms of the machine tasks, in seconds."""

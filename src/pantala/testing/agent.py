@@ -87,6 +87,9 @@ class LogList:
         del app, machine_id, instance_id
         return 0
 
+    async def forget(self, machine_id: str, instance_id: str) -> None:
+        del machine_id, instance_id
+
 
 class World:
     """What is there whether an agent runs or not."""
