@@ -1,0 +1,1 @@
+"""Typed clients of the public API and of the node API."""
