@@ -1,8 +1,8 @@
 """Certificates: the box's own authority and what it issues to the edges. Owns the table certificates.
 
 One wildcard for `*.<app_domain>` and one certificate for the platform's names; ECDSA P-256, keys sealed to the edge key
-before they are stored or published. The authority may sign only under these two domains (name constraints), so trusting it
-on a laptop trusts it with nothing else.
+before they are stored or published. The authority may sign only under these two domains (name constraints), so
+trusting it on a laptop trusts it with nothing else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""The lease of the single publisher of control's rows. Each taking gives a new epoch, so rows of an earlier life lose."""
+"""The lease of the single publisher of control's rows.
+
+Each taking gives a new epoch, so rows of an earlier life lose.
+"""
 
 from __future__ import annotations
 
 import structlog
+from sqlalchemy import Connection
 
 from pantala.control.context import Context
 from pantala.errors import InternalError
@@ -11,7 +15,7 @@ from pantala.store import ledger
 log = structlog.get_logger()
 
 NAME = "catalogue"
-TTL_S = 30.0
+TTL_MS = 30_000
 RETRY_S = 1.0
 ATTEMPTS_MAX = 60
 
@@ -27,12 +31,7 @@ class PublisherLease:
     async def acquire(self) -> int:
         """The epoch to publish with. Waits while another server holds the lease, at most twice its life."""
         for _ in range(ATTEMPTS_MAX):
-            now_ms = self._context.now_ms()
-            epoch = await self._context.db.write(
-                lambda c: ledger.acquire_lease(
-                    c, name=NAME, holder=self._holder, ttl_ms=int(TTL_S * 1000), now_ms=now_ms
-                )
-            )
+            epoch = await self._context.db.write(self._acquire)
             if epoch is not None:
                 self.epoch = epoch
                 return epoch
@@ -43,11 +42,21 @@ class PublisherLease:
     async def keep(self) -> None:
         """Renews for ever; raises when the lease was lost, which ends the process: it must not publish any more."""
         while True:
-            await self._context.clock.sleep(TTL_S / 3)
-            now_ms = self._context.now_ms()
-            if not await self._context.db.write(
-                lambda c: ledger.renew_lease(
-                    c, name=NAME, holder=self._holder, epoch=self.epoch, ttl_ms=int(TTL_S * 1000), now_ms=now_ms
-                )
-            ):
+            await self._context.clock.sleep(TTL_MS / 3000)
+            if not await self._context.db.write(self._renew):
                 raise InternalError("the publisher's lease was taken by another server")
+
+    def _acquire(self, connection: Connection) -> int | None:
+        return ledger.acquire_lease(
+            connection, name=NAME, holder=self._holder, ttl_ms=TTL_MS, now_ms=self._context.now_ms()
+        )
+
+    def _renew(self, connection: Connection) -> bool:
+        return ledger.renew_lease(
+            connection,
+            name=NAME,
+            holder=self._holder,
+            epoch=self.epoch,
+            ttl_ms=TTL_MS,
+            now_ms=self._context.now_ms(),
+        )

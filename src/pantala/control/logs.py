@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import anyio
+import msgspec
 import structlog
 
 from pantala.auth.grants import Action, Principal
@@ -26,57 +27,44 @@ NODES_ASKED_AT_ONCE_MAX = 32
 RECENT_PLACEMENTS_MAX = 1000
 
 
+class LogsChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Which lines: of one machine or all, of one region or all, after a moment, at most so many at first."""
+
+    machine_id: str | None = None
+    region: str | None = None
+    since_ns: int = 0
+    limit: int = 100
+
+
 class Logs:
     def __init__(self, context: Context, access: Access) -> None:
         self._context = context
         self._access = access
 
-    async def read(
-        self,
-        principal: Principal,
-        app_name: str,
-        *,
-        machine_id: str | None,
-        region: str | None,
-        next_token: str,
-        limit: int,
-    ) -> LogsResponse:
-        """The newest `limit` lines after the token; an empty answer gives the token back."""
+    async def read(self, principal: Principal, app_name: str, chosen: LogsChoice) -> LogsResponse:
+        """The newest lines after `since_ns`; an empty answer gives the same token back."""
         app = await self._access.app(principal, app_name, Action.READ)
-        since_ns = _since(next_token)
-        if not 1 <= limit <= LIMIT_MAX:
-            raise InvalidRequest(f"must be 1 to {LIMIT_MAX}", field="limit")
-        cursors = dict.fromkeys(await self._nodes_of(app, machine_id), since_ns)
-        lines = await self._read(app, cursors, machine_id=machine_id, region=region, limit=limit)
-        newest = max((nanoseconds(line.timestamp) for line in lines), default=since_ns)
-        return LogsResponse(lines=lines[-limit:], next_token=str(newest))
+        _check(chosen)
+        cursors = dict.fromkeys(await self._nodes_of(app, chosen.machine_id), chosen.since_ns)
+        lines = await self._read(app, cursors, chosen)
+        newest = max((nanoseconds(line.timestamp) for line in lines), default=chosen.since_ns)
+        return LogsResponse(lines=lines[-chosen.limit :], next_token=str(newest))
 
-    async def follow(
-        self,
-        principal: Principal,
-        app_name: str,
-        *,
-        machine_id: str | None,
-        region: str | None,
-        next_token: str,
-        limit: int,
-    ) -> AsyncIterator[LogLine]:
+    async def follow(self, principal: Principal, app_name: str, chosen: LogsChoice) -> AsyncIterator[LogLine]:
         """The newest lines, then each new one, until the caller stops. Each node has a cursor of its own, so a line
         that one of them says late is not passed over."""
         app = await self._access.app(principal, app_name, Action.READ)
-        since_ns = _since(next_token)
-        return self._follow(app, machine_id=machine_id, region=region, since_ns=since_ns, limit=limit)
+        _check(chosen)
+        return self._follow(app, chosen)
 
-    async def _follow(
-        self, app: AppRecord, *, machine_id: str | None, region: str | None, since_ns: int, limit: int
-    ) -> AsyncIterator[LogLine]:
+    async def _follow(self, app: AppRecord, chosen: LogsChoice) -> AsyncIterator[LogLine]:
         cursors: dict[str, int] = {}
         while True:
-            for node in await self._nodes_of(app, machine_id):
-                cursors.setdefault(node, since_ns)
-            for line in await self._read(app, cursors, machine_id=machine_id, region=region, limit=limit):
+            for node in await self._nodes_of(app, chosen.machine_id):
+                cursors.setdefault(node, chosen.since_ns)
+            for line in await self._read(app, cursors, chosen):
                 yield line
-            limit = LIMIT_MAX
+            chosen = msgspec.structs.replace(chosen, limit=LIMIT_MAX)
             await self._context.clock.sleep(FOLLOW_EVERY_S)
 
     async def _nodes_of(self, app: AppRecord, machine_id: str | None) -> set[str]:
@@ -87,15 +75,13 @@ class Logs:
             if machine_id is None or placement.machine_id == machine_id
         }
 
-    async def _read(
-        self, app: AppRecord, cursors: dict[str, int], *, machine_id: str | None, region: str | None, limit: int
-    ) -> list[LogLine]:
+    async def _read(self, app: AppRecord, cursors: dict[str, int], chosen: LogsChoice) -> list[LogLine]:
         """Lines of all nodes by time; moves the cursors. A node that does not answer is passed over."""
         limiter = anyio.CapacityLimiter(NODES_ASKED_AT_ONCE_MAX)
         found: list[tuple[int, LogLine]] = []
 
         async def ask(node: str, since_ns: int) -> None:
-            call = ReadLogs(app=app.name, machine_id=machine_id, since_ns=since_ns, limit=limit)
+            call = ReadLogs(app=app.name, machine_id=chosen.machine_id, since_ns=since_ns, limit=chosen.limit)
             async with limiter:
                 try:
                     lines: list[LogLine] = await self._context.nodes.call(node, call, timeout_s=READ_TIMEOUT_S)
@@ -110,7 +96,7 @@ class Logs:
             for node, since_ns in list(cursors.items()):
                 tasks.start_soon(ask, node, since_ns)
         found.sort(key=lambda dated: dated[0])
-        return [line for _, line in found if region is None or line.region == region]
+        return [line for _, line in found if chosen.region in (None, line.region)]
 
 
 def nanoseconds(timestamp: str) -> int:
@@ -120,7 +106,6 @@ def nanoseconds(timestamp: str) -> int:
     return int(at.timestamp()) * 1_000_000_000 + int((fraction or "0").ljust(9, "0")[:9])
 
 
-def _since(next_token: str) -> int:
-    if next_token and not next_token.isdigit():
-        raise InvalidRequest("must be what an earlier answer gave", field="next_token")
-    return int(next_token or 0)
+def _check(chosen: LogsChoice) -> None:
+    if not 1 <= chosen.limit <= LIMIT_MAX:
+        raise InvalidRequest(f"must be 1 to {LIMIT_MAX}", field="limit")

@@ -1,14 +1,15 @@
 """Machines: placed, created, updated, destroyed. Owns the table placements.
 
-The road of a creation: choose a node (pure) → write the placement → ask the node → keep its answer. Whatever happens in
-between, the sweep (`control/sweep.py`) brings a placement that nobody waits for to its end, so a lost answer never
+The road of a creation: choose a node (pure) → write the placement → ask the node → keep its answer. Whatever happens
+in between, the sweep (`control/sweep.py`) brings a placement that nobody waits for to its end, so a lost answer never
 leaves a machine that nobody knows.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -24,7 +25,7 @@ from pantala.control.images import Images
 from pantala.control.nodes import Nodes
 from pantala.control.secrets import Secrets
 from pantala.domain.validate import validate_config
-from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound, PantalaError
+from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound
 from pantala.kit import ids
 from pantala.planner.placement import Ask, Candidate, choose
 from pantala.store import ledger, machines, secrets
@@ -42,6 +43,17 @@ MACHINE_NOT_FOUND = "machine not found"
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
+class _Launch(NamedTuple):
+    """A checked request to create or update, on its way to a node."""
+
+    principal: Principal
+    app: AppRecord
+    request: LaunchMachineRequest
+    config: Document
+    image: ImageRef
+    pull_token: str
+
+
 class Machines:
     def __init__(self, context: Context, access: Access, nodes: Nodes, images: Images, secrets: Secrets) -> None:
         self._context = context
@@ -53,7 +65,7 @@ class Machines:
     async def create(
         self, principal: Principal, app_name: str, request: LaunchMachineRequest, config: Document
     ) -> Document:
-        """A machine whose creation its node has journaled. `config` is the submitted document, unknown fields and all."""
+        """A machine whose creation its node has journaled. `config` is the document as it was sent."""
         app = await self._access.app(principal, app_name, Action.DEPLOY)
         _check(app, request)
         wanted = regions.expand(
@@ -62,11 +74,12 @@ class Machines:
         if request.name:
             await self._free_name(app, request.name)
         image, pull_token = await self._images.resolve(principal, request.config.image or "")
+        launch = _Launch(principal, app, request, config, image, pull_token)
         ask = self._ask(app, request, wanted)
         for attempt in range(1, NODES_TRIED_MAX + 1):
             node = choose(ask, await self._nodes.candidates(app.id))
             try:
-                return await self._create_on(node, principal, app, request, config, image, pull_token)
+                return await self._create_on(node, launch)
             except (CapacityError, NodeUnreachable) as error:
                 log.info("node passed over", node=node.id, app=app.name, reason=error.message)
                 if attempt == NODES_TRIED_MAX:
@@ -116,8 +129,8 @@ class Machines:
             raise CapacityError(
                 f"could not reserve resource for machine: {error.message}", excluded=error.excluded, hint=error.hint
             ) from error
-        kept = await self._keep(principal, app, "machine.update", machine, config, given)
-        return documents.answer(machine, kept)
+        launch = _Launch(principal, app, request, config, image, pull_token)
+        return await self._keep(launch, "machine.update", machine, given)
 
     async def destroy(self, principal: Principal, app_name: str, machine_id: str, *, force: bool, nonce: str) -> None:
         """With `force` also when its host does not answer: the sweep then destroys it as soon as the host is back."""
@@ -150,7 +163,7 @@ class Machines:
             raise NotFound(MACHINE_NOT_FOUND)
         return found
 
-    def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Any) -> Ask:
+    def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Sequence[frozenset[str]]) -> Ask:
         guest = documents.guest_of(request.config)
         return Ask(
             org=app.org_id,
@@ -161,18 +174,10 @@ class Machines:
             shared_kernel=self._context.settings.shared_kernel,
         )
 
-    async def _create_on(
-        self,
-        node: Candidate,
-        principal: Principal,
-        app: AppRecord,
-        request: LaunchMachineRequest,
-        config: Document,
-        image: ImageRef,
-        pull_token: str,
-    ) -> Document:
+    async def _create_on(self, node: Candidate, launch: _Launch) -> Document:
+        app, request = launch.app, launch.request
         given = None if request.skip_secrets else await self._secrets.sealed_for(app.id, node.id)
-        machine_id, name = await self._place(app, node, request.name, config)
+        machine_id, name = await self._place(app, node, request.name, launch.config)
         call = CreateMachine(
             request_id=f"create-{machine_id}",
             machine_id=machine_id,
@@ -181,31 +186,34 @@ class Machines:
             name=name,
             region=node.region,
             config=request.config,
-            image=image,
-            pull_token=pull_token,
+            image=launch.image,
+            pull_token=launch.pull_token,
             secrets=given,
             min_secrets_version=request.min_secrets_version or 0,
             skip_launch=request.skip_launch,
             cordoned=request.skip_service_registration,
             lease_ttl_s=request.lease_ttl or 0,
-            owner=principal.email,
+            owner=launch.principal.email,
         )
-        phase = "destroying"  # not known whether the node took it
+        answered = False
         try:
             machine: Machine = await self._context.nodes.call(node.id, call, timeout_s=CREATE_TIMEOUT_S)
-            kept = await self._keep(principal, app, "machine.create", machine, config, given)
-            return documents.answer(machine, kept)
-        except NodeUnreachable:
-            raise
-        except PantalaError:
-            phase = "destroyed"  # the node said no: nothing is there
-            raise
+            document = await self._keep(launch, "machine.create", machine, given)
+            answered = True
         finally:
-            with anyio.CancelScope(shield=True):
-                now_ms = self._context.now_ms()
-                await self._context.db.write(
-                    lambda c: machines.move_phase(c, machine_id, before=("placing",), after=phase, now_ms=now_ms)
-                )
+            if not answered:
+                # Refused, lost, or the app was deleted meanwhile: whatever the node may have, the sweep removes.
+                with anyio.CancelScope(shield=True):
+                    await self._give_up(machine_id)
+        return document
+
+    async def _give_up(self, machine_id: str) -> None:
+        now_ms = self._context.now_ms()
+        # Also from `destroyed`: a sweep may have asked the node before our call got there.
+        before = ("placing", "placed", "destroying", "destroyed")
+        await self._context.db.write(
+            lambda c: machines.move_phase(c, machine_id, before=before, after="destroying", now_ms=now_ms)
+        )
 
     async def _place(self, app: AppRecord, node: Candidate, name: str | None, config: Document) -> tuple[str, str]:
         """A new placement, written before the node is asked; its machine id and name."""
@@ -226,19 +234,12 @@ class Machines:
         )
         return machine_id, chosen
 
-    async def _keep(
-        self,
-        principal: Principal,
-        app: AppRecord,
-        action: str,
-        machine: Machine,
-        config: Document,
-        given: SealedSecrets | None,
-    ) -> PlacementRecord:
-        """The node has journaled it: keep the answer beside the submitted config."""
+    async def _keep(self, launch: _Launch, action: str, machine: Machine, given: SealedSecrets | None) -> Document:
+        """The node has journaled it: keep the answer beside the submitted config; what the caller is answered."""
+        app = launch.app
         now_ms = self._context.now_ms()
         snapshot = msgspec.json.encode(msgspec.structs.replace(machine, nonce=None)).decode()
-        submitted = msgspec.json.encode(config).decode()
+        submitted = msgspec.json.encode(launch.config).decode()
 
         def write(connection: Connection) -> PlacementRecord | None:
             machines.keep_answer(connection, machine.id, snapshot=snapshot, config=submitted, now_ms=now_ms)
@@ -247,13 +248,13 @@ class Machines:
                 placed = machines.find_placement(connection, app.id, machine.id)
                 assert placed is not None
                 secrets.record_delivery(connection, app_id=app.id, node=placed.node, version=given.version)
-            self._audit(connection, principal, app, action, machine.id)
+            self._audit(connection, launch.principal, app, action, machine.id)
             return machines.find_placement(connection, app.id, machine.id)
 
         kept = await self._context.db.write(write)
         if kept is None or kept.tombstone:
-            raise NotFound(f"app not found: {app.name}")  # deleted meanwhile: the sweep takes the machine away
-        return kept
+            raise NotFound(f"app not found: {app.name}")  # deleted meanwhile
+        return documents.answer(machine, kept)
 
     async def _free_name(self, app: AppRecord, name: str) -> None:
         """Raises NameTaken, unless the machine of that name has destroyed itself and we did not know."""

@@ -1,7 +1,7 @@
 """Secrets of apps: write-only, sealed from the moment they arrive. Owns the tables secrets and secret_deliveries.
 
-A value is in the clear only inside `set_values` (until it is sealed to the cluster key) and inside `_seal_for` (while it is
-sealed anew to the key of a node that needs it).
+A value is in the clear only inside `set_values` (until it is sealed to the cluster key) and inside `_seal_for` (while
+it is sealed anew to the key of a node that needs it).
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import structlog
 from litestar import Litestar, Request, Response
+from litestar.enums import HttpMethod
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream as StreamingResponse
@@ -63,7 +64,7 @@ def _route(endpoint: Endpoint, control: Control, limits: RateLimits) -> HTTPRout
 
     path = endpoint.path.replace("}", ":str}")
     # The answer carries its own status; 200 here only stops Litestar from judging the handler by it.
-    return HTTPRouteHandler(path, http_method=endpoint.method, status_code=200)(handle)
+    return HTTPRouteHandler(path, http_method=cast(HttpMethod, endpoint.method), status_code=200)(handle)
 
 
 async def _serve(

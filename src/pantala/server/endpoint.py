@@ -1,6 +1,7 @@
 """An endpoint as a value: what it takes and answers, and the function that carries it out.
 
-`app.py` makes a Litestar route of each, `openapi.py` a description; so what is served and what is described is one table.
+`app.py` makes a Litestar route of each, `openapi.py` a description; so what is served and what is described is one
+table.
 """
 
 from __future__ import annotations

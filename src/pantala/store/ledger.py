@@ -1,4 +1,4 @@
-"""Statements about what keeps the control plane honest: audit, idempotency keys, certificates, the publisher's lease."""
+"""Statements about what keeps control honest: audit, idempotency keys, certificates, the publisher's lease."""
 
 from __future__ import annotations
 

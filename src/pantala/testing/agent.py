@@ -1,8 +1,8 @@
 """An agent in memory: the node API over a bus, machines that start at once, no processes.
 
-For tests of the server and of the CLI: `FakeAgent(bus, "node-1", region="iad")`, then `await agent.serve()`. It journals
-outcomes by `request_id`, keeps leases, events and versions, and refuses what a real agent refuses. `fail_next` makes the
-next call of a kind raise; `silent` makes it answer nothing, `lose_answers` makes it work but not answer.
+For tests of the server and of the CLI: `FakeAgent(bus, "node-1")`, then `await agent.serve()`. It journals
+outcomes by `request_id`, keeps leases, events and versions, and refuses what a real agent refuses. `fail_next` makes
+the next call of a kind raise; `silent` makes it answer nothing, `lose_answers` makes it work but not answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import anyio
 import msgspec
 
-from pantala.client.node import encode_error, subject
+from pantala.client.node import encode_error
+from pantala.client.node import subject as subject_of
 from pantala.domain.machine import SETTLED, State
 from pantala.errors import CapacityError, LeaseHeld, NotFound, PantalaError, RequestTimeout, WrongState
 from pantala.kit import ids
@@ -113,9 +114,9 @@ class FakeAgent:
         self._changed = anyio.Event()
 
     async def serve(self) -> None:
-        await self._bus.serve(subject(self.node), self.handle)
+        await self._bus.serve(subject_of(self.node), self.handle)
 
-    async def handle(self, _subject: str, payload: bytes) -> bytes | None:
+    async def handle(self, subject: str, payload: bytes) -> bytes | None:
         if self.silent:
             return None
         request = _REQUEST.decode(payload)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from pantala.control.logs import LogsChoice
 from pantala.server.endpoint import Call, Endpoint, Stream
 from pantala.wire.api import (
     App,
@@ -69,15 +70,15 @@ async def remove_secret(call: Call) -> Any:
 
 
 async def logs(call: Call) -> Any:
-    chosen = {
-        "machine_id": call.query("instance"),
-        "region": call.query("region"),
-        "next_token": call.query("next_token") or "",
-    }
-    limit = call.number("limit", default=LOG_LINES)
+    chosen = LogsChoice(
+        machine_id=call.query("instance"),
+        region=call.query("region"),
+        since_ns=call.number("next_token", default=0),
+        limit=call.number("limit", default=LOG_LINES),
+    )
     if call.flag("follow"):
-        return Stream(await call.control.logs.follow(call.principal, call.app, limit=limit, **chosen))
-    return await call.control.logs.read(call.principal, call.app, limit=limit, **chosen)
+        return Stream(await call.control.logs.follow(call.principal, call.app, chosen))
+    return await call.control.logs.read(call.principal, call.app, chosen)
 
 
 _APP = "/v1/apps/{app}"
