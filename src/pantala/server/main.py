@@ -7,13 +7,13 @@ requests in flight.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
 import structlog
-import uvicorn
 
 from pantala.control.contexts import Bounds
 from pantala.control.keys import ClusterKey
@@ -25,13 +25,12 @@ from pantala.kit.clock import SystemClock
 from pantala.server import settings as read_settings
 from pantala.server.app import make_app
 from pantala.server.compose import Parts, compose
+from pantala.server.http import HttpServer
 from pantala.server.limits import RateLimits
 from pantala.store.database import open_database
 from pantala.wire.server import ServerSettings
 
 log = structlog.get_logger()
-
-GRACE_S = 10
 
 
 async def serve(settings: ServerSettings, join: Callable[..., Awaitable[Parts]] = compose) -> None:
@@ -66,24 +65,19 @@ async def serve(settings: ServerSettings, join: Callable[..., Awaitable[Parts]] 
                 await tasks.start(control.run)
                 limits = RateLimits(clock, per_s=settings.requests_per_s_max, burst=settings.requests_burst)
                 log.info("serving", listen=settings.listen, epoch=lease.epoch)
-                await _serve_http(make_app(control, limits), host, port)
+                server = HttpServer(make_app(control, limits), host, port)
+                tasks.start_soon(_stop_on_signal, server)
+                await server.run_in()
                 tasks.cancel_scope.cancel()
     finally:
         db.close()
 
 
-async def _serve_http(app: object, host: str, port: int) -> None:
-    config = uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType]  # Litestar's and uvicorn's ASGI types differ in name only
-        host=host,
-        port=port,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-    await uvicorn.Server(config).serve()
+async def _stop_on_signal(server: HttpServer) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            server.stop()
 
 
 def main(arguments: list[str]) -> int:
