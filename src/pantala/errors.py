@@ -97,6 +97,13 @@ class RateLimited(UserError):
         self.retry_after_s = retry_after_s
 
 
+class NotOffered(UserError):
+    """Part of the API that this version does not have yet."""
+
+    http_code = 501
+    status = "not_implemented"
+
+
 class CapacityError(PantalaError):
     """Nothing fits. `excluded` counts hosts by the constraint that ruled them out."""
 

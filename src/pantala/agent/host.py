@@ -125,7 +125,7 @@ class Host:
 
     async def create(self, request: CreateMachine, make_outcome: MakeOutcome) -> MachineRecord:
         """Journal a new machine and give it its task. Raises InvalidRequest, CapacityError; nothing is then done."""
-        validate.config(request.config)
+        validate.validate_config(request.config)
         async with self._creating:
             if (known := await self.context.journal.find(request.machine_id)) is not None:
                 return known

@@ -1,0 +1,1 @@
+"""Tokens and what they allow; checked without I/O."""

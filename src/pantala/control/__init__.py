@@ -1,0 +1,1 @@
+"""Use cases, reconcilers and workflows of the control plane."""

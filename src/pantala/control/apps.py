@@ -1,0 +1,141 @@
+"""Apps: names, networks, deletion. Owns the tables apps, networks and hostnames."""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy import Connection
+
+from pantala.auth.grants import Action, Principal
+from pantala.control.access import Access
+from pantala.control.accounts import org_ref
+from pantala.control.context import Context, request_id
+from pantala.control.publication import Publication
+from pantala.errors import Forbidden, InvalidRequest, NameTaken
+from pantala.store import apps, ledger, machines
+from pantala.store.records import AppRecord
+from pantala.wire.api import App, CreateAppRequest, ListAppsResponse
+
+DEFAULT_NETWORK = "default"
+RESERVED = frozenset(
+    "admin api app apps auth billing console dashboard dns docs edge flycast health internal localhost login mail "
+    "metrics ns oidc pantala registry root smtp ssh status support www".split()
+)
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NETWORK = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
+
+
+class Apps:
+    def __init__(self, context: Context, access: Access, publication: Publication) -> None:
+        self._context = context
+        self._access = access
+        self._publication = publication
+
+    async def create(self, principal: Principal, request: CreateAppRequest) -> App:
+        """Raises NameTaken; names are global, and free again once their app is deleted."""
+        name = _checked_name(request)
+        network = request.network or DEFAULT_NETWORK
+        if not _NETWORK.fullmatch(network):
+            raise InvalidRequest("letters, digits and dashes, beginning with a letter", field="network")
+        org = await self._access.org(principal, request.org_slug, Action.MANAGE_APPS)
+        now_ms = self._context.now_ms()
+
+        def insert(connection: Connection) -> AppRecord:
+            network_id = apps.ensure_network(connection, org_id=org.id, name=network)
+            role = request.app_role_id or ""
+            apps.insert_app(connection, name=name, org_id=org.id, network_id=network_id, role=role, now_ms=now_ms)
+            self._audit(connection, principal, org.id, "app.create", name)
+            made = apps.find_app(connection, name)
+            assert made is not None
+            return made
+
+        made = await self._context.db.write(insert)
+        await self._publication.publish_app(name)
+        return self._answer(made, machine_count=0)
+
+    async def get(self, principal: Principal, name: str) -> App:
+        if name in RESERVED:
+            raise Forbidden(f"the app name {name} is reserved")
+        app = await self._access.app(principal, name, Action.READ, names_are_public=True)
+        counts = await self._context.db.read(apps.count_machines)
+        return self._answer(app, machine_count=counts.get(app.id, 0))
+
+    async def list_apps(self, principal: Principal, *, org_slug: str | None, role: str | None) -> ListAppsResponse:
+        """Apps that the caller may read: of one org, or of all of the caller's."""
+        if org_slug:
+            await self._access.org(principal, org_slug, Action.READ)
+
+        def load(connection: Connection) -> tuple[list[AppRecord], dict[int, int]]:
+            return apps.list_apps(connection), apps.count_machines(connection)
+
+        found, counts = await self._context.db.read(load)
+        mine = [
+            self._answer(app, machine_count=counts.get(app.id, 0))
+            for app in found
+            if (not org_slug or app.org_slug == org_slug)
+            and (not role or app.role == role)
+            and self._access.allows(principal, Action.READ, org_id=app.org_id, app_id=app.id)
+        ]
+        return ListAppsResponse(total_apps=len(mine), apps=mine)
+
+    async def delete(self, principal: Principal, name: str) -> None:
+        """The name is free and nothing routes to the app when this returns; its machines are swept after that."""
+        app = await self._access.app(principal, name, Action.MANAGE_APPS)
+        now_ms = self._context.now_ms()
+        hostnames = await self._context.db.read(lambda c: apps.list_hostnames(c, app_id=app.id))
+
+        def remove(connection: Connection) -> None:
+            if apps.delete_app(connection, app.id, now_ms=now_ms):
+                machines.destroy_all_of_app(connection, app.id, now_ms=now_ms)
+                self._audit(connection, principal, app.org_id, "app.delete", name)
+
+        await self._context.db.write(remove)
+        if hostnames:
+            await self._publication.publish_all()
+        await self._publication.publish_app(name)
+
+    def _audit(self, connection: Connection, principal: Principal, org_id: int, action: str, target: str) -> None:
+        ledger.write_audit(
+            connection,
+            at_ms=self._context.now_ms(),
+            actor=principal.email,
+            org_id=org_id,
+            action=action,
+            target=target,
+            request_id=request_id.get(),
+        )
+
+    def _answer(self, app: AppRecord, *, machine_count: int) -> App:
+        hostname = self._publication.default_hostname(app.name)
+        match app.status:
+            case "deployed" | "suspended":
+                status = app.status
+            case _:
+                status = "pending"
+        return App(
+            id=f"app_{app.id}",
+            name=app.name,
+            internal_numeric_id=app.id,
+            status=status,
+            organization=org_ref(app.org_slug, app.org_name, app.org_id),
+            network=app.network,
+            machine_count=machine_count,
+            volume_count=0,
+            cname_target=hostname,
+            hostname=hostname,
+            app_role=app.role,
+        )
+
+
+def _checked_name(request: CreateAppRequest) -> str:
+    field = "app_name" if request.app_name else "name"
+    name = request.app_name or request.name
+    if not name:
+        raise InvalidRequest("is required", field="app_name")
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"{name!r} must be 1 to 63 lower-case letters, digits and dashes, with no dash at either end", field=field
+        )
+    if name in RESERVED:
+        raise NameTaken(apps.NAME_TAKEN, hint="the platform keeps this name for itself")
+    return name

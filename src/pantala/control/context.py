@@ -1,0 +1,46 @@
+"""What every use case is given: store, node client, rows, clock, keys, and the settings that concern it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+import msgspec
+
+from pantala.client.node import NodeClient
+from pantala.control.keys import ClusterKey
+from pantala.kit.clock import Clock, unix_ms
+from pantala.store.database import Database
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the API request being served; the audit log and node calls name it."""
+
+
+class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`registry` is the name that images carry (`registry.<domain>[:port]`). `api_backend` and `registry_backend` are
+    `ip:port` as edges reach them. `shared_kernel`: orgs may share a host whose machines are not VMs."""
+
+    app_domain: str
+    platform_domain: str
+    registry: str
+    default_region: str
+    regions: tuple[str, ...]
+    api_backend: str = ""
+    registry_backend: str = ""
+    shared_kernel: bool = False
+
+
+class Context:
+    """`boot` names this life of the process: what an earlier life left half done can be told apart."""
+
+    def __init__(
+        self, *, db: Database, nodes: NodeClient, clock: Clock, key: ClusterKey, settings: ControlSettings, boot: str
+    ) -> None:
+        self.db = db
+        self.nodes = nodes
+        self.clock = clock
+        self.key = key
+        self.settings = settings
+        self.boot = boot
+
+    def now_ms(self) -> int:
+        return unix_ms(self.clock.now())

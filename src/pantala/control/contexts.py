@@ -1,0 +1,94 @@
+"""Unpacking of an uploaded build context: nothing lands, or later points, outside its folder."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tarfile
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from pantala.errors import InvalidRequest
+
+FIELD = "context"
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    upload_bytes: int = 512 * 1024 * 1024
+    unpacked_bytes: int = 2 * 1024 * 1024 * 1024
+    entries: int = 200_000
+
+
+def unpack(archive: Path, folder: Path, bounds: Bounds) -> None:
+    """Unpack a tar.gz into the empty `folder`. Raises InvalidRequest naming the entry that must not be unpacked.
+
+    Folders, files and links that stay inside; no devices, no owners, no set-uid bits.
+    """
+    total = 0
+    try:
+        with tarfile.open(archive, mode="r:gz") as tar:
+            for count, member in enumerate(tar, start=1):
+                total += member.size if member.isreg() else 0
+                if count > bounds.entries or total > bounds.unpacked_bytes:
+                    raise InvalidRequest(
+                        f"unpacks to more than {bounds.entries} entries or {bounds.unpacked_bytes} bytes",
+                        field=FIELD,
+                        hint="list what the build does not need in .dockerignore",
+                    )
+                _unpack_member(tar, member, folder)
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise InvalidRequest(f"is not a complete tar.gz: {error}", field=FIELD) from error
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    name = _inside(member.name, member.name)
+    if not name:
+        return  # the root itself
+    target = folder / name
+    _plain_parents(folder, target, member.name)
+    if member.isdir():
+        target.mkdir(exist_ok=True)
+    elif member.isreg():
+        _write(tar, member, target)
+    elif member.issym():
+        _inside(posixpath.join(posixpath.dirname(name), member.linkname), member.name, absolute=member.linkname)
+        target.symlink_to(member.linkname)
+    elif member.islnk():
+        source = folder / _inside(member.linkname, member.name)
+        _plain_parents(folder, source, member.name)
+        os.link(source, target, follow_symlinks=False)
+    else:
+        raise InvalidRequest(f"the entry {member.name!r} is neither folder, file nor link", field=FIELD)
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = tar.extractfile(member)
+    assert source is not None
+    mode = 0o755 if member.mode & 0o111 else 0o644
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with source, os.fdopen(os.open(target, flags, mode), "wb") as out:
+        while chunk := source.read(1024 * 1024):
+            out.write(chunk)
+    os.utime(target, (member.mtime, member.mtime))
+
+
+def _inside(path: str, entry: str, *, absolute: str | None = None) -> str:
+    """`path` made plain and relative. Raises when it leads out of the context."""
+    plain = posixpath.normpath(path)
+    if posixpath.isabs(absolute if absolute is not None else path) or plain == ".." or plain.startswith("../"):
+        raise InvalidRequest(f"the entry {entry!r} leads out of the context", field=FIELD)
+    if "\0" in plain:
+        raise InvalidRequest("an entry has a NUL in its name", field=FIELD)
+    return "" if plain == "." else plain
+
+
+def _plain_parents(folder: Path, target: Path, entry: str) -> None:
+    """Make the parents of `target`; none may be a link, or the entry would land where the link leads."""
+    here = folder
+    for part in target.relative_to(folder).parts[:-1]:
+        here = here / part
+        if here.is_symlink():
+            raise InvalidRequest(f"the entry {entry!r} goes through a link", field=FIELD)
+        here.mkdir(exist_ok=True)

@@ -1,0 +1,81 @@
+"""Machine documents on their way out: the node's answer, with what the caller's config had that we do not know.
+
+A config is kept as it was submitted beside the typed one that machines run from. An answer is the typed document of the
+node that owns the machine, plus every field of the submitted one that it lacks, as long as both are of one version.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pantala.store.records import PlacementRecord
+from pantala.wire.machine import Guest, Machine, MachineConfig
+
+Document = dict[str, Any]
+_AUTOSTOP = {"off": False, "stop": True}
+
+
+def answer(machine: Machine, placement: PlacementRecord) -> Document:
+    document: Document = msgspec.to_builtins(machine)
+    submitted = _submitted(placement, machine.instance_id)
+    for name in ("config", "incomplete_config"):
+        if isinstance(document.get(name), dict):
+            document[name] = echo(document[name], submitted)
+    return document
+
+
+def snapshot_of(placement: PlacementRecord) -> Machine:
+    return msgspec.json.decode(placement.snapshot, type=Machine)
+
+
+def unreachable(machine: Machine, *, host_status: str = "unreachable", state: str | None = None) -> Machine:
+    """What is last known of a machine whose owner does not answer."""
+    config = machine.config or machine.incomplete_config
+    changed: dict[str, Any] = {"host_status": host_status, "config": None, "incomplete_config": config, "nonce": None}
+    return msgspec.structs.replace(machine, **changed, **({"state": state} if state else {}))
+
+
+def echo(typed: Document, submitted: Document) -> Document:
+    """`typed` with the unknown fields of `submitted`; `autostop` as clients read it (flyctl-protocol.md 4.4)."""
+    merged: Document = fill(typed, submitted)
+    metadata = typed.get("metadata")
+    if metadata is not None:
+        merged["metadata"] = metadata  # changed by an endpoint of its own, so the node alone knows it
+    else:
+        merged.pop("metadata", None)
+    for service in merged.get("services") or []:
+        autostop = service.get("autostop")
+        if isinstance(autostop, str):
+            service["autostop"] = _AUTOSTOP.get(autostop, autostop)
+    return merged
+
+
+def fill(into: Any, extra: Any) -> Any:
+    """`into`, and what only `extra` has; lists are gone through side by side when they are as long."""
+    if isinstance(into, dict) and isinstance(extra, dict):
+        filled: Document = {key: fill(value, extra.get(key)) for key, value in into.items()}
+        return filled | {key: value for key, value in extra.items() if key not in into}
+    if isinstance(into, list) and isinstance(extra, list) and len(into) == len(extra):
+        return [fill(left, right) for left, right in zip(into, extra, strict=True)]
+    return into
+
+
+def guest_of(config: MachineConfig) -> Guest:
+    """CPUs and memory that a config asks for, defaults filled in (`machines.md` section 4)."""
+    guest = config.guest or Guest()
+    kind, cpus = guest.cpu_kind or "shared", guest.cpus or 1
+    if config.size:
+        kind, _, count = config.size.removesuffix("x").partition("-")
+        count = count.removeprefix("cpu-")
+        kind, cpus = kind or "shared", int(count) if count.isdigit() else 1
+    memory_mb = guest.memory_mb or cpus * (256 if kind == "shared" else 2048)
+    return Guest(cpu_kind=kind, cpus=cpus, memory_mb=memory_mb)
+
+
+def _submitted(placement: PlacementRecord, instance_id: str) -> Document:
+    if not placement.snapshot or snapshot_of(placement).instance_id != instance_id:
+        return {}
+    document: Document = msgspec.json.decode(placement.config)
+    return document

@@ -1,0 +1,52 @@
+"""Image references: what a config names becomes a digest, and who may pull it.
+
+Repositories of our registry are app names, so reading an image is reading its app.
+"""
+
+from __future__ import annotations
+
+from pantala.auth.grants import Action, Principal
+from pantala.control.access import Access
+from pantala.control.context import Context
+from pantala.control.ports import Registry
+from pantala.control.registry_tokens import RegistryTokens
+from pantala.errors import InvalidRequest, NotFound, TransientError
+from pantala.wire.machine import ImageRef
+
+FIELD = "config.image"
+
+
+class Images:
+    def __init__(self, context: Context, access: Access, registry: Registry, tokens: RegistryTokens) -> None:
+        self._context = context
+        self._access = access
+        self._registry = registry
+        self._tokens = tokens
+
+    async def resolve(self, principal: Principal, image: str) -> tuple[ImageRef, str]:
+        """The image with its digest, and the token with which a host may pull it. Errors name `config.image`."""
+        token = ""
+        if repository := self.own_repository(image):
+            try:
+                await self._access.app(principal, repository, Action.READ)
+            except NotFound as error:
+                raise InvalidRequest(f"image not found: {image}", field=FIELD) from error
+            token = self._tokens.issue(principal.email, repository, ("pull",))
+        try:
+            return await self._registry.resolve(image, token=token), token
+        except NotFound as error:
+            raise InvalidRequest(f"image not found: {image}", field=FIELD, hint=error.hint) from error
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, field=FIELD, hint=error.hint) from error
+        except TransientError as error:
+            raise TransientError(f"{FIELD}: {error.message}", retry_after_s=error.retry_after_s) from error
+
+    def own_repository(self, image: str) -> str | None:
+        """The app of an image of our registry; None for any other image."""
+        name, _, rest = image.partition("/")
+        if name != self._context.settings.registry or not rest:
+            return None
+        return rest.partition("@")[0].partition(":")[0]
+
+    def name(self, app: str, tag: str) -> str:
+        return f"{self._context.settings.registry}/{app}:{tag}"

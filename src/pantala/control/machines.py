@@ -1,0 +1,304 @@
+"""Machines: placed, created, updated, destroyed. Owns the table placements.
+
+The road of a creation: choose a node (pure) → write the placement → ask the node → keep its answer. Whatever happens
+in between, the sweep (`control/sweep.py`) brings a placement that nobody waits for to its end, so a lost answer never
+leaves a machine that nobody knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anyio
+import msgspec
+import structlog
+from sqlalchemy import Connection
+
+from pantala.auth.grants import Action, Principal
+from pantala.control import documents, regions
+from pantala.control.access import Access
+from pantala.control.context import Context, request_id
+from pantala.control.documents import Document
+from pantala.control.images import Images
+from pantala.control.nodes import Nodes
+from pantala.control.secrets import Secrets
+from pantala.domain.validate import validate_config
+from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound
+from pantala.kit import ids
+from pantala.planner.placement import Ask, Candidate, choose
+from pantala.store import ledger, machines, secrets
+from pantala.store.records import AppRecord, PlacementRecord
+from pantala.wire.api import LaunchMachineRequest
+from pantala.wire.machine import ImageRef, Machine
+from pantala.wire.node import AppRef, CreateMachine, DestroyMachine, GetMachine, SealedSecrets, UpdateMachine
+
+log = structlog.get_logger()
+
+NODES_TRIED_MAX = 5
+CREATE_TIMEOUT_S = 15.0
+LEASE_TTL_S_MAX = 86_400
+MACHINE_NOT_FOUND = "machine not found"
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+class _Launch(NamedTuple):
+    """A checked request to create or update, on its way to a node."""
+
+    principal: Principal
+    app: AppRecord
+    request: LaunchMachineRequest
+    config: Document
+    image: ImageRef
+    pull_token: str
+
+
+class Machines:
+    def __init__(self, context: Context, access: Access, nodes: Nodes, images: Images, secrets: Secrets) -> None:
+        self._context = context
+        self._access = access
+        self._nodes = nodes
+        self._images = images
+        self._secrets = secrets
+
+    async def create(
+        self, principal: Principal, app_name: str, request: LaunchMachineRequest, config: Document
+    ) -> Document:
+        """A machine whose creation its node has journaled. `config` is the document as it was sent."""
+        app = await self._access.app(principal, app_name, Action.DEPLOY)
+        _check(app, request)
+        wanted = regions.expand(
+            request.region, here=self._context.settings.regions, default=self._context.settings.default_region
+        )
+        if request.name:
+            await self._free_name(app, request.name)
+        image, pull_token = await self._images.resolve(principal, request.config.image or "")
+        launch = _Launch(principal, app, request, config, image, pull_token)
+        ask = self._ask(app, request, wanted)
+        for attempt in range(1, NODES_TRIED_MAX + 1):
+            node = choose(ask, await self._nodes.candidates(app.id))
+            try:
+                return await self._create_on(node, launch)
+            except (CapacityError, NodeUnreachable) as error:
+                log.info("node passed over", node=node.id, app=app.name, reason=error.message)
+                if attempt == NODES_TRIED_MAX:
+                    raise
+                ask = msgspec.structs.replace(ask, refused=ask.refused | {node.id})
+        raise AssertionError("the loop above returns or raises")
+
+    async def update(
+        self,
+        principal: Principal,
+        app_name: str,
+        machine_id: str,
+        request: LaunchMachineRequest,
+        config: Document,
+        *,
+        nonce: str,
+    ) -> Document:
+        app = await self._access.app(principal, app_name, Action.DEPLOY)
+        placement = await self.placement(app, machine_id)
+        _check(app, request)
+        for field, given, kept in (
+            ("name", request.name, placement.name),
+            ("region", request.region, placement.region),
+        ):
+            if given and given != kept:
+                raise InvalidRequest(f"is {kept} and cannot be changed", field=field)
+        image, pull_token = await self._images.resolve(principal, request.config.image or "")
+        given = None if request.skip_secrets else await self._secrets.sealed_for(app.id, placement.node)
+        call = UpdateMachine(
+            request_id=f"update-{ids.ulid()}",
+            machine_id=machine_id,
+            config=request.config,
+            image=image,
+            pull_token=pull_token,
+            secrets=given,
+            min_secrets_version=request.min_secrets_version or 0,
+            skip_launch=request.skip_launch,
+            current_version=request.current_version,
+            lease_ttl_s=request.lease_ttl or 0,
+            owner=principal.email,
+            nonce=nonce,
+        )
+        try:
+            machine: Machine = await self._context.nodes.call(placement.node, call, timeout_s=CREATE_TIMEOUT_S)
+        except CapacityError as error:
+            # flyctl replaces the machine elsewhere when it reads this text.
+            raise CapacityError(
+                f"could not reserve resource for machine: {error.message}", excluded=error.excluded, hint=error.hint
+            ) from error
+        launch = _Launch(principal, app, request, config, image, pull_token)
+        return await self._keep(launch, "machine.update", machine, given)
+
+    async def destroy(self, principal: Principal, app_name: str, machine_id: str, *, force: bool, nonce: str) -> None:
+        """With `force` also when its host does not answer: the sweep then destroys it as soon as the host is back."""
+        app = await self._access.app(principal, app_name, Action.DEPLOY)
+        placement = await self.placement(app, machine_id)
+        if placement.tombstone and not force:
+            raise NotFound(MACHINE_NOT_FOUND)
+        after = "destroyed"
+        call = DestroyMachine(request_id=f"destroy-{ids.ulid()}", machine_id=machine_id, force=force, nonce=nonce)
+        try:
+            await self._context.nodes.call(placement.node, call)
+        except NodeUnreachable:
+            if not force:
+                raise
+            after = "destroying"
+        except NotFound:
+            log.info("machine was gone already", app=app.name, machine=machine_id)
+        now_ms = self._context.now_ms()
+
+        def bury(connection: Connection) -> None:
+            if machines.move_phase(connection, machine_id, before=("placed",), after=after, now_ms=now_ms):
+                self._audit(connection, principal, app, "machine.destroy", machine_id)
+
+        await self._context.db.write(bury)
+
+    async def placement(self, app: AppRecord, machine_id: str) -> PlacementRecord:
+        """Raises NotFound with the words that clients match."""
+        found = await self._context.db.read(lambda c: machines.find_placement(c, app.id, machine_id))
+        if found is None:
+            raise NotFound(MACHINE_NOT_FOUND)
+        return found
+
+    def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Sequence[frozenset[str]]) -> Ask:
+        guest = documents.guest_of(request.config)
+        return Ask(
+            org=app.org_id,
+            regions=wanted,
+            cpus=guest.cpus or 1,
+            shared_cpu=guest.cpu_kind != "performance",
+            memory_mib=guest.memory_mb or 256,
+            shared_kernel=self._context.settings.shared_kernel,
+        )
+
+    async def _create_on(self, node: Candidate, launch: _Launch) -> Document:
+        app, request = launch.app, launch.request
+        given = None if request.skip_secrets else await self._secrets.sealed_for(app.id, node.id)
+        machine_id, name = await self._place(app, node, request.name, launch.config)
+        call = CreateMachine(
+            request_id=f"create-{machine_id}",
+            machine_id=machine_id,
+            generation=1,
+            app=AppRef(id=str(app.id), name=app.name, org=app.org_slug, network=app.network_id),
+            name=name,
+            region=node.region,
+            config=request.config,
+            image=launch.image,
+            pull_token=launch.pull_token,
+            secrets=given,
+            min_secrets_version=request.min_secrets_version or 0,
+            skip_launch=request.skip_launch,
+            cordoned=request.skip_service_registration,
+            lease_ttl_s=request.lease_ttl or 0,
+            owner=launch.principal.email,
+        )
+        answered = False
+        try:
+            machine: Machine = await self._context.nodes.call(node.id, call, timeout_s=CREATE_TIMEOUT_S)
+            document = await self._keep(launch, "machine.create", machine, given)
+            answered = True
+        finally:
+            if not answered:
+                # Refused, lost, or the app was deleted meanwhile: whatever the node may have, the sweep removes.
+                with anyio.CancelScope(shield=True):
+                    await self._give_up(machine_id)
+        return document
+
+    async def _give_up(self, machine_id: str) -> None:
+        now_ms = self._context.now_ms()
+        # Also from `destroyed`: a sweep may have asked the node before our call got there.
+        before = ("placing", "placed", "destroying", "destroyed")
+        await self._context.db.write(
+            lambda c: machines.move_phase(c, machine_id, before=before, after="destroying", now_ms=now_ms)
+        )
+
+    async def _place(self, app: AppRecord, node: Candidate, name: str | None, config: Document) -> tuple[str, str]:
+        """A new placement, written before the node is asked; its machine id and name."""
+        machine_id, chosen = ids.machine_id(), name or ids.generated_name()
+        now_ms = self._context.now_ms()
+        await self._context.db.write(
+            lambda c: machines.insert_placement(
+                c,
+                machine_id=machine_id,
+                app_id=app.id,
+                name=chosen,
+                node=node.id,
+                region=node.region,
+                boot=self._context.boot,
+                config=msgspec.json.encode(config).decode(),
+                now_ms=now_ms,
+            )
+        )
+        return machine_id, chosen
+
+    async def _keep(self, launch: _Launch, action: str, machine: Machine, given: SealedSecrets | None) -> Document:
+        """The node has journaled it: keep the answer beside the submitted config; what the caller is answered."""
+        app = launch.app
+        now_ms = self._context.now_ms()
+        snapshot = msgspec.json.encode(msgspec.structs.replace(machine, nonce=None)).decode()
+        submitted = msgspec.json.encode(launch.config).decode()
+
+        def write(connection: Connection) -> PlacementRecord | None:
+            machines.keep_answer(connection, machine.id, snapshot=snapshot, config=submitted, now_ms=now_ms)
+            machines.move_phase(connection, machine.id, before=("placing",), after="placed", now_ms=now_ms)
+            if given is not None:
+                placed = machines.find_placement(connection, app.id, machine.id)
+                assert placed is not None
+                secrets.record_delivery(connection, app_id=app.id, node=placed.node, version=given.version)
+            self._audit(connection, launch.principal, app, action, machine.id)
+            return machines.find_placement(connection, app.id, machine.id)
+
+        kept = await self._context.db.write(write)
+        if kept is None or kept.tombstone:
+            raise NotFound(f"app not found: {app.name}")  # deleted meanwhile
+        return documents.answer(machine, kept)
+
+    async def _free_name(self, app: AppRecord, name: str) -> None:
+        """Raises NameTaken, unless the machine of that name has destroyed itself and we did not know."""
+        holder = await self._context.db.read(lambda c: machines.find_placement_by_name(c, app.id, name))
+        if holder is None:
+            return
+        try:
+            machine: Machine = await self._context.nodes.call(holder.node, GetMachine(machine_id=holder.machine_id))
+            gone = machine.state == "destroyed"
+        except NotFound:
+            gone = holder.phase == "placed"
+        if not gone:
+            raise NameTaken(f"name: a machine of this app is called {name} already")
+        await self.bury(holder.machine_id)
+
+    async def bury(self, machine_id: str) -> None:
+        """Its owner says that it is destroyed (auto_destroy, or a destroy whose answer was lost)."""
+        now_ms = self._context.now_ms()
+        await self._context.db.write(
+            lambda c: machines.move_phase(c, machine_id, before=("placed",), after="destroyed", now_ms=now_ms)
+        )
+
+    def _audit(
+        self, connection: Connection, principal: Principal, app: AppRecord, action: str, machine_id: str
+    ) -> None:
+        ledger.write_audit(
+            connection,
+            at_ms=self._context.now_ms(),
+            actor=principal.email,
+            org_id=app.org_id,
+            action=action,
+            target=f"{app.name}/{machine_id}",
+            request_id=request_id.get(),
+        )
+
+
+def _check(app: AppRecord, request: LaunchMachineRequest) -> None:
+    validate_config(request.config)
+    if request.name and not _NAME.fullmatch(request.name):
+        raise InvalidRequest(f"{request.name!r} must be letters, digits and dashes, at most 63", field="name")
+    if request.lease_ttl is not None and not 0 <= request.lease_ttl <= LEASE_TTL_S_MAX:
+        raise InvalidRequest(f"must be 0 to {LEASE_TTL_S_MAX} seconds", field="lease_ttl")
+    if (request.min_secrets_version or 0) > app.secrets_version:
+        raise InvalidRequest(
+            f"{request.min_secrets_version} is asked for, but the newest version is {app.secrets_version}",
+            field="min_secrets_version",
+        )

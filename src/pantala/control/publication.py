@@ -1,0 +1,118 @@
+"""Control's rows in the catalogue: apps, host names, certificates. Written from SQL, never from a request.
+
+Every publication reads what is true *now* and puts that, so repeating it or losing one does no harm: whatever failed is
+made good by the next `publish_all`, which also runs when the process starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+from sqlalchemy import Connection
+
+from pantala.control.context import Context
+from pantala.errors import PantalaError
+from pantala.kit.rows import Row, RowSink
+from pantala.store import apps, ledger
+from pantala.store.records import AppRecord, CertificateRecord
+from pantala.wire.feed import AppRow, CertRow, HostRow
+
+log = structlog.get_logger()
+
+EVERY_S = 60.0
+RETRY_S = 1.0
+
+
+class Publication:
+    def __init__(self, context: Context, sink: RowSink) -> None:
+        self._context = context
+        self._sink = sink
+        self._one_at_a_time = anyio.Lock()
+        self._again = anyio.Event()
+
+    async def run(self) -> None:
+        """Publish everything at start, then whenever something failed, and once a minute in any case."""
+        while True:
+            self._again = anyio.Event()
+            try:
+                await self.publish_all()
+                wait_s = EVERY_S
+            except PantalaError as error:
+                log.warning("catalogue rows not published", error=error.message)
+                wait_s = RETRY_S
+            with anyio.move_on_after(wait_s):
+                await self._again.wait()
+
+    async def publish_all(self) -> None:
+        async with self._one_at_a_time:
+            await self._sink.replace_all(await self._context.db.read(self._all_rows))
+
+    async def publish_app(self, name: str) -> None:
+        """The rows of one app, or their deletion. Never fails the request: `run` makes up for it."""
+
+        def rows(connection: Connection) -> list[Row]:
+            app = apps.find_app(connection, name)
+            return self._app_rows(connection, app) if app else self._gone(name)
+
+        async with self._one_at_a_time:
+            await self._put(await self._context.db.read(rows))
+
+    async def publish_certificates(self) -> None:
+        async with self._one_at_a_time:
+            found = await self._context.db.read(ledger.list_certificates)
+            await self._put([_certificate_row(certificate) for certificate in found])
+
+    async def _put(self, rows: Sequence[Row]) -> None:
+        try:
+            await self._sink.put(rows)
+        except PantalaError as error:
+            log.warning("catalogue rows not published", error=error.message)
+            self._again.set()
+
+    def _all_rows(self, connection: Connection) -> list[Row]:
+        rows = self._platform_rows()
+        for app in apps.list_apps(connection):
+            rows += self._app_rows(connection, app)
+        rows += [_certificate_row(certificate) for certificate in ledger.list_certificates(connection)]
+        return rows
+
+    def _platform_rows(self) -> list[Row]:
+        settings = self._context.settings
+        hosts = {
+            f"api.{settings.platform_domain}": settings.api_backend,
+            settings.registry.partition(":")[0]: settings.registry_backend,
+        }
+        return [_row(f"host/{name}", HostRow(backend=backend)) for name, backend in hosts.items() if backend]
+
+    def _app_rows(self, connection: Connection, app: AppRecord) -> list[Row]:
+        names = [self.default_hostname(app.name)]
+        names += [hostname.hostname for hostname in apps.list_hostnames(connection, app_id=app.id)]
+        return [
+            _row(f"app/{app.name}", AppRow(app=app.name, org=app.org_slug, network=app.network_id)),
+            *(_row(f"host/{name}", HostRow(app=app.name)) for name in names),
+        ]
+
+    def _gone(self, name: str) -> list[Row]:
+        keys = (f"app/{name}", f"host/{self.default_hostname(name)}")
+        return [Row("routes", key, None) for key in keys]
+
+    def default_hostname(self, app: str) -> str:
+        return f"{app}.{self._context.settings.app_domain}"
+
+
+def _row(key: str, value: Any) -> Row:
+    return Row("routes", key, msgspec.to_builtins(value))
+
+
+def _certificate_row(certificate: CertificateRecord) -> Row:
+    value = CertRow(
+        names=msgspec.json.decode(certificate.names, type=list[str]),
+        chain_pem=certificate.chain_pem,
+        not_after_ms=certificate.not_after_ms,
+        sealed_key=certificate.sealed_key,
+    )
+    return Row("certs", f"cert/{certificate.name}", msgspec.to_builtins(value))

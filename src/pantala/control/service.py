@@ -1,0 +1,99 @@
+"""The control plane composed: every use case, and the tasks that run beside the API.
+
+Made by `server/main.py` (and by tests, over a memory bus). `run` is the story: publish, certify, sweep, keep the lease.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskStatus
+
+from pantala.client.node import NodeClient
+from pantala.control.access import Access
+from pantala.control.accounts import Accounts
+from pantala.control.apps import Apps
+from pantala.control.builds import Builds
+from pantala.control.certificates import Authority, Certificates
+from pantala.control.context import Context, ControlSettings
+from pantala.control.contexts import Bounds
+from pantala.control.idempotency import Idempotency
+from pantala.control.images import Images
+from pantala.control.keys import ClusterKey
+from pantala.control.lease import PublisherLease
+from pantala.control.logs import Logs
+from pantala.control.machines import Machines
+from pantala.control.nodes import Nodes
+from pantala.control.operations import Operations
+from pantala.control.platform import Platform
+from pantala.control.ports import Builder, Registry
+from pantala.control.projection import Projection
+from pantala.control.publication import Publication
+from pantala.control.registry_tokens import RegistryTokens
+from pantala.control.releases import Releases
+from pantala.control.secrets import Secrets
+from pantala.control.sweep import Sweep
+from pantala.kit import ids
+from pantala.kit.bus import Bus
+from pantala.kit.clock import Clock
+from pantala.kit.rows import RowSink
+from pantala.store.database import Database
+
+
+def make_context(*, db: Database, bus: Bus, clock: Clock, key: ClusterKey, settings: ControlSettings) -> Context:
+    return Context(db=db, nodes=NodeClient(bus), clock=clock, key=key, settings=settings, boot=ids.ulid())
+
+
+class Control:
+    """`lease` is None where nothing is published for real (tests)."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        sink: RowSink,
+        registry: Registry,
+        builder: Builder,
+        state_dir: Path,
+        edge_key: str,
+        lease: PublisherLease | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        settings = context.settings
+        self.context = context
+        self.access = Access(context)
+        self.idempotency = Idempotency(context)
+        self.registry_tokens = RegistryTokens(state_dir / "registry", context.clock)
+        self.authority = Authority(
+            state_dir / "ca", context.clock, domains=(settings.app_domain, settings.platform_domain)
+        )
+        self.publication = Publication(context, sink)
+        self.certificates = Certificates(context, self.authority, self.publication, edge_key=edge_key)
+        self.nodes = Nodes(context)
+        self.accounts = Accounts(context, self.access)
+        self.apps = Apps(context, self.access, self.publication)
+        self.images = Images(context, self.access, registry, self.registry_tokens)
+        self.secrets = Secrets(context, self.access, self.nodes)
+        self.machines = Machines(context, self.access, self.nodes, self.images, self.secrets)
+        self.projection = Projection(context, self.access, self.machines)
+        self.operations = Operations(context, self.access, self.machines, self.projection)
+        self.releases = Releases(context, self.access)
+        self.logs = Logs(context, self.access)
+        self.platform = Platform(context, self.nodes)
+        self.builds = Builds(
+            context, self.access, self.images, builder, folder=state_dir / "builds", bounds=bounds or Bounds()
+        )
+        self.sweep = Sweep(context, self.secrets)
+        self._lease = lease
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Ready once the certificates are there: an edge without them could serve nobody."""
+        await self.certificates.ensure()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.publication.run)
+            tasks.start_soon(self.certificates.run)
+            tasks.start_soon(self.sweep.run)
+            if self._lease is not None:
+                tasks.start_soon(self._lease.keep)
+            task_status.started()

@@ -1,0 +1,17 @@
+"""Tables of endpoints, a file for each kind of thing."""
+
+from __future__ import annotations
+
+from pantala.server.endpoint import Endpoint
+from pantala.server.routes import accounts, apps, builds, machines, platform, releases
+
+
+def all_endpoints() -> list[Endpoint]:
+    return [
+        *accounts.ENDPOINTS,
+        *apps.ENDPOINTS,
+        *machines.ENDPOINTS,
+        *releases.ENDPOINTS,
+        *builds.ENDPOINTS,
+        *platform.ENDPOINTS,
+    ]

@@ -1,0 +1,171 @@
+"""`/v1/apps`, and an app's secrets and logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pantala.control.logs import LogsChoice
+from pantala.server.endpoint import Call, Endpoint, Stream
+from pantala.wire.api import (
+    App,
+    CreateAppRequest,
+    CreateTokenRequest,
+    CreateTokenResponse,
+    ListAppsResponse,
+    LogsResponse,
+    SecretsResponse,
+    SetSecretsRequest,
+)
+
+LOG_LINES = 100
+
+
+class DeployTokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+    expiry: str = "8760h"
+
+
+class SecretValue(msgspec.Struct, frozen=True, kw_only=True):
+    value: str
+
+
+async def list_apps(call: Call) -> Any:
+    return await call.control.apps.list_apps(
+        call.principal, org_slug=call.query("org_slug"), role=call.query("app_role")
+    )
+
+
+async def create_app(call: Call) -> Any:
+    return await call.control.apps.create(call.principal, call.body)
+
+
+async def get_app(call: Call) -> Any:
+    return await call.control.apps.get(call.principal, call.app)
+
+
+async def delete_app(call: Call) -> None:
+    await call.control.apps.delete(call.principal, call.app)
+
+
+async def deploy_token(call: Call) -> Any:
+    request = CreateTokenRequest(name=f"deploy {call.app}", app=call.app, expiry=call.body.expiry)
+    return await call.control.accounts.create_token(call.principal, request)
+
+
+async def list_secrets(call: Call) -> Any:
+    return await call.control.secrets.list_secrets(call.principal, call.app)
+
+
+async def set_secrets(call: Call) -> Any:
+    return await call.control.secrets.set_values(call.principal, call.app, call.body.values)
+
+
+async def set_secret(call: Call) -> Any:
+    return await call.control.secrets.set_values(call.principal, call.app, {call.path("name"): call.body.value})
+
+
+async def remove_secret(call: Call) -> Any:
+    return await call.control.secrets.remove(call.principal, call.app, call.path("name"))
+
+
+async def logs(call: Call) -> Any:
+    chosen = LogsChoice(
+        machine_id=call.query("instance"),
+        region=call.query("region"),
+        since_ns=call.number("next_token", default=0),
+        limit=call.number("limit", default=LOG_LINES),
+    )
+    if call.flag("follow"):
+        return Stream(await call.control.logs.follow(call.principal, call.app, chosen))
+    return await call.control.logs.read(call.principal, call.app, chosen)
+
+
+_APP = "/v1/apps/{app}"
+ENDPOINTS = [
+    Endpoint(
+        method="GET",
+        path="/v1/apps",
+        run=list_apps,
+        answer=ListAppsResponse,
+        query=("org_slug", "app_role"),
+        tag="Apps",
+        summary="Apps that this token may read",
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/apps",
+        run=create_app,
+        body=CreateAppRequest,
+        answer=App,
+        status=201,
+        tag="Apps",
+        summary="Create an app; its name is global",
+    ),
+    Endpoint(method="GET", path=_APP, run=get_app, answer=App, tag="Apps", summary="One app; 403 when somebody else's"),
+    Endpoint(
+        method="DELETE",
+        path=_APP,
+        run=delete_app,
+        status=202,
+        query=("force",),
+        tag="Apps",
+        summary="Delete an app with everything in it",
+    ),
+    Endpoint(
+        method="POST",
+        path=f"{_APP}/deploy_token",
+        run=deploy_token,
+        body=DeployTokenRequest,
+        optional_body=True,
+        answer=CreateTokenResponse,
+        tag="Apps",
+        summary="A token that can deploy this app and nothing else",
+    ),
+    Endpoint(
+        method="GET",
+        path=f"{_APP}/secrets",
+        run=list_secrets,
+        answer=SecretsResponse,
+        query=("version", "min_version"),
+        tag="Secrets",
+        summary="Names, digests and dates; never values",
+    ),
+    Endpoint(
+        method="POST",
+        path=f"{_APP}/secrets",
+        run=set_secrets,
+        body=SetSecretsRequest,
+        answer=SecretsResponse,
+        tag="Secrets",
+        summary="Set secrets; null removes",
+    ),
+    Endpoint(
+        method="POST",
+        path=f"{_APP}/secrets/{{name}}",
+        run=set_secret,
+        body=SecretValue,
+        answer=SecretsResponse,
+        status=201,
+        tag="Secrets",
+        summary="Set one secret",
+    ),
+    Endpoint(
+        method="DELETE",
+        path=f"{_APP}/secrets/{{name}}",
+        run=remove_secret,
+        answer=SecretsResponse,
+        tag="Secrets",
+        summary="Remove one secret",
+    ),
+    Endpoint(
+        method="GET",
+        path=f"{_APP}/logs",
+        run=logs,
+        answer=LogsResponse,
+        streams=True,
+        query=("next_token", "instance", "region", "limit", "follow"),
+        tag="Logs",
+        summary="Lines after a token; with follow=true one LogLine a line, as they come",
+    ),
+]

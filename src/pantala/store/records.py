@@ -1,0 +1,142 @@
+"""Rows as the use cases see them, and how a result becomes them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Connection
+from sqlalchemy.sql.base import Executable
+
+R = TypeVar("R")
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class OrgRecord(_Record, frozen=True, kw_only=True):
+    id: int
+    slug: str
+    name: str
+
+
+class TokenRecord(_Record, frozen=True, kw_only=True):
+    """`role`: user (follows the memberships), admin, member, deploy, read."""
+
+    id: str
+    name: str
+    user_id: str
+    email: str
+    role: str
+    org_id: int | None
+    app_id: int | None
+    expires_at_ms: int
+
+
+class MembershipRecord(_Record, frozen=True, kw_only=True):
+    org_id: int
+    user_id: str
+    role: str
+
+
+class AppRecord(_Record, frozen=True, kw_only=True):
+    id: int
+    name: str
+    org_id: int
+    org_slug: str
+    org_name: str
+    network_id: int
+    network: str
+    role: str
+    status: str
+    secrets_version: int
+    created_at_ms: int
+
+
+class SecretRecord(_Record, frozen=True, kw_only=True):
+    name: str
+    sealed: str
+    digest: str
+    created_at_ms: int
+    updated_at_ms: int
+
+
+class ReleaseRecord(_Record, frozen=True, kw_only=True):
+    id: str
+    app_id: int
+    version: int
+    status: str
+    image: str
+    definition: str
+    description: str
+    strategy: str
+    user: str
+    reason: str
+    plan: str
+    cursor: int
+    created_at_ms: int
+    updated_at_ms: int
+
+
+class NodeRecord(_Record, frozen=True, kw_only=True):
+    """`status`: active, draining, lost."""
+
+    id: str
+    region: str
+    zone: str
+    status: str
+    sealing_key: str
+
+
+class PlacementRecord(_Record, frozen=True, kw_only=True):
+    """`config` is the JSON text that the user submitted, `snapshot` that of the newest machine answered to a caller."""
+
+    machine_id: str
+    app_id: int
+    name: str
+    node: str
+    region: str
+    generation: int
+    phase: str
+    tombstone: bool
+    boot: str
+    config: str
+    snapshot: str
+    created_at_ms: int
+    updated_at_ms: int
+
+
+class CertificateRecord(_Record, frozen=True, kw_only=True):
+    name: str
+    names: str
+    chain_pem: str
+    sealed_key: str
+    sealed_to: str
+    not_after_ms: int
+    issued_at_ms: int
+
+
+class HostnameRecord(_Record, frozen=True, kw_only=True):
+    hostname: str
+    app: str
+
+
+class IdempotencyRecord(_Record, frozen=True, kw_only=True):
+    digest: str
+    boot: str
+    code: int | None
+    sealed_answer: str | None
+
+
+def find(connection: Connection, statement: Executable, kind: type[R]) -> R | None:
+    row = connection.execute(statement).mappings().one_or_none()
+    return None if row is None else _record(row, kind)
+
+
+def many(connection: Connection, statement: Executable, kind: type[R]) -> list[R]:
+    return [_record(row, kind) for row in connection.execute(statement).mappings()]
+
+
+def _record(row: Any, kind: type[R]) -> R:
+    return msgspec.convert({str(key): value for key, value in row.items()}, type=kind)  # keys may be quoted names

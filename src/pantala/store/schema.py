@@ -1,0 +1,242 @@
+"""Tables of the control plane (SQLite now, Postgres when it grows). Times are Unix milliseconds.
+
+What each table is the truth of, and which use case writes it: `control/README.md`. Changes go through a migration in
+`migrations/versions` (expand, then contract); a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("email", String, nullable=False, unique=True),
+    Column("password_hash", String, nullable=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+orgs = Table(
+    "orgs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("slug", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+memberships = Table(
+    "memberships",
+    metadata,
+    Column("org_id", ForeignKey("orgs.id"), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), primary_key=True),
+    Column("role", String, nullable=False),
+)
+
+# A 6PN network id is never given twice, so rows stay when their last app is gone.
+networks = Table(
+    "networks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False),
+    Column("name", String, nullable=False),
+    UniqueConstraint("org_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+apps = Table(
+    "apps",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("org_id", ForeignKey("orgs.id"), nullable=False, index=True),
+    Column("network_id", ForeignKey("networks.id"), nullable=False),
+    Column("role", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("secrets_version", Integer, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("deleted_at_ms", BigInteger, nullable=True),
+    sqlite_autoincrement=True,
+)
+_LIVE_APP = text("deleted_at_ms IS NULL")
+Index("uq_apps_live_name", apps.c.name, unique=True, sqlite_where=_LIVE_APP, postgresql_where=_LIVE_APP)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("digest", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("role", String, nullable=False),
+    Column("org_id", ForeignKey("orgs.id"), nullable=True),
+    Column("app_id", ForeignKey("apps.id"), nullable=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("revoked_at_ms", BigInteger, nullable=True),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("app_id", ForeignKey("apps.id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("sealed", Text, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+)
+
+secret_deliveries = Table(
+    "secret_deliveries",
+    metadata,
+    Column("app_id", ForeignKey("apps.id"), primary_key=True),
+    Column("node", ForeignKey("nodes.id"), primary_key=True),
+    Column("version", Integer, nullable=False),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("app_id", ForeignKey("apps.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("status", String, nullable=False),
+    Column("image", Text, nullable=False),
+    Column("definition", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("strategy", String, nullable=False),
+    Column("user", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("cursor", Integer, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("app_id", "version"),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("region", String, nullable=False),
+    Column("zone", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("sealing_key", String, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+# Written before a machine is dispatched. `phase`: placing (the node has not answered yet), placed, destroying,
+# destroyed. `tombstone` is kept beside it because uniqueness and every reader ask only that.
+placements = Table(
+    "placements",
+    metadata,
+    Column("machine_id", String, primary_key=True),
+    Column("app_id", ForeignKey("apps.id"), nullable=False, index=True),
+    Column("name", String, nullable=False),
+    Column("node", ForeignKey("nodes.id"), nullable=False, index=True),
+    Column("region", String, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("phase", String, nullable=False),
+    Column("tombstone", Boolean, nullable=False),
+    Column("boot", String, nullable=False),
+    Column("config", Text, nullable=False),
+    Column("snapshot", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+)
+_LIVE_MACHINE = text("NOT tombstone")
+Index(
+    "uq_placements_live_name",
+    placements.c.app_id,
+    placements.c.name,
+    unique=True,
+    sqlite_where=_LIVE_MACHINE,
+    postgresql_where=_LIVE_MACHINE,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("scope", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("digest", String, nullable=False),
+    Column("boot", String, nullable=False),
+    Column("code", Integer, nullable=True),
+    Column("sealed_answer", Text, nullable=True),
+    Column("created_at_ms", BigInteger, nullable=False, index=True),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("names", Text, nullable=False),
+    Column("chain_pem", Text, nullable=False),
+    Column("sealed_key", Text, nullable=False),
+    Column("sealed_to", String, nullable=False),
+    Column("not_after_ms", BigInteger, nullable=False),
+    Column("issued_at_ms", BigInteger, nullable=False),
+)
+
+hostnames = Table(
+    "hostnames",
+    metadata,
+    Column("hostname", String, primary_key=True),
+    Column("app_id", ForeignKey("apps.id"), nullable=False, index=True),
+)
+
+addresses = Table(
+    "addresses",
+    metadata,
+    Column("address", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("app_id", ForeignKey("apps.id"), nullable=True, index=True),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("org_id", Integer, nullable=True),
+    Column("action", String, nullable=False),
+    Column("target", String, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("request_id", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+publisher_lease = Table(
+    "publisher_lease",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("holder", String, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+)

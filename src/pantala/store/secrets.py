@@ -1,0 +1,66 @@
+"""Statements about an app's sealed secrets and which nodes have been given which version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from pantala.store.records import SecretRecord, many
+from pantala.store.schema import apps, nodes, placements, secret_deliveries, secrets
+
+
+def put_secrets(
+    connection: Connection, app_id: int, values: Mapping[str, tuple[str, str] | None], *, now_ms: int
+) -> int:
+    """Set (sealed, digest) or remove (None) by name, in one step; the app's new secrets version."""
+    for name, value in values.items():
+        mine = (secrets.c.app_id == app_id) & (secrets.c.name == name)
+        if value is None:
+            connection.execute(delete(secrets).where(mine))
+            continue
+        sealed, digest = value
+        changed = update(secrets).where(mine).values(sealed=sealed, digest=digest, updated_at_ms=now_ms)
+        if connection.execute(changed).rowcount == 0:
+            connection.execute(
+                insert(secrets).values(
+                    app_id=app_id, name=name, sealed=sealed, digest=digest, created_at_ms=now_ms, updated_at_ms=now_ms
+                )
+            )
+    bump = update(apps).where(apps.c.id == app_id).values(secrets_version=apps.c.secrets_version + 1)
+    return int(connection.execute(bump.returning(apps.c.secrets_version)).scalar_one())
+
+
+def list_secrets(connection: Connection, app_id: int) -> list[SecretRecord]:
+    statement = select(
+        secrets.c.name, secrets.c.sealed, secrets.c.digest, secrets.c.created_at_ms, secrets.c.updated_at_ms
+    )
+    return many(connection, statement.where(secrets.c.app_id == app_id).order_by(secrets.c.name), SecretRecord)
+
+
+def record_delivery(connection: Connection, *, app_id: int, node: str, version: int) -> None:
+    """Never goes back: an older delivery that ends late changes nothing."""
+    mine = (secret_deliveries.c.app_id == app_id) & (secret_deliveries.c.node == node)
+    known = connection.execute(select(secret_deliveries.c.version).where(mine)).scalar_one_or_none()
+    if known is None:
+        connection.execute(insert(secret_deliveries).values(app_id=app_id, node=node, version=version))
+    elif int(known) < version:
+        connection.execute(update(secret_deliveries).where(mine).values(version=version))
+
+
+def list_undelivered(connection: Connection) -> list[tuple[int, str]]:
+    """(app id, node) where a live machine's node has older secrets than the app."""
+    statement = (
+        select(placements.c.app_id, placements.c.node)
+        .distinct()
+        .join(apps, apps.c.id == placements.c.app_id)
+        .join(nodes, nodes.c.id == placements.c.node)
+        .outerjoin(
+            secret_deliveries,
+            (secret_deliveries.c.app_id == placements.c.app_id) & (secret_deliveries.c.node == placements.c.node),
+        )
+        .where(placements.c.tombstone.is_(False), placements.c.phase == "placed", nodes.c.status != "lost")
+        .where(apps.c.deleted_at_ms.is_(None), apps.c.secrets_version > 0)
+        .where((secret_deliveries.c.version.is_(None)) | (secret_deliveries.c.version < apps.c.secrets_version))
+    )
+    return [(int(app_id), str(node)) for app_id, node in connection.execute(statement)]

@@ -1,0 +1,165 @@
+"""A whole control plane in memory: real store and API, fake agents, registry and builder.
+
+    async with running(tmp_path) as platform:
+        answer = await platform.http.post("/v1/apps", json=…, headers=platform.auth)
+
+`serve_http` puts the same application on a loopback port, for clients that bring their own connection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+
+from pantala.control.context import ControlSettings
+from pantala.control.keys import ClusterKey
+from pantala.control.service import Control, make_context
+from pantala.kit.clock import Clock, SystemClock
+from pantala.kit.rows import Row
+from pantala.kit.sealing import Opener
+from pantala.server.app import make_app
+from pantala.server.http import HttpServer
+from pantala.server.limits import RateLimits
+from pantala.store.database import Database, open_database
+from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
+from pantala.testing.bus import MemoryBus
+from pantala.wire.api import BuildEvent, BuildOptions
+
+SETTINGS = ControlSettings(
+    app_domain="apps.pantala.test",
+    platform_domain="pantala.test",
+    registry="registry.pantala.test",
+    default_region="iad",
+    regions=("iad", "lhr"),
+    api_backend="192.0.2.1:4280",
+    registry_backend="192.0.2.1:5000",
+    shared_kernel=True,
+)
+
+
+class RowTable:
+    """A RowSink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Any] = {}
+        self.puts = 0
+
+    async def put(self, rows: Sequence[Row]) -> int:
+        for row in rows:
+            if row.value is None:
+                self.rows.pop(row.key, None)
+            else:
+                self.rows[row.key] = row.value
+        self.puts += 1
+        return self.puts
+
+    async def replace_all(self, rows: Sequence[Row]) -> int:
+        self.rows.clear()
+        return await self.put(rows)
+
+
+class FakeBuilder:
+    """Says which files it saw, and is done at once."""
+
+    def __init__(self) -> None:
+        self.contexts: list[list[str]] = []
+
+    async def build(
+        self, *, app: str, context_dir: Path, options: BuildOptions, image: str
+    ) -> AsyncIterator[BuildEvent]:
+        found = sorted(str(path.relative_to(context_dir)) for path in context_dir.rglob("*"))
+        self.contexts.append(found)
+        yield BuildEvent(type="step", text=f"building {app} with {options.dockerfile}")
+        yield BuildEvent(type="done", image=image, digest=image_digest(image))
+
+
+class TestPlatform:
+    __test__ = False
+
+    def __init__(self, control: Control, bus: MemoryBus, db: Database, edge: Opener) -> None:
+        self.control = control
+        self.bus = bus
+        self.db = db
+        self.edge = edge
+        self.rows = RowTable()
+        self.registry = FakeRegistry()
+        self.builder = FakeBuilder()
+        self.agents: dict[str, FakeAgent] = {}
+        self.token = ""
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"}
+
+    http: httpx2.AsyncClient
+
+    async def add_agent(self, node: str, *, region: str = "iad", **more: Any) -> FakeAgent:
+        agent = FakeAgent(self.bus, node, region=region, clock=self.control.context.clock, **more)
+        await agent.serve()
+        await self.control.nodes.ensure(node, region=region, zone=agent.zone, sealing_key="")
+        self.agents[node] = agent
+        return agent
+
+    async def admin(self, email: str, org: str) -> dict[str, str]:
+        """Headers of another org's admin."""
+        made = await self.control.accounts.bootstrap(email=email, org=org)
+        return {"authorization": f"Bearer {made.token}"}
+
+    async def create_app(self, name: str, *, org: str = "acme") -> None:
+        body = {"app_name": name, "org_slug": org}
+        (await self.http.post("/v1/apps", json=body, headers=self.auth)).raise_for_status()
+
+    async def create_machine(self, app: str, **more: Any) -> dict[str, Any]:
+        body = {"config": {"image": f"registry.pantala.test/{app}:v1"}} | more
+        answer = await self.http.post(f"/v1/apps/{app}/machines", json=body, headers=self.auth)
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json()
+        return document
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, *, clock: Clock | None = None, settings: ControlSettings = SETTINGS, bus: MemoryBus | None = None
+) -> AsyncGenerator[TestPlatform]:
+    """One agent (`node-1` in iad), the org `acme` with an admin whose token is `platform.token`."""
+    clock = clock or SystemClock()
+    bus = bus or MemoryBus()
+    db = open_database(folder / "control.db")
+    edge = Opener(os.urandom(32))
+    try:
+        context = make_context(
+            db=db, bus=bus, clock=clock, key=ClusterKey.load(folder / "cluster.key"), settings=settings
+        )
+        rows, registry, builder = RowTable(), FakeRegistry(), FakeBuilder()
+        control = Control(
+            context, sink=rows, registry=registry, builder=builder, state_dir=folder, edge_key=edge.public_key
+        )
+        platform = TestPlatform(control, bus, db, edge)
+        platform.rows, platform.registry, platform.builder = rows, registry, builder
+        await platform.add_agent("node-1")
+        platform.token = (await control.accounts.bootstrap(email="ada@example.com", org="acme")).token
+        app = make_app(control, RateLimits(clock, per_s=1000, burst=10_000))
+        transport = httpx2.ASGITransport(app=app)  # pyright: ignore[reportArgumentType]
+        async with httpx2.AsyncClient(transport=transport, base_url="http://api.pantala.test") as http:
+            platform.http = http
+            yield platform
+    finally:
+        db.close()
+
+
+@asynccontextmanager
+async def serve_http(platform: TestPlatform, *, per_s: float = 1000, burst: int = 10_000) -> AsyncGenerator[str]:
+    """The base URL of the same API on a loopback port."""
+    app = make_app(platform.control, RateLimits(platform.control.context.clock, per_s=per_s, burst=burst))
+    server = HttpServer(app, "127.0.0.1", 0)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(server.run_in)
+        host, port = server.address
+        yield f"http://{host}:{port}"
+        tasks.cancel_scope.cancel()
