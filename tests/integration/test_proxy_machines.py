@@ -12,7 +12,19 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from proxy_rig import WITHIN_S, Backend, Request, Rig, answer, app_rows, free_port, machine_row, row, running, service_row
+from proxy_rig import (
+    WITHIN_S,
+    Backend,
+    Request,
+    Rig,
+    answer,
+    app_rows,
+    free_port,
+    machine_row,
+    row,
+    running,
+    service_row,
+)
 
 from pantala.testing.poll import until
 from pantala.wire.feed import Drain, ProxyFrame, Undrain, Wake, WakeResult

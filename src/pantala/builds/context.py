@@ -1,4 +1,4 @@
-"""The build context: a directory as a gzip tar, without what `.dockerignore` names, and the way back."""
+"""The build context: a directory as a gzip tar, without what `.dockerignore` names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from pantala.builds.ignore import IgnoreRules
 from pantala.errors import InvalidRequest
 
-CONTEXT_BYTES_MAX = 2 * 1024**3
 FILES_MAX = 200_000
 OUTSIDE_DOCKERFILE = ".pantala.Dockerfile"
 """Where a Dockerfile that lies outside the context travels."""
@@ -37,25 +36,6 @@ def pack(root: Path, destination: Path, *, dockerfile: Path, ignorefile: Path | 
         if inside == OUTSIDE_DOCKERFILE:
             archive.add(dockerfile, arcname=inside, filter=_plain)
     return inside
-
-
-def unpack(source: Path, destination: Path) -> None:
-    """The way back, on the platform. Raises InvalidRequest for anything that points out of the context."""
-    size = 0
-    try:
-        with tarfile.open(source, "r:gz") as archive:
-            for count, member in enumerate(archive):
-                size += member.size
-                if count >= FILES_MAX or size > CONTEXT_BYTES_MAX:
-                    raise InvalidRequest(
-                        f"the build context has more than {FILES_MAX} files or {CONTEXT_BYTES_MAX >> 30} GiB",
-                        hint="leave out what the build does not need with .dockerignore",
-                    )
-                archive.extract(member, destination, filter="data")
-    except tarfile.FilterError as error:
-        raise InvalidRequest(f"the build context points out of itself: {error}") from error
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise InvalidRequest(f"the build context is not a readable tar.gz: {error}") from error
 
 
 def _walk(root: Path, rules: IgnoreRules, *, always: str) -> list[Path]:

@@ -38,12 +38,12 @@ class BuildkitBuilder:
         self._registry_name = registry_name
 
     async def build(
-        self, *, app: str, context_dir: Path, options: BuildOptions, image: str, credential: Secret
+        self, *, app: str, context_dir: Path, options: BuildOptions, image: str, push_token: Secret
     ) -> AsyncGenerator[BuildEvent]:
         """Build `context_dir` and push it as `image`; the last event is `done` (with the digest) or `failed`."""
         with tempfile.TemporaryDirectory(prefix="pantala-build-") as scratch:
             work = Path(scratch)
-            write_credential(work, self._push_registry, credential)
+            write_credential(work, self._push_registry, push_token)
             metadata = work / "metadata.json"
             command = build_command(
                 socket=self._socket,
@@ -158,12 +158,11 @@ def build_command(*, socket: Path, context: Path, options: BuildOptions, target:
     return command + [f"--opt=build-arg:{name}={value}" for name, value in sorted(options.args.items())]
 
 
-def write_credential(folder: Path, registry: str, credential: Secret) -> None:
-    """A Docker config that only this build reads."""
-    auth = base64.b64encode(f"x:{credential.reveal()}".encode()).decode()
+def write_credential(folder: Path, registry: str, token: Secret) -> None:
+    """A Docker config that only this build reads: BuildKit sends the token as it is and asks nobody for another."""
     path = folder / "config.json"
     path.touch(mode=0o600)
-    path.write_text(json.dumps({"auths": {registry: {"auth": auth}}}))
+    path.write_text(json.dumps({"auths": {registry: {"registrytoken": token.reveal()}}}))
 
 
 def _environment(work: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ import httpx2
 import msgspec
 
 from pantala.errors import InvalidRequest, NotFound, TransientError, UserError
-from pantala.images.reference import DOCKER_HUB, unparse
+from pantala.images.reference import DOCKER_HUB, parse, pinned, unparse
 from pantala.wire.machine import ImageRef
 
 INDEX_TYPES = (
@@ -64,12 +64,11 @@ class RegistryClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def resolve(self, image: ImageRef, *, token: str = "") -> ImageRef:
-        """The same reference with its digest. Raises NotFound, TransientError."""
-        if image.digest:
-            return image
-        headers, _ = await self._manifest(image, image.tag, token)
-        return msgspec.structs.replace(image, digest=headers["digest"])
+    async def resolve(self, image: str, *, token: str = "") -> ImageRef:
+        """The reference with the digest that its tag has now. Raises InvalidRequest, NotFound, TransientError."""
+        reference = parse(image)
+        headers, _ = await self._manifest(reference, reference.digest or reference.tag, token)
+        return pinned(reference, headers["digest"])
 
     async def manifest(self, image: ImageRef, *, token: str = "") -> Manifest:
         """The manifest for this host's platform. Raises NotFound, InvalidRequest (no such platform, unreadable)."""

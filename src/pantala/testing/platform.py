@@ -27,8 +27,8 @@ from pantala.server.app import make_app
 from pantala.server.http import HttpServer
 from pantala.server.limits import RateLimits
 from pantala.store.database import Database, open_database
-from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
 from pantala.testing.bus import MemoryBus
+from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
 from pantala.wire.api import BuildEvent, BuildOptions
 
 SETTINGS = ControlSettings(
