@@ -148,8 +148,8 @@ class ApiClient:
     async def create_release(self, app: str, request: api.CreateReleaseRequest) -> api.Release:
         return await self._call("POST", f"/v1/apps/{app}/releases", api.Release, body=request)
 
-    async def update_release(self, app: str, version: int, request: api.UpdateReleaseRequest) -> api.Release:
-        return await self._call("PATCH", f"/v1/apps/{app}/releases/{version}", api.Release, body=request)
+    async def update_release(self, app: str, release_id: str, request: api.UpdateReleaseRequest) -> api.Release:
+        return await self._call("PATCH", f"/v1/apps/{app}/releases/{release_id}", api.Release, body=request)
 
     # -- logs, builds ------------------------------------------------------------------------------------------------
 

@@ -200,7 +200,7 @@ class Executor:
         request = msgspec.convert(
             {"status": status, "plan": plan, "cursor": cursor, "reason": reason}, UpdateReleaseRequest
         )
-        await self._client.update_release(self._app, self._release.version, request)
+        await self._client.update_release(self._app, self._release.id, request)
 
 
 _ENDED = ("destroyed", "stopped", "failed", "launch_failed")
