@@ -51,5 +51,7 @@ class HttpServer(uvicorn.Server):
             await anyio.sleep(0.01)
         task_status.started()
 
-    def stop(self) -> None:
+    def stop(self, *, now: bool = False) -> None:
+        """`now` waits for no request."""
         self.should_exit = True
+        self.force_exit = now

@@ -161,5 +161,7 @@ async def serve_http(platform: TestPlatform, *, per_s: float = 1000, burst: int 
     async with anyio.create_task_group() as tasks:
         await tasks.start(server.run_in)
         host, port = server.address
-        yield f"http://{host}:{port}"
-        tasks.cancel_scope.cancel()
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.stop(now=True)
