@@ -159,7 +159,7 @@ async def serve_http(platform: TestPlatform, *, per_s: float = 1000, burst: int 
     app = make_app(platform.control, RateLimits(platform.control.context.clock, per_s=per_s, burst=burst))
     server = HttpServer(app, "127.0.0.1", 0)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(server.run_in)
+        tasks.start_soon(server.run_until_stopped)
         host, port = server.address
         try:
             yield f"http://{host}:{port}"
