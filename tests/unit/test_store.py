@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -50,9 +51,12 @@ async def test_a_failed_transaction_changes_nothing(db: Database) -> None:
 
 
 async def test_concurrent_writers_all_succeed(db: Database) -> None:
+    def insert(slug: str, connection: Connection) -> int:
+        return accounts.insert_org(connection, slug=slug, name="x", now_ms=1)
+
     async with anyio.create_task_group() as tasks:
         for n in range(20):
-            tasks.start_soon(db.write, lambda c, n=n: accounts.insert_org(c, slug=f"o{n}", name="x", now_ms=1))
+            tasks.start_soon(db.write, partial(insert, f"o{n}"))
     assert len(await db.read(lambda c: accounts.list_orgs(c, list(range(100))))) == 20
 
 

@@ -24,7 +24,7 @@ from pantala.control.documents import Document
 from pantala.control.images import Images
 from pantala.control.nodes import Nodes
 from pantala.control.secrets import Secrets
-from pantala.domain.validate import validate_config
+from pantala.domain import guests, validate
 from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound
 from pantala.kit import ids
 from pantala.planner.placement import Ask, Candidate, choose
@@ -164,13 +164,13 @@ class Machines:
         return found
 
     def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Sequence[frozenset[str]]) -> Ask:
-        guest = documents.guest_of(request.config)
+        size = guests.resolve(request.config)
         return Ask(
             org=app.org_id,
             regions=wanted,
-            cpus=guest.cpus or 1,
-            shared_cpu=guest.cpu_kind != "performance",
-            memory_mib=guest.memory_mb or 256,
+            cpus=size.cpus,
+            shared_cpu=size.cpu_kind == "shared",
+            memory_mib=size.memory_mb,
             shared_kernel=self._context.settings.shared_kernel,
         )
 
@@ -292,7 +292,7 @@ class Machines:
 
 
 def _check(app: AppRecord, request: LaunchMachineRequest) -> None:
-    validate_config(request.config)
+    validate.config(request.config)
     if request.name and not _NAME.fullmatch(request.name):
         raise InvalidRequest(f"{request.name!r} must be letters, digits and dashes, at most 63", field="name")
     if request.lease_ttl is not None and not 0 <= request.lease_ttl <= LEASE_TTL_S_MAX:

@@ -1,22 +1,193 @@
-"""Rules of a machine config that types alone cannot say. Raises InvalidRequest naming the field."""
+"""Is a machine config acceptable? Every refusal names its field and what would be right. Pure.
+
+Called by control when a request arrives and by the agent before it journals one; nothing is half done.
+"""
 
 from __future__ import annotations
 
+import msgspec
+
+from pantala.domain import guests, restart, signals
+from pantala.domain.durations import seconds
 from pantala.errors import InvalidRequest
-from pantala.wire.machine import MachineConfig
+from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Service
+
+HANDLERS = ("http", "tls", "pg_tls", "proxy_proto", "edge_http")
+CHECK_TYPES = ("tcp", "http")
+SCHEDULES = ("hourly", "daily", "weekly", "monthly")
+ENV_BYTES_MAX = 512 * 1024
+FILES_BYTES_MAX = 1024 * 1024
+SERVICES_MAX = 64
 
 
-def validate_config(config: MachineConfig) -> None:
+def config(config: MachineConfig) -> None:
+    """Raises InvalidRequest for the first thing that is wrong."""
     if not config.image:
-        raise InvalidRequest("is required", field="config.image", hint="name an image such as registry.example/app:tag")
-    if config.guest is not None and config.size is not None:
-        raise InvalidRequest("cannot be given together with config.guest", field="config.size")
+        raise InvalidRequest("an image is required", field="config.image")
+    guests.resolve(config)
+    if len(config.services or []) > SERVICES_MAX:
+        raise InvalidRequest(f"at most {SERVICES_MAX} services", field="config.services")
     for index, service in enumerate(config.services or []):
-        _port(service.internal_port, f"config.services[{index}].internal_port")
-        for at, port in enumerate(service.ports or []):
-            _port(port.port, f"config.services[{index}].ports[{at}].port")
+        _service(service, f"config.services[{index}]")
+    for name, check in (config.checks or {}).items():
+        _check(check, f"config.checks.{name}", port_required=True)
+    _mounts(config.mounts or [])
+    _restart(config)
+    _stop(config)
+    _env(config)
+    _files(config)
+    if config.schedule and config.schedule not in SCHEDULES:
+        raise InvalidRequest(f"{config.schedule!r} is not one of {', '.join(SCHEDULES)}", field="config.schedule")
+    if config.schedule:
+        raise InvalidRequest("scheduled machines are not offered yet; leave it out", field="config.schedule")
+    if config.standbys:
+        raise InvalidRequest("standby machines are not offered yet; leave it out", field="config.standbys")
 
 
-def _port(value: int | None, field: str) -> None:
-    if value is not None and not 1 <= value <= 65535:
+def autostop(service: Service, field: str = "autostop") -> str:
+    """`off`, `stop` or `suspend` of the spellings a service may use."""
+    value = service.autostop
+    if value in (None, False, "off", "false"):
+        return "off"
+    if value in (True, "stop", "true"):
+        return "stop"
+    if value == "suspend":
+        return "suspend"
+    raise InvalidRequest(f"{value!r} is not one of true, false, off, stop, suspend", field=field)
+
+
+def _port_number(value: int | None, field: str) -> int:
+    if value is None:
+        raise InvalidRequest("a port is required", field=field)
+    if not 1 <= value <= 65535:
         raise InvalidRequest(f"{value} is not a port; ports are 1 to 65535", field=field)
+    return value
+
+
+def _service(service: Service, field: str) -> None:
+    protocol = service.protocol or "tcp"
+    if protocol == "udp":
+        raise InvalidRequest("UDP services are not offered yet", field=f"{field}.protocol")
+    if protocol != "tcp":
+        raise InvalidRequest(f"{protocol!r} is not one of tcp, udp", field=f"{field}.protocol")
+    _port_number(service.internal_port, f"{field}.internal_port")
+    for index, port in enumerate(service.ports or []):
+        _port(port, f"{field}.ports[{index}]")
+    _concurrency(service.concurrency, f"{field}.concurrency")
+    autostop(service, f"{field}.autostop")
+    if (service.min_machines_running or 0) < 0:
+        raise InvalidRequest("cannot be negative", field=f"{field}.min_machines_running")
+    for index, check in enumerate(service.checks or []):
+        _check(check, f"{field}.checks[{index}]", port_required=False)
+
+
+def _port(port: Port, field: str) -> None:
+    if port.port is None:
+        start = _port_number(port.start_port, f"{field}.port")
+        end = _port_number(port.end_port, f"{field}.end_port")
+        if end < start:
+            raise InvalidRequest(f"{end} is below start_port {start}", field=f"{field}.end_port")
+    else:
+        _port_number(port.port, f"{field}.port")
+    for index, handler in enumerate(port.handlers or []):
+        if handler not in HANDLERS:
+            raise InvalidRequest(
+                f"{handler!r} is not a handler; one of {', '.join(HANDLERS)}", field=f"{field}.handlers[{index}]"
+            )
+    if port.force_https and "http" not in (port.handlers or []):
+        raise InvalidRequest("needs the http handler on this port", field=f"{field}.force_https")
+
+
+def _concurrency(limits: Concurrency | None, field: str) -> None:
+    if limits is None:
+        return
+    if limits.type not in (None, "", "connections", "requests"):
+        raise InvalidRequest(f"{limits.type!r} is not one of connections, requests", field=f"{field}.type")
+    for name, value in (("soft_limit", limits.soft_limit), ("hard_limit", limits.hard_limit)):
+        if value is not None and value < 0:
+            raise InvalidRequest("cannot be negative", field=f"{field}.{name}")
+    if limits.soft_limit and limits.hard_limit and limits.soft_limit > limits.hard_limit:
+        raise InvalidRequest(
+            f"{limits.soft_limit} is above hard_limit {limits.hard_limit}", field=f"{field}.soft_limit"
+        )
+
+
+def _check(check: Check, field: str, *, port_required: bool) -> None:
+    if check.type not in CHECK_TYPES:
+        raise InvalidRequest(f"{check.type!r} is not one of {', '.join(CHECK_TYPES)}", field=f"{field}.type")
+    if port_required or check.port is not None:
+        _port_number(check.port, f"{field}.port")
+    if check.protocol not in (None, "", "http", "https"):
+        raise InvalidRequest(f"{check.protocol!r} is not one of http, https", field=f"{field}.protocol")
+    if check.path and not check.path.startswith("/"):
+        raise InvalidRequest(f"{check.path!r} does not begin with /", field=f"{field}.path")
+    for name, value, low_s in (
+        ("interval", check.interval, 0.5),
+        ("timeout", check.timeout, 0.05),
+        ("grace_period", check.grace_period, 0.0),
+    ):
+        if value is not None and value != "":
+            given_s = seconds(value, field=f"{field}.{name}", default=low_s)
+            if not low_s <= given_s <= 3600:
+                raise InvalidRequest(f"{value!r} is not between {low_s:g}s and 1h", field=f"{field}.{name}")
+
+
+def _mounts(mounts: list[Mount]) -> None:
+    if len(mounts) > 1:
+        raise InvalidRequest("a machine has at most one mount", field="config.mounts")
+    if mounts:
+        raise InvalidRequest("volumes are not offered yet; leave it out", field="config.mounts")
+
+
+def _restart(config: MachineConfig) -> None:
+    if config.restart is None:
+        return
+    policy = config.restart.policy
+    if policy not in (None, "", *restart.POLICIES):
+        raise InvalidRequest(f"{policy!r} is not one of {', '.join(restart.POLICIES)}", field="config.restart.policy")
+    if config.restart.max_retries is not None and config.restart.max_retries < 0:
+        raise InvalidRequest("cannot be negative", field="config.restart.max_retries")
+
+
+def _stop(config: MachineConfig) -> None:
+    if config.stop_config is None:
+        return
+    if config.stop_config.signal:
+        signals.number(config.stop_config.signal, field="config.stop_config.signal")
+    field = "config.stop_config.timeout"
+    if seconds(config.stop_config.timeout, field=field, default=5.0) > signals.TIMEOUT_MAX_S:
+        raise InvalidRequest(f"is above {signals.TIMEOUT_MAX_S:g}s", field=field)
+
+
+def _env(config: MachineConfig) -> None:
+    total = 0
+    for name, value in (config.env or {}).items():
+        if not name or "=" in name or "\0" in name:
+            raise InvalidRequest(f"{name!r} is not a variable name", field="config.env")
+        if "\0" in value:
+            raise InvalidRequest("contains a NUL byte", field=f"config.env.{name}")
+        total += len(name) + len(value)
+    if total > ENV_BYTES_MAX:
+        raise InvalidRequest(f"{total} bytes; at most {ENV_BYTES_MAX}", field="config.env")
+
+
+def _files(config: MachineConfig) -> None:
+    total = 0
+    for index, item in enumerate(config.files or []):
+        field = f"config.files[{index}]"
+        if not item.guest_path.startswith("/") or ".." in item.guest_path.split("/"):
+            raise InvalidRequest(f"{item.guest_path!r} is not an absolute path", field=f"{field}.guest_path")
+        if (item.raw_value is None) == (item.secret_name is None):
+            raise InvalidRequest("give raw_value or secret_name", field=field)
+        total += len(item.raw_value or "")
+    if total > FILES_BYTES_MAX:
+        raise InvalidRequest(f"{total} bytes; at most {FILES_BYTES_MAX}", field="config.files")
+
+
+def normalized(config: MachineConfig) -> MachineConfig:
+    """The config with an explicit guest, so that what runs can be read from the answer."""
+    size = guests.resolve(config)
+    guest = msgspec.structs.replace(
+        config.guest or Guest(), cpu_kind=size.cpu_kind, cpus=size.cpus, memory_mb=size.memory_mb
+    )
+    return msgspec.structs.replace(config, size=None, guest=guest)
