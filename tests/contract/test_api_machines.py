@@ -9,7 +9,7 @@ import pytest
 from golden import check
 
 from pantala.errors import CapacityError, InternalError
-from pantala.testing.agent import claims_of
+from pantala.testing.fake_agent import claims_of
 from pantala.testing.platform import TestPlatform
 from pantala.wire import node as wire
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from golden import check
 
+from pantala.testing.fake_agent import claims_of
 from pantala.testing.platform import TestPlatform, serve_http
 from pantala.wire.api import BuildEvent, LogLine
 
@@ -143,6 +144,9 @@ async def test_a_build_streams_events_and_ends_with_its_image(web: TestPlatform)
     assert [event.type for event in events] == ["step", "done"]
     assert events[-1].image == "registry.pantala.test/web:v7"
     assert web.builder.contexts == [["Dockerfile", "main"]]
+    access = claims_of(web.builder.push_tokens[0])["access"]
+    assert {"type": "repository", "name": "web", "actions": ["pull", "push"]} in access
+    assert all(entry["name"] == "web" or entry["actions"] == ["pull"] for entry in access)
     folder = web.control.builds._folder
     assert list(folder.iterdir()) == []
 

@@ -22,7 +22,7 @@ import pytest
 
 from pantala.kit.bus_nats import connect
 from pantala.kit.sealing import Opener
-from pantala.testing.agent import FakeAgent
+from pantala.testing.fake_agent import FakeAgent
 from pantala.testing.poll import until_sync
 
 pytestmark = pytest.mark.anyio
@@ -30,17 +30,19 @@ pytestmark = pytest.mark.anyio
 # The composition that the tests use: real bus and store, a table for rows, a registry that resolves everything.
 SERVE = """
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 import anyio
 from pantala.server import settings
 from pantala.server.compose import NoBuilder, Parts
 from pantala.server.main import serve
-from pantala.testing.agent import FakeRegistry
+from pantala.testing.fake_agent import FakeRegistry
 from pantala.testing.platform import RowTable
 
+@asynccontextmanager
 async def join(settings, *, bus, clock, epoch):
     Path(settings.state_dir, "epoch").write_text(str(epoch))
-    return Parts(sink=RowTable(), registry=FakeRegistry(), builder=NoBuilder())
+    yield Parts(sink=RowTable(), registry=FakeRegistry(), builder=NoBuilder())
 
 anyio.run(serve, settings.read(Path(sys.argv[1])), join)
 """

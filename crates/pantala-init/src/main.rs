@@ -1,1 +1,29 @@
-fn main() {}
+//! `pantala-init`: PID 1 of every machine, and on the host the few system calls that bring one there.
+//!
+//! Without arguments it is PID 1 (`guest`): started by the container runtime inside the machine's namespaces with a
+//! socket, a ring file and an exit record at descriptors 3, 4 and 5. `enclose` and `namespaces` (`host`) run on the
+//! host, called by `pantala.drivers.container` and `pantala.net`: they need calls that Python cannot make safely from
+//! a process with threads (unshare, setns, idmapped mounts). One program, so that both ends of the inherited
+//! descriptors always have the same version.
+
+mod guest;
+mod host;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        None => guest::run(),
+        Some("--version") => {
+            println!("pantala-init {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Some("enclose") => host::report(host::enclose::run()),
+        Some("namespaces") => host::report(host::namespaces::run()),
+        Some(other) => {
+            eprintln!("pantala-init: unknown command {other}; it is PID 1 without arguments, or: enclose, namespaces");
+            ExitCode::from(2)
+        }
+    }
+}

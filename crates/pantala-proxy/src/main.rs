@@ -1,1 +1,176 @@
-fn main() {}
+//! `pantala-proxy`: TLS, HTTP, TCP and DNS around the decisions of `pantala-route`. The README beside lists the steps of a
+//! request with their files; started by the box or by systemd, told what to serve by the agent of its host.
+#![forbid(unsafe_code)]
+
+mod accept;
+mod admin;
+mod api;
+mod body;
+mod control;
+mod dns;
+mod drains;
+mod forward;
+mod generations;
+mod headers;
+mod ids;
+mod link;
+mod log;
+mod pool;
+mod queue;
+mod raw;
+mod request;
+mod respond;
+mod select;
+mod service;
+mod settings;
+mod shared;
+mod shutdown;
+mod tls;
+mod tunnels;
+mod upgrade;
+mod wakes;
+mod websocket;
+
+use std::error::Error;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::mpsc;
+
+use crate::shared::{Life, Shared};
+
+const USAGE: &str = "usage: pantala-proxy --settings FILE | --version";
+/// Frames of the agent that wait to be applied; it is slowed down beyond.
+const EVENTS_MAX: usize = 64;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let settings = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--version"] => {
+            println!("pantala-proxy {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        ["--settings", file] => PathBuf::from(file),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pantala-proxy: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
+    let settings = settings::read(settings)?;
+    die_as_one();
+    raise_descriptor_limit();
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let bound = accept::bind(&settings.listeners, workers)?;
+    let side = SideListeners::bind(&settings)?;
+    let dns = dns::bind(&settings)?;
+    let generations = generations::Generations::open(settings.wire.state_dir.as_ref())
+        .map_err(|e| format!("state_dir: cannot use {}: {e}", settings.wire.state_dir))?;
+    let (shared, commands) = Shared::new(settings);
+    let tls = accept::Tls {
+        http: tls::server_config(shared.certificates.clone(), true)?,
+        raw: tls::server_config(shared.certificates.clone(), false)?,
+    };
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let control = control::Control::new(shared.clone(), generations)?;
+    let mut threads = Vec::new();
+    for (index, bound) in bound.into_iter().enumerate() {
+        let (shared, tls) = (shared.clone(), tls.clone());
+        let work = move || accept::work(shared, bound, &tls);
+        threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
+    }
+    let (asked, dns_thread) = (shared.clone(), thread::Builder::new().name("dns".to_owned()));
+    threads.push(dns_thread.spawn(move || dns::work(asked, dns))?);
+    let wire = &shared.settings.wire;
+    log::info(
+        "proxy started",
+        &[("node", &wire.node), ("region", &wire.region), ("workers", &workers)],
+    );
+    runtime.block_on(serve(shared.clone(), side, control, commands))?;
+    for thread in threads {
+        thread.join().map_err(|_| "a worker ended badly")??;
+    }
+    log::info("proxy ended", &[]);
+    Ok(())
+}
+
+/// Everything that is not a request runs on the main thread.
+async fn serve(
+    shared: Arc<Shared>,
+    side: SideListeners,
+    control: control::Control,
+    commands: mpsc::Receiver<shared::Command>,
+) -> std::io::Result<()> {
+    let (events, received) = mpsc::channel(EVENTS_MAX);
+    let link = tokio::spawn(link::run(shared.settings.wire.agent_socket.clone().into(), events));
+    let ending = tokio::spawn(shutdown::watch(shared.clone())?);
+    if let Some(listener) = side.admin {
+        tokio::spawn(admin::run(shared.clone(), listener));
+    }
+    for (listener, to) in side.api {
+        tokio::spawn(api::run(listener, to));
+    }
+    control.run(received, commands).await;
+    link.abort();
+    ending.abort();
+    debug_assert!(*shared.life.borrow() == Life::Ending);
+    Ok(())
+}
+
+/// Listeners beside the public ones, bound before anything is served.
+struct SideListeners {
+    admin: Option<TcpListener>,
+    api: Vec<(TcpListener, SocketAddr)>,
+}
+
+impl SideListeners {
+    fn bind(settings: &settings::Settings) -> std::io::Result<SideListeners> {
+        let listen = |socket| accept::listen(socket, false).map_err(|e| accept::named(e, socket));
+        let admin = settings.admin_listen.map(listen).transpose()?;
+        let pairs = settings
+            .api_forward
+            .into_iter()
+            .flat_map(|to| settings.api_listen.iter().map(move |from| (*from, to)));
+        let api = pairs
+            .map(|(from, to)| Ok((listen(from)?, to)))
+            .collect::<std::io::Result<_>>()?;
+        Ok(SideListeners { admin, api })
+    }
+}
+
+/// A thread that panics takes the process along: half a proxy would look alive.
+fn die_as_one() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        std::process::abort();
+    }));
+}
+
+/// Each connection is two descriptors; the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    ) {
+        log::warning("descriptor limit not raised", &[("reason", &error)]);
+    }
+}

@@ -1,2 +1,17 @@
-//! Routing decisions without I/O: match, balance, retry, wake.
+//! Routing decisions without I/O, between the rows of `pantala-wire` and the sockets of `pantala-proxy`, in the order in
+//! which a request meets them:
+//!
+//! - [`table`]: rows become a [`snapshot`]; unreadable ones are set aside
+//! - [`matching`]: address and host name to an app or a platform service
+//! - [`choose`]: which machine, or wake, wait, queue, fail
+//! - [`gauge`]: what is in flight on a machine, shared by all threads; also the drain switch
+//! - [`retry`]: whether another attempt is allowed
 #![forbid(unsafe_code)]
+
+pub mod choose;
+pub mod gauge;
+pub mod matching;
+pub mod names;
+pub mod retry;
+pub mod snapshot;
+pub mod table;

@@ -1,1 +1,380 @@
-//! The feed between agent and proxy: `src/pantala/wire/feed.py`.
+//! The feed between agent and proxy: `src/pantala/wire/feed.py`, which says what each field means. Used by
+//! `pantala-route` (rows) and `pantala-proxy` (frames, settings). Unknown fields are skipped, absent ones take Python's
+//! default; `tests/feed_schema.rs` holds every type against `schemas/feed.json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub const FEED_PROTOCOL: u32 = 1;
+
+// -- parts of a machine config that services carry ----------------------------------------------------------------
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HTTPResponseOptions {
+    pub headers: Option<BTreeMap<String, Value>>,
+    pub pristine: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReplayCache {
+    pub path_prefix: Option<String>,
+    pub ttl_seconds: Option<i64>,
+    pub r#type: Option<String>,
+    pub name: Option<String>,
+    pub allow_bypass: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HTTPOptions {
+    pub compress: Option<bool>,
+    pub h2_backend: Option<bool>,
+    pub idle_timeout: Option<i64>,
+    pub headers_read_timeout: Option<i64>,
+    pub response: Option<HTTPResponseOptions>,
+    pub replay_cache: Option<Vec<ReplayCache>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TLSOptions {
+    pub alpn: Option<Vec<String>>,
+    pub versions: Option<Vec<String>>,
+    pub default_self_signed: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProxyProtoOptions {
+    pub version: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Port {
+    pub port: Option<u16>,
+    pub start_port: Option<u16>,
+    pub end_port: Option<u16>,
+    pub handlers: Option<Vec<String>>,
+    pub force_https: Option<bool>,
+    pub http_options: Option<HTTPOptions>,
+    pub tls_options: Option<TLSOptions>,
+    pub proxy_proto_options: Option<ProxyProtoOptions>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Concurrency {
+    pub r#type: Option<String>,
+    pub soft_limit: Option<u32>,
+    pub hard_limit: Option<u32>,
+}
+
+// -- rows -----------------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AppRow {
+    pub app: String,
+    pub org: String,
+    pub network: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostRow {
+    pub app: Option<String>,
+    pub backend: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AddressKind {
+    Shared,
+    Dedicated,
+    Private,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddressRow {
+    pub kind: AddressKind,
+    #[serde(default)]
+    pub app: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Autostop {
+    #[default]
+    Off,
+    Stop,
+    Suspend,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceRow {
+    pub app: String,
+    pub protocol: String,
+    pub internal_port: u16,
+    pub ports: Vec<Port>,
+    pub concurrency: Concurrency,
+    #[serde(default)]
+    pub autostart: bool,
+    #[serde(default)]
+    pub autostop: Autostop,
+    #[serde(default)]
+    pub min_machines_running: u32,
+    #[serde(default)]
+    pub checked: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineRow {
+    pub id: String,
+    pub app: String,
+    pub region: String,
+    pub node: String,
+    pub instance_id: String,
+    pub generation: u64,
+    pub state: String,
+    pub ip4: String,
+    pub ip6: String,
+    pub services: Vec<String>,
+    pub passing: Vec<bool>,
+    #[serde(default)]
+    pub cordoned: bool,
+    #[serde(default)]
+    pub group: String,
+    #[serde(default = "yes")]
+    pub dns: bool,
+    #[serde(default)]
+    pub ready_at_ms: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeRow {
+    pub id: String,
+    pub region: String,
+    pub zone: String,
+    pub address: String,
+    pub verify_key: String,
+    pub sealing_key: String,
+    pub cpus: u32,
+    pub memory_mib: u64,
+    pub cpus_free: f64,
+    pub memory_mib_free: u64,
+    pub version: String,
+}
+
+/// Holds a private key: not printable.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct CertRow {
+    pub names: Vec<String>,
+    pub chain_pem: String,
+    pub not_after_ms: i64,
+    #[serde(default)]
+    pub sealed_key: String,
+    #[serde(default)]
+    pub key_pem: String,
+}
+
+/// `value` is read later, row by row, so that one unreadable row spoils no frame.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct FeedRow {
+    pub stream: String,
+    pub key: String,
+    pub value: Option<Value>,
+}
+
+// -- agent to proxy -------------------------------------------------------------------------------------------------
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum AgentFrame {
+    Hello {
+        protocol: u32,
+        node: String,
+        region: String,
+    },
+    Snapshot {
+        revision: u64,
+        rows: Vec<FeedRow>,
+        #[serde(default)]
+        last: bool,
+    },
+    Delta {
+        revision: u64,
+        rows: Vec<FeedRow>,
+    },
+    WakeResult(WakeResult),
+    Drain(Drain),
+    Undrain {
+        machine: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WakeResult {
+    pub id: u64,
+    pub machine: String,
+    pub ok: bool,
+    #[serde(default)]
+    pub ip4: String,
+    #[serde(default)]
+    pub code: String,
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub elsewhere: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drain {
+    pub id: u64,
+    pub machine: String,
+    pub deadline_ms: u64,
+    #[serde(default)]
+    pub load_seq: Option<u64>,
+}
+
+// -- proxy to agent -------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ProxyFrame {
+    Hello {
+        protocol: u32,
+        version: String,
+        pid: u32,
+    },
+    Applied {
+        revision: u64,
+        #[serde(default)]
+        set_aside: Vec<String>,
+    },
+    Wake {
+        id: u64,
+        machine: String,
+        deadline_ms: u64,
+    },
+    Load {
+        machines: Vec<MachineLoad>,
+    },
+    Drained {
+        id: u64,
+        machine: String,
+        result: DrainResult,
+        #[serde(default)]
+        in_flight: u64,
+    },
+    Log(ProxyLog),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineLoad {
+    pub machine: String,
+    pub in_flight: u64,
+    pub seq: u64,
+    pub idle_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainResult {
+    Drained,
+    Busy,
+    Deadline,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProxyLog {
+    pub app: String,
+    pub code: String,
+    pub message: String,
+    #[serde(default)]
+    pub machine: String,
+    #[serde(default)]
+    pub request_id: String,
+}
+
+// -- settings -------------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Listener {
+    pub address: String,
+    pub port: u16,
+    pub tls: bool,
+    #[serde(default = "yes")]
+    pub http: bool,
+}
+
+fn dns_port() -> u16 {
+    53
+}
+
+fn queries_per_s_max() -> u32 {
+    200
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DNSSettings {
+    pub listen: Vec<String>,
+    pub public_listen: Vec<String>,
+    pub public_names: BTreeMap<String, String>,
+    pub forward: Vec<String>,
+    #[serde(default = "dns_port")]
+    pub port: u16,
+    #[serde(default = "queries_per_s_max")]
+    pub queries_per_s_max: u32,
+}
+
+fn ms_10_000() -> u64 {
+    10_000
+}
+
+fn ms_30_000() -> u64 {
+    30_000
+}
+
+fn queue_per_app_max() -> usize {
+    1_000
+}
+
+fn drain_max_ms() -> u64 {
+    3_600_000
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProxySettings {
+    pub node: String,
+    pub region: String,
+    pub state_dir: String,
+    pub agent_socket: String,
+    pub listeners: Vec<Listener>,
+    pub dns: DNSSettings,
+    #[serde(default)]
+    pub api_forward: String,
+    #[serde(default)]
+    pub api_listen: Vec<String>,
+    #[serde(default)]
+    pub admin_listen: String,
+    #[serde(default = "ms_10_000")]
+    pub wake_hold_ms: u64,
+    #[serde(default = "ms_30_000")]
+    pub wake_timeout_ms: u64,
+    #[serde(default = "ms_10_000")]
+    pub queue_timeout_ms: u64,
+    #[serde(default = "queue_per_app_max")]
+    pub queue_per_app_max: usize,
+    #[serde(default = "drain_max_ms")]
+    pub drain_max_ms: u64,
+    #[serde(default)]
+    pub app_domain: String,
+}

@@ -1,1 +1,218 @@
-//! The guest API between agent and init: `src/pantala/wire/guest.py`.
+//! The guest API between agent and init: `src/pantala/wire/guest.py`, which documents every field.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub const GUEST_PROTOCOL: u32 = 1;
+pub const RING_HEADER_BYTES: usize = 4096;
+pub const RING_MAGIC: [u8; 8] = *b"PNTLRING";
+pub const RING_VERSION: u32 = 1;
+pub const RING_LINE_BYTES_MAX: usize = 16 * 1024;
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestFile {
+    pub path: String,
+    pub content_base64: String,
+    #[serde(default = "default_mode")]
+    pub mode: u32,
+}
+
+fn default_mode() -> u32 {
+    0o644
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub user: String,
+    #[serde(default = "default_cwd")]
+    pub cwd: String,
+    #[serde(default)]
+    pub hostname: String,
+    #[serde(default)]
+    pub files: Vec<GuestFile>,
+}
+
+fn default_cwd() -> String {
+    "/".to_owned()
+}
+
+/// Environment and files carry secrets, arguments may: none is printed.
+impl fmt::Debug for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Start")
+            .field("user", &self.user)
+            .field("cwd", &self.cwd)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum GuestRequest {
+    Start(Start),
+    Stop { signal: i32, grace_ms: u64 },
+    Signal { signal: i32 },
+    Status,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Prepared,
+    Running,
+    Stopping,
+    Exited,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum GuestReply {
+    Started {
+        pid: i32,
+    },
+    Failed {
+        reason: String,
+    },
+    Ok,
+    Refused {
+        reason: String,
+    },
+    Status {
+        protocol: u32,
+        phase: Phase,
+        #[serde(default)]
+        pid: i32,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    pub exit_code: i32,
+    pub signal: i32,
+    pub requested_stop: bool,
+    pub started_at_ms: u64,
+    pub exited_at_ms: u64,
+    #[serde(default)]
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn schema(name: &str) -> Value {
+        let text = include_str!("../../../schemas/guest.json");
+        let document: Value = serde_json::from_str(text).unwrap();
+        document["$defs"][name].clone()
+    }
+
+    /// Our document has every required field of the schema and none that it does not know.
+    fn assert_matches(name: &str, document: &Value) {
+        let schema = schema(name);
+        let properties = schema["properties"].as_object().unwrap();
+        let fields = document.as_object().unwrap();
+        for required in schema["required"].as_array().unwrap() {
+            assert!(
+                fields.contains_key(required.as_str().unwrap()),
+                "{name} lacks {required}"
+            );
+        }
+        for field in fields.keys() {
+            assert!(
+                properties.contains_key(field),
+                "{name} has {field}, which the schema does not know"
+            );
+        }
+        if let Some(tags) = schema["properties"]["type"]["enum"].as_array() {
+            assert_eq!(&document["type"], &tags[0], "{name}");
+        }
+    }
+
+    #[test]
+    fn requests_match_the_schema_both_ways() {
+        let file = GuestFile {
+            path: "/a".into(),
+            content_base64: String::new(),
+            mode: 0o600,
+        };
+        let start = Start {
+            argv: vec!["a".into()],
+            env: BTreeMap::new(),
+            user: "u".into(),
+            cwd: "/".into(),
+            hostname: "h".into(),
+            files: vec![file.clone()],
+        };
+        assert_matches("GuestFile", &serde_json::to_value(&file).unwrap());
+        for (name, request) in [
+            ("Start", GuestRequest::Start(start)),
+            (
+                "Stop",
+                GuestRequest::Stop {
+                    signal: 15,
+                    grace_ms: 5,
+                },
+            ),
+            ("Signal", GuestRequest::Signal { signal: 1 }),
+            ("Status", GuestRequest::Status),
+        ] {
+            let document = serde_json::to_value(&request).unwrap();
+            assert_matches(name, &document);
+            assert_eq!(serde_json::from_value::<GuestRequest>(document).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn replies_match_the_schema() {
+        for (name, reply) in [
+            ("Started", GuestReply::Started { pid: 2 }),
+            ("Failed", GuestReply::Failed { reason: "r".into() }),
+            ("Ok", GuestReply::Ok),
+            ("Refused", GuestReply::Refused { reason: "r".into() }),
+            (
+                "StatusReply",
+                GuestReply::Status {
+                    protocol: 1,
+                    phase: Phase::Running,
+                    pid: 2,
+                },
+            ),
+        ] {
+            assert_matches(name, &serde_json::to_value(&reply).unwrap());
+        }
+        let record = ExitRecord {
+            exit_code: 1,
+            signal: 0,
+            requested_stop: false,
+            started_at_ms: 1,
+            exited_at_ms: 2,
+            reason: String::new(),
+        };
+        assert_matches("ExitRecord", &serde_json::to_value(&record).unwrap());
+    }
+
+    #[test]
+    fn omitted_fields_take_the_defaults_and_unknown_ones_are_skipped() {
+        let request: GuestRequest =
+            serde_json::from_value(json!({"type": "start", "argv": ["a"], "env": {}, "later": 1})).unwrap();
+        let GuestRequest::Start(start) = request else {
+            panic!("not a start")
+        };
+        assert_eq!(
+            (start.cwd.as_str(), start.user.as_str(), start.files.len()),
+            ("/", "", 0)
+        );
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let start: Start = serde_json::from_value(json!({"argv": ["x", "hunter2"], "env": {"A": "hunter2"}})).unwrap();
+        assert!(!format!("{:?}", GuestRequest::Start(start)).contains("hunter2"));
+    }
+}

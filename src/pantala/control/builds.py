@@ -100,7 +100,10 @@ class Builds:
         ended = False
         try:
             yield BuildEvent(type="step", text="context received")
-            async for event in self._builder.build(app=app, context_dir=context_dir, options=options, image=image):
+            token = self._images.push_token(app)
+            async for event in self._builder.build(
+                app=app, context_dir=context_dir, options=options, image=image, push_token=token
+            ):
                 ended = event.type in ("done", "failed")
                 yield event
             if not ended:

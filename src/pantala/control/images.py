@@ -11,9 +11,12 @@ from pantala.control.context import Context
 from pantala.control.ports import Registry
 from pantala.control.registry_tokens import RegistryTokens
 from pantala.errors import InvalidRequest, NotFound, TransientError
+from pantala.kit.secret import Secret
 from pantala.wire.machine import ImageRef
 
 FIELD = "config.image"
+BASES = tuple(f"library/{name}" for name in ("python", "debian", "nginx", "busybox"))
+"""Repositories that anyone's build may read: the bases made where no registry is in reach."""
 
 
 class Images:
@@ -47,6 +50,12 @@ class Images:
         if name != self._context.settings.registry or not rest:
             return None
         return rest.partition("@")[0].partition(":")[0]
+
+    def push_token(self, app: str) -> Secret:
+        """For one build of an app: it may push the app's image and read the bases that the registry holds."""
+        access = [{"type": "repository", "name": app, "actions": ["pull", "push"]}]
+        access += [{"type": "repository", "name": name, "actions": ["pull"]} for name in BASES]
+        return Secret(self._tokens.sign(f"build of {app}", access))
 
     def name(self, app: str, tag: str) -> str:
         return f"{self._context.settings.registry}/{app}:{tag}"

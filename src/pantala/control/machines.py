@@ -24,7 +24,8 @@ from pantala.control.documents import Document
 from pantala.control.images import Images
 from pantala.control.nodes import Nodes
 from pantala.control.secrets import Secrets
-from pantala.domain import guests, validate
+from pantala.domain import guests
+from pantala.domain.validate import validate_config
 from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound
 from pantala.kit import ids
 from pantala.planner.placement import Ask, Candidate, choose
@@ -292,7 +293,7 @@ class Machines:
 
 
 def _check(app: AppRecord, request: LaunchMachineRequest) -> None:
-    validate.config(request.config)
+    validate_config(request.config)
     if request.name and not _NAME.fullmatch(request.name):
         raise InvalidRequest(f"{request.name!r} must be letters, digits and dashes, at most 63", field="name")
     if request.lease_ttl is not None and not 0 <= request.lease_ttl <= LEASE_TTL_S_MAX:

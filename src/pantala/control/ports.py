@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+from pantala.kit.secret import Secret
 from pantala.wire.api import BuildEvent, BuildOptions
 from pantala.wire.machine import ImageRef
 
@@ -20,8 +21,12 @@ class Registry(Protocol):
 
 
 class Builder(Protocol):
-    def build(self, *, app: str, context_dir: Path, options: BuildOptions, image: str) -> AsyncIterator[BuildEvent]:
+    def build(
+        self, *, app: str, context_dir: Path, options: BuildOptions, image: str, push_token: Secret
+    ) -> AsyncIterator[BuildEvent]:
         """Build the context and push it as `image`; the last event is `done` (with digest) or `failed`.
+
+        `push_token` is the registry's: it may push the image and read the bases.
 
         The context is the caller's to remove. Closing the iterator stops the build.
         """

@@ -1,8 +1,27 @@
-"""States of a machine: the wire's words in three families (`reference/machines.md` section 2)."""
+"""The lifecycle of a machine: its states, its transitions, and the judge of requests. Pure.
+
+The words are the wire's, in three families (persistent, transient, terminal). The agent is the only writer of a state
+and walks only along `TRANSITIONS`:
+
+    created ──► starting ──► started ──► stopping ──► stopped ──► starting
+       │           │            ├──► restarting ──► starting         │
+       │           ├──► failed ◄┤                                    │
+       │           └──► stopped (its exit is final)                  │
+       └──► stopped (created without launch, its image is here)      │
+    created, started, stopped, failed ──► updating ──► starting | stopped | failed
+    anything that is not terminal ──► destroying ──► destroyed
+
+A machine that exits by itself goes from `started` to `restarting` or `stopped`, as its restart policy says
+(`domain/restart.py`).
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+import msgspec
+
+from pantala.errors import NotFound, UserError, WrongState
 
 
 class State(StrEnum):
@@ -40,3 +59,84 @@ WAKEABLE = frozenset({State.STOPPED, State.SUSPENDED, State.CREATED})
 
 SETTLED = PERSISTENT | TERMINAL
 """What `wait?state=settled` waits for."""
+
+RUNS = frozenset({State.STARTED, State.STOPPING})
+"""A process of the app may exist."""
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.CREATED: frozenset({State.STARTING, State.STOPPED, State.UPDATING, State.FAILED, State.DESTROYING}),
+    State.STARTING: frozenset({State.STARTED, State.STOPPED, State.FAILED, State.UPDATING, State.DESTROYING}),
+    State.STARTED: frozenset(
+        {State.STOPPING, State.STOPPED, State.RESTARTING, State.UPDATING, State.FAILED, State.DESTROYING}
+    ),
+    State.RESTARTING: frozenset({State.STARTING, State.STOPPED, State.FAILED, State.UPDATING, State.DESTROYING}),
+    State.STOPPING: frozenset({State.STOPPED, State.FAILED, State.DESTROYING}),
+    State.STOPPED: frozenset({State.STARTING, State.UPDATING, State.FAILED, State.DESTROYING}),
+    State.FAILED: frozenset({State.STARTING, State.STOPPED, State.UPDATING, State.DESTROYING}),
+    State.UPDATING: frozenset({State.STARTING, State.STOPPED, State.FAILED, State.DESTROYING}),
+    State.DESTROYING: frozenset({State.DESTROYED}),
+    State.DESTROYED: frozenset(),
+}
+"""Suspend and migration are not offered yet, so their states have no row."""
+
+
+def may_follow(state: State, following: State) -> bool:
+    """Whether the agent may go from `state` to `following`; staying is always allowed."""
+    return state == following or following in TRANSITIONS.get(state, frozenset())
+
+
+class Verb(StrEnum):
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    UPDATE = "update"
+    DESTROY = "destroy"
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """It will be journaled and done."""
+
+
+class Ignored(msgspec.Struct, frozen=True):
+    """Already so, or on its way."""
+
+    reason: str
+
+
+class Refused(msgspec.Struct, frozen=True):
+    reason: str
+    error: type[UserError]
+
+
+Judgement = Accepted | Ignored | Refused
+
+_UP = frozenset({State.STARTED, State.STARTING, State.RESTARTING})
+_DOWN = frozenset({State.STOPPED, State.STOPPING})
+
+
+def judge(state: State, queued: tuple[Verb, ...], verb: Verb, *, force: bool = False) -> Judgement:
+    """Whether a request may be taken, seen what the machine is and what was accepted but is not done yet.
+
+    `queued` is in order of arrival; of start and stop the last one decides where the machine will end.
+    """
+    if state in TERMINAL:
+        return Ignored("already destroyed") if verb is Verb.DESTROY else Refused("machine not found", NotFound)
+    if state is State.DESTROYING or Verb.DESTROY in queued:
+        if verb is Verb.DESTROY:
+            return Ignored("already being destroyed")
+        return Refused("machine is being destroyed", WrongState)
+
+    last = next((v for v in reversed(queued) if v in (Verb.START, Verb.STOP, Verb.RESTART)), None)
+    will_run = last in (Verb.START, Verb.RESTART) if last else state in _UP
+    if verb is Verb.START:
+        return Ignored("already started, or on its way") if will_run else Accepted()
+    if verb is Verb.STOP:
+        will_stop = last is Verb.STOP or (last is None and state in _DOWN)
+        return Ignored("already stopped, or on its way") if will_stop else Accepted()
+    if verb is Verb.RESTART:
+        if last is Verb.RESTART:
+            return Ignored("already restarting")
+        return Accepted() if will_run else Refused(f"machine is {state}; start it instead", WrongState)
+    if verb is Verb.DESTROY and not force and (will_run or state in RUNS):
+        return Refused(f"machine is {state}; stop it first, or destroy it with force", WrongState)
+    return Accepted()

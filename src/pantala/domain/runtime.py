@@ -48,11 +48,16 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkHandle(msgspec.Struct, frozen=True, kw_only=True):
-    """A namespace that exists: `netns` can be opened or joined by path."""
+    """A namespace that exists: `netns` can be opened or joined by path.
+
+    `userns` owns it, with the map of the plan's `uid_base`; a driver that makes containers joins it, so that root
+    of the machine has its rights in its own network. None: the namespace belongs to the host.
+    """
 
     netns: Path
     ip4: str
     ip6: str
+    userns: Path | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,3 +77,4 @@ class ListenSocket(msgspec.Struct, frozen=True, kw_only=True):
     proto: str
     address: str
     port: int
+    inode: int = 0

@@ -20,7 +20,7 @@ FILES_BYTES_MAX = 1024 * 1024
 SERVICES_MAX = 64
 
 
-def config(config: MachineConfig) -> None:
+def validate_config(config: MachineConfig) -> None:
     """Raises InvalidRequest for the first thing that is wrong."""
     if not config.image:
         raise InvalidRequest("an image is required", field="config.image")

@@ -1,1 +1,1 @@
-"""Decisions without I/O or clock: what is goes in, what to do comes out."""
+"""Decisions as values: placement, deploys, autostop. No I/O, no clock of their own."""

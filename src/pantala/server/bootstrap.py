@@ -27,21 +27,7 @@ from pantala.kit.clock import SystemClock
 from pantala.kit.sealing import Signer, ensure_key
 from pantala.server import settings as read_settings
 from pantala.store.database import open_database
-from pantala.wire.server import ServerSettings
-
-
-class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):
-    """`verify_key` is that of control's catalogue rows; `registry_*` is what the registry's configuration wants."""
-
-    token: str
-    expires_at: str
-    email: str
-    org: str
-    ca: str
-    verify_key: str
-    registry_bundle: str
-    registry_service: str = SERVICE
-    registry_issuer: str = ISSUER
+from pantala.wire.server import Bootstrapped, ServerSettings
 
 
 class _NoBus:
@@ -83,6 +69,8 @@ async def bootstrap(settings: ServerSettings, *, email: str, org: str) -> Bootst
         ca=str(authority.certificate_path),
         verify_key=Signer(ensure_key(read_settings.signing_key_path(settings))).verify_key,
         registry_bundle=str(tokens.bundle),
+        registry_service=SERVICE,
+        registry_issuer=ISSUER,
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import anyio
 
 from pantala.control.ports import Builder, Registry
 from pantala.errors import NotOffered
@@ -12,6 +15,7 @@ from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock
 from pantala.kit.rows import RowSink
 from pantala.kit.sealing import Signer, ensure_key
+from pantala.kit.secret import Secret
 from pantala.server.settings import signing_key_path
 from pantala.wire.api import BuildEvent, BuildOptions
 from pantala.wire.server import ServerSettings
@@ -29,20 +33,37 @@ class Parts(NamedTuple):
 class NoBuilder:
     """Where the operator has set no builder."""
 
-    def build(self, *, app: str, context_dir: Path, options: BuildOptions, image: str) -> AsyncIterator[BuildEvent]:
+    def build(
+        self, *, app: str, context_dir: Path, options: BuildOptions, image: str, push_token: Secret
+    ) -> AsyncIterator[BuildEvent]:
         raise NotOffered(f"no builder is set up here, so {image} cannot be built", hint="deploy a ready-made image")
 
 
-async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: int) -> Parts:
-    from pantala.catalogue import Publisher  # pyright: ignore[reportMissingImports]
-    from pantala.images.registry import RegistryClient  # pyright: ignore[reportMissingImports]
+@asynccontextmanager
+async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: int) -> AsyncGenerator[Parts]:
+    """The parts, for as long as the scope lasts; the publisher answers and beats meanwhile."""
+    from pantala.catalogue import Publisher, View
+    from pantala.catalogue.store import CatalogueStore
+    from pantala.images.registry import RegistryClient
 
     signer = Signer(ensure_key(signing_key_path(settings)))
-    sink: RowSink = Publisher(bus, OWNER, epoch=epoch, signer=signer, clock=clock)
-    registry: Registry = RegistryClient(settings.registry.url, name=settings.registry.name)
+    registry = RegistryClient(endpoints={settings.registry.name: settings.registry.url})
     builder: Builder = NoBuilder()
     if settings.builder:
-        from pantala.builds.service import BuildkitBuilder  # pyright: ignore[reportMissingImports]
+        from pantala.builds.service import BuildkitBuilder
 
-        builder = BuildkitBuilder(settings.builder)
-    return Parts(sink=sink, registry=registry, builder=builder)
+        builder = BuildkitBuilder(
+            socket=Path(settings.builder),
+            push_registry=settings.registry.backend,
+            registry_name=settings.registry.name,
+        )
+    async with CatalogueStore.open(Path(settings.state_dir) / "catalogue.db") as store:
+        publisher = Publisher(store, View(control=OWNER), bus, signer, clock, owner=OWNER, epoch=epoch)
+        await publisher.open()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(publisher.run)
+            try:
+                yield Parts(sink=publisher, registry=registry, builder=builder)
+            finally:
+                tasks.cancel_scope.cancel()
+    await registry.aclose()

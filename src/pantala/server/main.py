@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
@@ -33,7 +34,7 @@ from pantala.wire.server import ServerSettings
 log = structlog.get_logger()
 
 
-async def serve(settings: ServerSettings, join: Callable[..., Awaitable[Parts]] = compose) -> None:
+async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncContextManager[Parts]] = compose) -> None:
     """Until a signal or a failure of any part. `join` is another composition in tests."""
     host, port = read_settings.address_of(settings.listen)
     edge_key = read_settings.edge_key(settings)
@@ -48,27 +49,30 @@ async def serve(settings: ServerSettings, join: Callable[..., Awaitable[Parts]] 
                 db=db, bus=bus, clock=clock, key=key, settings=read_settings.control_settings(settings)
             )
             lease = PublisherLease(context, settings.id)
-            parts = await join(settings, bus=bus, clock=clock, epoch=await lease.acquire())
-            control = Control(
-                context,
-                sink=parts.sink,
-                registry=parts.registry,
-                builder=parts.builder,
-                state_dir=Path(settings.state_dir),
-                edge_key=edge_key,
-                lease=lease,
-                bounds=Bounds(upload_bytes=settings.build_upload_bytes_max),
-            )
-            for node in settings.nodes:
-                await control.nodes.ensure(node.id, region=node.region, zone=node.zone, sealing_key=node.sealing_key)
-            async with anyio.create_task_group() as tasks:
-                await tasks.start(control.run)
-                limits = RateLimits(clock, per_s=settings.requests_per_s_max, burst=settings.requests_burst)
-                log.info("serving", listen=settings.listen, epoch=lease.epoch)
-                server = HttpServer(make_app(control, limits), host, port)
-                tasks.start_soon(_stop_on_signal, server)
-                await server.run_until_stopped()
-                tasks.cancel_scope.cancel()
+            epoch = await lease.acquire()
+            async with join(settings, bus=bus, clock=clock, epoch=epoch) as parts:
+                control = Control(
+                    context,
+                    sink=parts.sink,
+                    registry=parts.registry,
+                    builder=parts.builder,
+                    state_dir=Path(settings.state_dir),
+                    edge_key=edge_key,
+                    lease=lease,
+                    bounds=Bounds(upload_bytes=settings.build_upload_bytes_max),
+                )
+                for node in settings.nodes:
+                    await control.nodes.ensure(
+                        node.id, region=node.region, zone=node.zone, sealing_key=node.sealing_key
+                    )
+                async with anyio.create_task_group() as tasks:
+                    await tasks.start(control.run)
+                    limits = RateLimits(clock, per_s=settings.requests_per_s_max, burst=settings.requests_burst)
+                    log.info("serving", listen=settings.listen, epoch=lease.epoch)
+                    server = HttpServer(make_app(control, limits), host, port)
+                    tasks.start_soon(_stop_on_signal, server)
+                    await server.run_until_stopped()
+                    tasks.cancel_scope.cancel()
     finally:
         db.close()
 

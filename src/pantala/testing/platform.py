@@ -23,12 +23,13 @@ from pantala.control.service import Control, make_context
 from pantala.kit.clock import Clock, SystemClock
 from pantala.kit.rows import Row
 from pantala.kit.sealing import Opener
+from pantala.kit.secret import Secret
 from pantala.server.app import make_app
 from pantala.server.http import HttpServer
 from pantala.server.limits import RateLimits
 from pantala.store.database import Database, open_database
-from pantala.testing.agent import FakeAgent, FakeRegistry, image_digest
 from pantala.testing.bus import MemoryBus
+from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
 from pantala.wire.api import BuildEvent, BuildOptions
 
 SETTINGS = ControlSettings(
@@ -69,12 +70,14 @@ class FakeBuilder:
 
     def __init__(self) -> None:
         self.contexts: list[list[str]] = []
+        self.push_tokens: list[str] = []
 
     async def build(
-        self, *, app: str, context_dir: Path, options: BuildOptions, image: str
+        self, *, app: str, context_dir: Path, options: BuildOptions, image: str, push_token: Secret
     ) -> AsyncIterator[BuildEvent]:
         found = sorted(str(path.relative_to(context_dir)) for path in context_dir.rglob("*"))
         self.contexts.append(found)
+        self.push_tokens.append(push_token.reveal())
         yield BuildEvent(type="step", text=f"building {app} with {options.dockerfile}")
         yield BuildEvent(type="done", image=image, digest=image_digest(image))
 

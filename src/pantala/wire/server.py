@@ -57,3 +57,17 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
     build_upload_bytes_max: int = 512 * 1024 * 1024
+
+
+class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):
+    """What `python -m pantala.server.bootstrap` prints. `verify_key` is that of control's catalogue rows; `registry_*` is what the registry's configuration wants."""
+
+    token: str
+    expires_at: str
+    email: str
+    org: str
+    ca: str
+    verify_key: str
+    registry_bundle: str
+    registry_service: str
+    registry_issuer: str

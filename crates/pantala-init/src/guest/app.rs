@@ -1,0 +1,178 @@
+//! Bringing the app up: identity, working directory, files, environment, execution.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use base64::Engine;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
+use pantala_wire::guest::{GuestFile, Start};
+
+use super::command::{self, CODE_CANNOT_RUN, CannotRun};
+use super::users::{self, Identity};
+
+pub struct Running {
+    pub pid: i32,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// Run the app of `start`. Whatever cannot be done is a sentence for the owner of the image.
+pub fn start(start: &Start) -> Result<Running, CannotRun> {
+    let read = |path| {
+        fs::read(path)
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .unwrap_or_default()
+    };
+    let identity = users::identify(&start.user, &read("/etc/passwd"), &read("/etc/group")).map_err(|error| {
+        CannotRun::new(
+            CODE_CANNOT_RUN,
+            format!("the app cannot run as user {:?}: {error}", start.user),
+        )
+    })?;
+    take_hostname(&start.hostname);
+    let cwd = Path::new(if start.cwd.is_empty() { "/" } else { &start.cwd });
+    make_cwd(cwd, &identity)?;
+    for file in &start.files {
+        write_file(file)?;
+    }
+    let Some(name) = start.argv.first() else {
+        return Err(command::resolve("", None, cwd)
+            .err()
+            .unwrap_or_else(|| CannotRun::new(CODE_CANNOT_RUN, "no command")));
+    };
+    let program = command::resolve(name, start.env.get("PATH").map(String::as_str), cwd)?;
+    spawn(start, &identity, cwd, &program).map_err(|error| command::explain(&program, &error))
+}
+
+fn spawn(start: &Start, identity: &Identity, cwd: &Path, program: &Path) -> io::Result<Running> {
+    let (out_read, out_write) = pipe()?;
+    let (err_read, err_write) = pipe()?;
+    let mut command = Command::new(program);
+    command
+        .arg0(&start.argv[0])
+        .args(&start.argv[1..])
+        .env_clear()
+        .envs(&start.env)
+        .current_dir(cwd)
+        .stdin(Stdio::null())
+        .stdout(out_write)
+        .stderr(err_write);
+    if !start.env.contains_key("HOME") {
+        command.env("HOME", &identity.home);
+    }
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let groups: Vec<Gid> = identity.groups.iter().map(|&id| Gid::from_raw(id)).collect();
+    let become_the_app = move || {
+        // A session of its own: no terminal signal of ours reaches it. The group before the user: afterwards it
+        // would no longer be allowed.
+        setsid()?;
+        unblock_signals()?;
+        setgroups(&groups)?;
+        setgid(gid)?;
+        setuid(uid)?;
+        Ok(())
+    };
+    // SAFETY: runs in the forked child of a process with one thread, makes only system calls and allocates nothing.
+    unsafe { command.pre_exec(become_the_app) };
+    let child = command.spawn()?;
+    // The write ends live in `command`; the pipes must end when the app ends.
+    drop(command);
+    Ok(Running {
+        pid: i32::try_from(child.id()).unwrap_or(i32::MAX),
+        stdout: out_read,
+        stderr: err_read,
+    })
+}
+
+fn unblock_signals() -> nix::Result<()> {
+    let empty = nix::sys::signal::SigSet::empty();
+    nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&empty), None)
+}
+
+/// A pipe whose read end does not block (init has one thread) while the app's end does.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((read, write))
+}
+
+/// Where the runtime has set the name already (containers may not do it themselves) a refusal changes nothing.
+fn take_hostname(name: &str) {
+    if !name.is_empty() {
+        let _ = nix::unistd::sethostname(name);
+    }
+}
+
+fn make_cwd(cwd: &Path, identity: &Identity) -> Result<(), CannotRun> {
+    let refuse = |error: io::Error| {
+        CannotRun::new(
+            CODE_CANNOT_RUN,
+            format!("the working directory {} cannot be made: {error}", cwd.display()),
+        )
+    };
+    if !cwd.is_absolute() {
+        return Err(CannotRun::new(
+            CODE_CANNOT_RUN,
+            format!("the working directory {} is not an absolute path", cwd.display()),
+        ));
+    }
+    match fs::metadata(cwd) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(CannotRun::new(
+            CODE_CANNOT_RUN,
+            format!("the working directory {} is a file", cwd.display()),
+        )),
+        Err(_) => {
+            fs::create_dir_all(cwd).map_err(refuse)?;
+            chown(cwd, Some(identity.uid), Some(identity.gid)).map_err(refuse)
+        }
+    }
+}
+
+fn write_file(file: &GuestFile) -> Result<(), CannotRun> {
+    let refuse = |error: &dyn std::fmt::Display| {
+        CannotRun::new(
+            CODE_CANNOT_RUN,
+            format!("the file {} cannot be written: {error}", file.path),
+        )
+    };
+    let path = Path::new(&file.path);
+    if !path.is_absolute() {
+        return Err(refuse(&"its path is not absolute"));
+    }
+    let content = base64::engine::general_purpose::STANDARD
+        .decode(&file.content_base64)
+        .map_err(|error| refuse(&error))?;
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|error| refuse(&error))?;
+    }
+    // Made private first: the content may be a secret and the final mode comes after it.
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut out| {
+            out.write_all(&content)?;
+            out.set_permissions(fs::Permissions::from_mode(file.mode & 0o7777))
+        });
+    written.map_err(|error| refuse(&error))
+}
+
+/// Close-on-exec for what the runtime handed us: nothing of it reaches the app.
+pub fn close_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: sets a flag on a descriptor that the caller owns.
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,360 @@
+//! PID 1 of a machine: one thread, one loop over the socket, the signals and the app's two pipes.
+//!
+//! `prepared` (blocked in `poll`, no process of the app) → `running` → `stopping` → exit. Nothing outside is needed on the
+//! way: deadlines are kept here, output goes to the ring, the reason of the end to the exit record.
+
+mod app;
+mod command;
+mod lines;
+mod peers;
+mod ring;
+mod users;
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, FromRawFd};
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use pantala_wire::guest::{ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase};
+
+use command::CannotRun;
+use lines::LineReader;
+use peers::Peer;
+use ring::{Ring, Stream};
+
+/// How long output of processes that outlive their SIGKILL is waited for.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Signals to PID 1 that mean "end": handed to the app.
+const FORWARDED: [Signal; 6] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+pub fn run() -> ExitCode {
+    if nix::unistd::getpid() != Pid::from_raw(1) {
+        eprintln!("pantala-init: without arguments it must be PID 1 of a machine");
+        return ExitCode::from(2);
+    }
+    match Init::inherit().and_then(Init::serve) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+        Err(error) => {
+            eprintln!("pantala-init: {error}");
+            ExitCode::from(125)
+        }
+    }
+}
+
+pub fn unix_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn unix_ms() -> u64 {
+    unix_ns() / 1_000_000
+}
+
+struct Init {
+    listener: UnixListener,
+    ring: Ring,
+    record: File,
+    signals: SignalFd,
+    peers: Vec<Peer>,
+    pipes: Vec<LineReader>,
+    app_pid: i32,
+    started_at_ms: u64,
+    kill_at: Option<Instant>,
+    stop_requested: bool,
+    end: Option<End>,
+}
+
+/// How the app ended; set once.
+struct End {
+    exit_code: i32,
+    signal: i32,
+    reason: String,
+}
+
+impl Init {
+    fn inherit() -> io::Result<Self> {
+        // SAFETY: the contract of the three descriptors (wire/guest.py); nothing else in this process owns them.
+        let (listener, ring_file, record) =
+            unsafe { (UnixListener::from_raw_fd(3), File::from_raw_fd(4), File::from_raw_fd(5)) };
+        app::close_on_exec(&listener)?;
+        app::close_on_exec(&ring_file)?;
+        app::close_on_exec(&record)?;
+        listener.set_nonblocking(true)?;
+        // The app may run with the same ids: without this it could open our descriptors through /proc/1/fd and
+        // forge the exit record.
+        nix::sys::prctl::set_dumpable(false)?;
+        let mut wanted: SigSet = FORWARDED.into_iter().collect();
+        wanted.add(Signal::SIGCHLD);
+        wanted.thread_block()?;
+        let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Init {
+            listener,
+            ring: Ring::open(&ring_file).map_err(io::Error::other)?,
+            record,
+            signals,
+            peers: Vec::new(),
+            pipes: Vec::new(),
+            app_pid: 0,
+            started_at_ms: unix_ms(),
+            kill_at: None,
+            stop_requested: false,
+            end: None,
+        })
+    }
+
+    fn serve(mut self) -> io::Result<i32> {
+        let end = loop {
+            if let Some(end) = self.end.take() {
+                break end;
+            }
+            self.wait_for_anything()?;
+            self.take_signals()?;
+            self.reap();
+            self.pump();
+            self.take_requests();
+            if self.kill_at.is_some_and(|at| Instant::now() >= at) {
+                self.kill_at = None;
+                kill_everything();
+            }
+        };
+        self.write_record(&end)?;
+        kill_everything();
+        self.drain();
+        Ok(end.exit_code)
+    }
+
+    fn wait_for_anything(&self) -> io::Result<()> {
+        let mut fds = vec![
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(
+            self.peers
+                .iter()
+                .map(|peer| PollFd::new(peer.socket.as_fd(), PollFlags::POLLIN)),
+        );
+        fds.extend(self.pipes.iter().map(|pipe| PollFd::new(pipe.fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, poll_timeout(self.kill_at)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn take_signals(&mut self) -> io::Result<()> {
+        while let Some(info) = self.signals.read_signal()? {
+            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
+            match Signal::try_from(number) {
+                Ok(Signal::SIGCHLD) | Err(_) => {}
+                Ok(_) if self.app_pid != 0 => send(self.app_pid, number),
+                Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => self.end_unstarted(),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Collect every process that ended; the app's end is the machine's.
+    fn reap(&mut self) {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == self.app_pid => {
+                    self.end = Some(End {
+                        exit_code: code,
+                        signal: 0,
+                        reason: String::new(),
+                    });
+                }
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == self.app_pid => {
+                    let signal = signal as i32;
+                    self.end = Some(End {
+                        exit_code: 128 + signal,
+                        signal,
+                        reason: String::new(),
+                    });
+                }
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn pump(&mut self) {
+        let Init { pipes, ring, .. } = self;
+        pipes.retain_mut(|pipe| pipe.pump(ring));
+    }
+
+    fn take_requests(&mut self) {
+        peers::accept(&self.listener, &mut self.peers);
+        let mut peers = std::mem::take(&mut self.peers);
+        for peer in &mut peers {
+            for request in peer.receive() {
+                let reply = match request {
+                    Ok(request) => self.answer(request),
+                    Err(reason) => GuestReply::Refused { reason },
+                };
+                peer.answer(&reply);
+            }
+        }
+        peers.retain(Peer::is_open);
+        self.peers = peers;
+    }
+
+    fn answer(&mut self, request: GuestRequest) -> GuestReply {
+        match request {
+            GuestRequest::Status => GuestReply::Status {
+                protocol: GUEST_PROTOCOL,
+                phase: self.phase(),
+                pid: self.app_pid,
+            },
+            GuestRequest::Start(_) if self.phase() != Phase::Prepared => GuestReply::Refused {
+                reason: "the app was started before".to_owned(),
+            },
+            GuestRequest::Start(start) => match app::start(&start) {
+                Ok(running) => {
+                    self.app_pid = running.pid;
+                    self.started_at_ms = unix_ms();
+                    self.pipes.push(LineReader::new(running.stdout, Stream::Stdout));
+                    self.pipes.push(LineReader::new(running.stderr, Stream::Stderr));
+                    GuestReply::Started { pid: running.pid }
+                }
+                Err(CannotRun { code, reason }) => {
+                    self.ring
+                        .append(unix_ns(), Stream::Stderr, format!("pantala-init: {reason}").as_bytes());
+                    self.end = Some(End {
+                        exit_code: code,
+                        signal: 0,
+                        reason: reason.clone(),
+                    });
+                    GuestReply::Failed { reason }
+                }
+            },
+            GuestRequest::Stop { signal, grace_ms } => self.stop(signal, grace_ms),
+            GuestRequest::Signal { .. } if self.app_pid == 0 => GuestReply::Refused {
+                reason: "the app was not started".to_owned(),
+            },
+            GuestRequest::Signal { signal } => match Signal::try_from(signal) {
+                Ok(_) => {
+                    send(self.app_pid, signal);
+                    GuestReply::Ok
+                }
+                Err(_) => GuestReply::Refused {
+                    reason: format!("there is no signal {signal}"),
+                },
+            },
+        }
+    }
+
+    fn stop(&mut self, signal: i32, grace_ms: u64) -> GuestReply {
+        if Signal::try_from(signal).is_err() {
+            return GuestReply::Refused {
+                reason: format!("there is no signal {signal}"),
+            };
+        }
+        self.stop_requested = true;
+        if self.app_pid == 0 {
+            self.end_unstarted();
+        } else {
+            send(self.app_pid, signal);
+            let at = Instant::now() + Duration::from_millis(grace_ms);
+            // A second stop may shorten the grace, never prolong it.
+            self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
+        }
+        GuestReply::Ok
+    }
+
+    fn end_unstarted(&mut self) {
+        self.stop_requested = true;
+        let reason = "stopped before the app was started".to_owned();
+        self.end.get_or_insert(End {
+            exit_code: 0,
+            signal: 0,
+            reason,
+        });
+    }
+
+    fn phase(&self) -> Phase {
+        match (self.end.is_some(), self.app_pid, self.stop_requested) {
+            (true, _, _) => Phase::Exited,
+            (_, 0, _) => Phase::Prepared,
+            (_, _, true) => Phase::Stopping,
+            _ => Phase::Running,
+        }
+    }
+
+    fn write_record(&mut self, end: &End) -> io::Result<()> {
+        let record = ExitRecord {
+            exit_code: end.exit_code,
+            signal: end.signal,
+            requested_stop: self.stop_requested,
+            started_at_ms: self.started_at_ms,
+            exited_at_ms: unix_ms(),
+            reason: end.reason.clone(),
+        };
+        let text = serde_json::to_vec(&record)?;
+        self.record.seek(SeekFrom::Start(0))?;
+        self.record.write_all(&text)?;
+        self.record.set_len(text.len() as u64)?;
+        self.record.sync_all()
+    }
+
+    /// Read what the pipes still hold. All writers were killed, so both end soon.
+    fn drain(&mut self) {
+        let deadline = Instant::now() + DRAIN;
+        while !self.pipes.is_empty() && Instant::now() < deadline {
+            let mut fds: Vec<PollFd> = self
+                .pipes
+                .iter()
+                .map(|pipe| PollFd::new(pipe.fd(), PollFlags::POLLIN))
+                .collect();
+            let polled = poll(&mut fds, poll_timeout(Some(deadline)));
+            drop(fds);
+            if polled.is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
+                break;
+            }
+            self.pump();
+        }
+        let Init { pipes, ring, .. } = self;
+        for pipe in pipes {
+            pipe.flush(ring);
+        }
+    }
+}
+
+/// Rounded up: waking before the deadline would only turn the loop once more.
+fn poll_timeout(until: Option<Instant>) -> PollTimeout {
+    match until {
+        None => PollTimeout::NONE,
+        Some(at) => {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        }
+    }
+}
+
+fn send(pid: i32, number: i32) {
+    if let Ok(signal) = Signal::try_from(number) {
+        // The app may have ended meanwhile; `reap` will tell.
+        let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// SIGKILL for every process of the machine but us. `run` has made sure that we are PID 1: elsewhere this would
+/// mean every process of the host.
+fn kill_everything() {
+    let _ = nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
+}

@@ -1,0 +1,326 @@
+//! Everything between a plan and a blocked PID 1: `pantala-init enclose`.
+//!
+//! All mounts of a machine are made in a mount namespace of this short-lived process. The runtime's container is cloned
+//! from it, so afterwards they live in the machine's own mount namespace and nowhere else: nothing is ever mounted where
+//! the host can see it, and when PID 1 ends (or this process dies half way) the kernel takes all of it back, loop
+//! device included.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use serde::Deserialize;
+
+use super::{Doing, HostError, Result, loops, mounts, namespaces, plan};
+
+#[derive(Deserialize)]
+struct Plan {
+    machine_id: String,
+    /// The machine's folder for what lives as long as its PID 1: socket, pid file, console.
+    run: PathBuf,
+    ring: PathBuf,
+    exit_record: PathBuf,
+    /// `cgroup.procs` files to join before anything is charged.
+    cgroups: Vec<PathBuf>,
+    uid_base: u32,
+    /// Found at `enclosure/ns/net` and `enclosure/ns/user` by the runtime. Without a user namespace one with the same
+    /// map is made for the id-mapped layers.
+    netns: Option<PathBuf>,
+    userns: Option<PathBuf>,
+    /// Must be what `run/attempt` holds: a helper that outlived its caller must not mix into a later attempt.
+    attempt: String,
+    /// Lowest first.
+    layers: Vec<PathBuf>,
+    /// An ext4 image: the writable layer.
+    disk: PathBuf,
+    /// This program, as the machine will see it.
+    init: PathBuf,
+    /// The OCI runtime and its global options.
+    runtime: Vec<String>,
+    /// An existing directory that anyone may pass through; a tmpfs covers it in our mount namespace.
+    enclosure: PathBuf,
+    /// Mounts that the runtime stumbles over.
+    detach: Vec<PathBuf>,
+    /// The runtime's specification; paths in it are below `enclosure`.
+    config: serde_json::Value,
+    /// Small files for the machine, by name below `enclosure/files`.
+    files: Vec<(String, String)>,
+}
+
+pub fn run() -> Result<()> {
+    let plan: Plan = plan()?;
+    for procs in &plan.cgroups {
+        fs::write(procs, "0").doing(|| format!("join {}", procs.display()))?;
+    }
+    // After joining: whoever wrote another attempt has first killed everything in the group.
+    let attempt = plan.run.join("attempt");
+    if fs::read_to_string(&attempt).doing(|| format!("read {}", attempt.display()))? != plan.attempt {
+        return Err(HostError::Runtime("a later attempt has taken over".to_owned()));
+    }
+    // Opened before the tmpfs covers anything: sources may lie below it.
+    let sources = Sources::open(&plan)?;
+    let inherited = Inherited::make(&plan)?;
+    enter_own_mounts(&plan)?;
+    build(&plan, &sources)?;
+    let pid = run_runtime(&plan, &inherited)?;
+    record_pid(&inherited.run, pid)
+}
+
+/// `pid.json`, whole or not at all. The start time and the boot tell this process from a later one of the same number.
+fn record_pid(run: &OwnedFd, pid: i32) -> Result<()> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).doing(|| format!("look at pid {pid}"))?;
+    let start_ticks: u64 = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| HostError::Runtime(format!("/proc/{pid}/stat cannot be read: {stat:?}")))?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id".to_owned())?;
+    let text = serde_json::json!({ "pid": pid, "start_ticks": start_ticks, "boot_id": boot_id.trim() }).to_string();
+    let at = |name: &str| format!("/proc/self/fd/{}/{name}", run.as_raw_fd());
+    fs::write(at("pid.json.new"), text).doing(|| "write pid.json".to_owned())?;
+    fs::rename(at("pid.json.new"), at("pid.json")).doing(|| "write pid.json".to_owned())
+}
+
+/// `layers` and `init` are mounts already, read-only and attached nowhere: clones can only be made in the mount namespace
+/// that their originals are in.
+struct Sources {
+    layers: Vec<OwnedFd>,
+    disk: File,
+    init: OwnedFd,
+    netns: Option<File>,
+    userns: OwnedFd,
+}
+
+impl Sources {
+    fn open(plan: &Plan) -> Result<Self> {
+        let userns: OwnedFd = match &plan.userns {
+            Some(path) => File::open(path).doing(|| format!("open {}", path.display()))?.into(),
+            None => namespaces::user_namespace(plan.uid_base)?,
+        };
+        let read_only = |path: &PathBuf, userns: Option<BorrowedFd<'_>>| -> Result<OwnedFd> {
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(libc::O_PATH);
+            let source = options.open(path).doing(|| format!("open {}", path.display()))?;
+            let tree = mounts::clone(source.as_fd()).doing(|| format!("clone the mount of {}", path.display()))?;
+            mounts::restrict(&tree, userns).doing(|| format!("map the ids of {}", path.display()))?;
+            Ok(tree)
+        };
+        Ok(Sources {
+            layers: plan
+                .layers
+                .iter()
+                .map(|path| read_only(path, Some(userns.as_fd())))
+                .collect::<Result<_>>()?,
+            disk: OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&plan.disk)
+                .doing(|| format!("open {}", plan.disk.display()))?,
+            init: read_only(&plan.init, None)?,
+            netns: match &plan.netns {
+                Some(path) => Some(File::open(path).doing(|| format!("open {}", path.display()))?),
+                None => None,
+            },
+            userns,
+        })
+    }
+}
+
+/// What PID 1 gets at 3, 4 and 5, and where its own words go.
+struct Inherited {
+    listener: UnixListener,
+    ring: File,
+    exit_record: File,
+    console: File,
+    run: OwnedFd,
+}
+
+impl Inherited {
+    fn make(plan: &Plan) -> Result<Self> {
+        std::env::set_current_dir(&plan.run).doing(|| format!("enter {}", plan.run.display()))?;
+        let _ = fs::remove_file("init.sock");
+        let read_write = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options.open(path).doing(|| format!("open {}", path.display()))
+        };
+        Ok(Inherited {
+            // A relative name: the absolute one may be longer than a socket address holds.
+            listener: UnixListener::bind("init.sock").doing(|| "bind init.sock".to_owned())?,
+            ring: read_write(&plan.ring)?,
+            exit_record: read_write(&plan.exit_record)?,
+            console: OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open("console")
+                .doing(|| "open console".to_owned())?,
+            run: File::open(".").doing(|| "open the run folder".to_owned())?.into(),
+        })
+    }
+}
+
+fn enter_own_mounts(plan: &Plan) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).doing(|| "make a mount namespace".to_owned())?;
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
+        .doing(|| "make mounts private".to_owned())?;
+    for path in &plan.detach {
+        // Not there is as good.
+        let _ = umount2(path, MntFlags::MNT_DETACH);
+    }
+    let options = Some("mode=755,size=4m");
+    mount(
+        Some("pantala"),
+        &plan.enclosure,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        options,
+    )
+    .doing(|| format!("mount a tmpfs at {}", plan.enclosure.display()))?;
+    std::env::set_current_dir(&plan.enclosure).doing(|| format!("enter {}", plan.enclosure.display()))
+}
+
+/// The root filesystem and its sources, below the enclosure (the current directory).
+fn build(plan: &Plan, sources: &Sources) -> Result<()> {
+    let folder = |path: &str, mode: u32| {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .doing(|| format!("create {path}"))
+    };
+    for path in ["lower", "disk", "root", "files", "bundle", "state", "nodes", "ns"] {
+        folder(path, 0o755)?;
+    }
+    let owner = Some(plan.uid_base);
+
+    let mut lower = Vec::new();
+    for (index, layer) in sources.layers.iter().enumerate() {
+        let path = format!("lower/{index}");
+        folder(&path, 0o755)?;
+        mounts::attach(layer, Path::new(&path)).doing(|| format!("attach {path}"))?;
+        lower.insert(0, path);
+    }
+
+    let (_device, node) =
+        loops::attach(&sources.disk, Path::new("nodes")).doing(|| "attach a loop device".to_owned())?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    // Nothing on it outlives its machine: neither tables to be prepared nor barriers are worth their cost.
+    let options = Some("noinit_itable,nobarrier,errors=continue");
+    mount(Some(&node), "disk", Some("ext4"), flags, options).doing(|| "mount the writable layer".to_owned())?;
+    for path in ["disk/upper", "disk/work"] {
+        folder(path, 0o755)?;
+        chown(path, owner, owner).doing(|| format!("give {path} to the machine"))?;
+    }
+    let overlay = format!(
+        "lowerdir={},upperdir=disk/upper,workdir=disk/work,volatile,xino=off",
+        lower.join(":")
+    );
+    mount(
+        Some("overlay"),
+        "root",
+        Some("overlay"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(overlay.as_str()),
+    )
+    .doing(|| "mount the root filesystem".to_owned())?;
+
+    File::create("init").doing(|| "create init".to_owned())?;
+    mounts::attach(&sources.init, Path::new("init")).doing(|| "attach init".to_owned())?;
+    if let Some(netns) = &sources.netns {
+        bind_namespace(netns.as_fd(), "ns/net")?;
+    }
+    if plan.userns.is_some() {
+        bind_namespace(sources.userns.as_fd(), "ns/user")?;
+    }
+    for (name, text) in &plan.files {
+        let path = Path::new("files").join(name);
+        fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
+        chown(&path, owner, owner).doing(|| format!("give {} to the machine", path.display()))?;
+    }
+    fs::write("bundle/config.json", plan.config.to_string()).doing(|| "write config.json".to_owned())
+}
+
+fn bind_namespace(namespace: BorrowedFd<'_>, target: &str) -> Result<()> {
+    File::create(target).doing(|| format!("create {target}"))?;
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    mount(
+        Some(source.as_str()),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .doing(|| format!("bind {target}"))
+}
+
+fn run_runtime(plan: &Plan, inherited: &Inherited) -> Result<i32> {
+    let [program, options @ ..] = &plan.runtime[..] else {
+        return Err(HostError::Runtime("the plan names no runtime".to_owned()));
+    };
+    let at = |path: &str| plan.enclosure.join(path);
+    let console = |what: &str| inherited.console.try_clone().doing(|| what.to_owned());
+    let mut command = Command::new(program);
+    command
+        .args(options)
+        .arg("--root")
+        .arg(at("state"))
+        .args(["run", "--detach", "--preserve-fds", "3", "--pid-file"])
+        .arg(at("pid"))
+        .arg("--bundle")
+        .arg(at("bundle"))
+        .arg(&plan.machine_id)
+        .stdin(Stdio::null())
+        .stdout(console("share the console")?)
+        .stderr(console("share the console")?);
+    let descriptors = [
+        inherited.listener.as_raw_fd(),
+        inherited.ring.as_raw_fd(),
+        inherited.exit_record.as_raw_fd(),
+    ];
+    // SAFETY: only system calls between fork and exec, on descriptors that stay open in the parent.
+    unsafe { command.pre_exec(move || hand_over(descriptors)) };
+    let status = command.status().doing(|| format!("run {program}"))?;
+    if !status.success() {
+        let said =
+            fs::read_to_string(format!("/proc/self/fd/{}/console", inherited.run.as_raw_fd())).unwrap_or_default();
+        return Err(HostError::Runtime(format!(
+            "{program} ended with {status}: {}",
+            said.trim()
+        )));
+    }
+    let text = fs::read_to_string(at("pid")).doing(|| "read the pid file".to_owned())?;
+    text.trim()
+        .parse()
+        .map_err(|_| HostError::Runtime(format!("{program} wrote {text:?} for a pid")))
+}
+
+/// Move the descriptors to 3, 4, 5 in the child. By way of high numbers, since they may be among the three. What `Command`
+/// needs itself lies higher: `Sources` holds at least three descriptors open, opened first.
+fn hand_over(descriptors: [RawFd; 3]) -> io::Result<()> {
+    const ABOVE: libc::c_int = 64;
+    let mut high = [0; 3];
+    for (slot, fd) in high.iter_mut().zip(descriptors) {
+        // SAFETY: duplicates a descriptor; no memory is involved.
+        *slot = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, ABOVE) };
+        if *slot < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    for (target, fd) in (3..).zip(high) {
+        // SAFETY: as above; the new descriptor survives exec.
+        if unsafe { libc::dup2(fd, target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Bodies on their way. What came from the client is kept up to 1 MiB, so that an attempt which failed before an answer can
+//! be followed by another; what comes from a machine holds its slot until the last byte.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use pantala_route::retry;
+
+use crate::pool::Lease;
+use crate::select::Slot;
+
+/// Documented contract: larger bodies are not sent twice.
+const KEPT_MAX: usize = 1024 * 1024;
+
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+// -- from the client ------------------------------------------------------------------------------------------------
+
+/// The body of one request, over all its attempts.
+pub struct ClientBody(Rc<RefCell<Source>>);
+
+struct Source {
+    incoming: Incoming,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    lost: bool,
+    failed: Option<String>,
+    /// an older attempt must not take what belongs to the present one
+    attempt: u32,
+}
+
+impl ClientBody {
+    pub fn new(incoming: Incoming) -> ClientBody {
+        let ended = incoming.is_end_stream();
+        ClientBody(Rc::new(RefCell::new(Source {
+            incoming,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            trailers: None,
+            ended,
+            lost: false,
+            failed: None,
+            attempt: 0,
+        })))
+    }
+
+    pub fn attempt(&self) -> AttemptBody {
+        let mut source = self.0.borrow_mut();
+        source.attempt += 1;
+        let total = if source.kept.is_empty() && !source.ended {
+            source.incoming.size_hint().exact()
+        } else {
+            None
+        };
+        let empty = source.ended && source.kept.is_empty() && source.trailers.is_none();
+        AttemptBody {
+            source: self.0.clone(),
+            attempt: source.attempt,
+            next: 0,
+            trailers_sent: false,
+            total,
+            empty,
+            sent: 0,
+        }
+    }
+
+    pub fn state(&self) -> retry::Body {
+        let source = self.0.borrow();
+        match () {
+            () if source.lost => retry::Body::Lost,
+            () if source.kept.is_empty() => retry::Body::Unread,
+            () => retry::Body::Kept,
+        }
+    }
+
+    /// Why the client's side ended badly, if it did.
+    pub fn failed(&self) -> Option<String> {
+        self.0.borrow().failed.clone()
+    }
+}
+
+/// What one attempt sends: first what is kept, then what comes.
+pub struct AttemptBody {
+    source: Rc<RefCell<Source>>,
+    attempt: u32,
+    next: usize,
+    trailers_sent: bool,
+    total: Option<u64>,
+    empty: bool,
+    sent: u64,
+}
+
+impl Body for AttemptBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let mut source = this.source.borrow_mut();
+        if source.attempt != this.attempt {
+            return Poll::Ready(Some(Err("this attempt was given up".into())));
+        }
+        if let Some(kept) = source.kept.get(this.next) {
+            this.next += 1;
+            this.sent += kept.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
+        }
+        if source.ended {
+            let trailers = if this.trailers_sent {
+                None
+            } else {
+                source.trailers.clone()
+            };
+            this.trailers_sent = true;
+            return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
+        }
+        match std::task::ready!(Pin::new(&mut source.incoming).poll_frame(cx)) {
+            None => {
+                source.ended = true;
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                source.failed = Some(error.to_string());
+                source.ended = true;
+                source.lost = true;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    source.keep(&data);
+                    this.next = source.kept.len();
+                    this.sent += data.len() as u64;
+                    Poll::Ready(Some(Ok(Frame::data(data))))
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        source.trailers = Some(trailers.clone());
+                        this.trailers_sent = true;
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.empty
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.total {
+            _ if self.empty => SizeHint::with_exact(0),
+            Some(total) => SizeHint::with_exact(total.saturating_sub(self.sent)),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Source {
+    fn keep(&mut self, data: &Bytes) {
+        if self.lost {
+            return;
+        }
+        self.kept_bytes += data.len();
+        if self.kept_bytes > KEPT_MAX {
+            self.lost = true;
+            self.kept = Vec::new();
+        } else {
+            self.kept.push(data.clone());
+        }
+    }
+}
+
+// -- to the client --------------------------------------------------------------------------------------------------
+
+pub enum OutBody {
+    Full(Full<Bytes>),
+    /// Streamed from upstream. At its end the connection is kept for the next request; dropped before, it is closed.
+    Upstream(Box<Upstream>),
+}
+
+pub struct Upstream {
+    pub incoming: Incoming,
+    pub lease: Option<Lease>,
+    pub slot: Option<Slot>,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if let (Some(lease), true) = (self.lease.take(), self.incoming.is_end_stream()) {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for OutBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            OutBody::Full(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
+            OutBody::Upstream(upstream) => {
+                let frame = std::task::ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
+                if frame.is_none() {
+                    if let Some(lease) = upstream.lease.take() {
+                        lease.give_back();
+                    }
+                    upstream.slot = None;
+                }
+                Poll::Ready(frame.map(|result| result.map_err(Into::into)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            OutBody::Full(full) => full.is_end_stream(),
+            OutBody::Upstream(upstream) => upstream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            OutBody::Full(full) => full.size_hint(),
+            OutBody::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The last three routing views on disk, so that serving goes on without an agent, and a way back when the newest one kills
+//! the proxy: after two crashes within a minute the one before is loaded and rows that differ are set aside.
+//!
+//! The files hold private keys of certificates: mode 0600.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use pantala_route::table::{RowKey, Table};
+use pantala_wire::feed::FeedRow;
+use serde::{Deserialize, Serialize};
+
+use crate::log::{self, now_ms};
+
+const KEPT: usize = 3;
+const CRASH_WINDOW_MS: u64 = 60_000;
+const CRASHES_MAX: usize = 2;
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    revision: u64,
+    rows: Vec<FeedRow>,
+}
+
+/// Starts that did not end in order, newest last. The file exists while a proxy runs.
+#[derive(Default, Serialize, Deserialize)]
+struct Marker {
+    started_ms: u64,
+    crashed_ms: Vec<u64>,
+}
+
+pub struct Generations {
+    dir: PathBuf,
+}
+
+impl Generations {
+    pub fn open(dir: &Path) -> io::Result<Generations> {
+        fs::create_dir_all(dir)?;
+        Ok(Generations { dir: dir.to_owned() })
+    }
+
+    fn path(&self, generation: usize) -> PathBuf {
+        self.dir.join(format!("snapshot-{generation}.json"))
+    }
+
+    fn marker(&self) -> PathBuf {
+        self.dir.join("running.json")
+    }
+
+    /// Fills the table and leaves the mark that only an orderly end removes.
+    pub fn load(&self, table: &mut Table) -> io::Result<()> {
+        let crashes = self.begin()?;
+        let newest = self.read(0);
+        if crashes < CRASHES_MAX {
+            if let Some(saved) = newest.or_else(|| self.read(1)).or_else(|| self.read(2)) {
+                table.replace(saved.revision, saved.rows);
+            }
+            return Ok(());
+        }
+        let base = self.read(1).or_else(|| self.read(2)).unwrap_or(Saved {
+            revision: 0,
+            rows: Vec::new(),
+        });
+        let mut suspects = 0;
+        for row in newest.map(|saved| saved.rows).unwrap_or_default() {
+            let known = base.rows.iter().any(|b| *b == row);
+            if let (false, Some(value)) = (known, &row.value) {
+                suspects += 1;
+                table.quarantine((row.stream.clone(), row.key.clone()), value.to_string().into());
+            }
+        }
+        log::error(
+            "two crashes within a minute",
+            &[("loaded_revision", &base.revision), ("set_aside", &suspects)],
+        );
+        table.replace(base.revision, base.rows);
+        Ok(())
+    }
+
+    /// Crashes within the window, the last one included.
+    fn begin(&self) -> io::Result<usize> {
+        let now = now_ms();
+        let previous: Option<Marker> = fs::read(self.marker())
+            .ok()
+            .map(|text| serde_json::from_slice(&text).unwrap_or_default());
+        let mut crashed: Vec<u64> = previous
+            .into_iter()
+            .flat_map(|marker| [marker.crashed_ms, vec![now]].concat())
+            .collect();
+        crashed.retain(|at| now.saturating_sub(*at) <= CRASH_WINDOW_MS);
+        let crashes = crashed.len();
+        let text = serde_json::to_vec(&Marker {
+            started_ms: now,
+            crashed_ms: crashed,
+        })?;
+        replace_file(&self.marker(), &text)?;
+        Ok(crashes)
+    }
+
+    pub fn end_in_order(&self) {
+        if let Err(error) = fs::remove_file(self.marker()) {
+            log::warning("mark of a running proxy not removed", &[("reason", &error)]);
+        }
+    }
+
+    fn read(&self, generation: usize) -> Option<Saved> {
+        let text = fs::read(self.path(generation)).ok()?;
+        let saved = serde_json::from_slice(&text);
+        if let Err(error) = &saved {
+            // The message of serde may quote a value; a key is among them.
+            log::error(
+                "snapshot not readable",
+                &[("generation", &generation), ("line", &error.line())],
+            );
+        }
+        saved.ok()
+    }
+
+    /// The present view becomes the newest generation.
+    pub fn save(&self, text: &[u8]) -> io::Result<()> {
+        for older in (0..KEPT - 1).rev() {
+            match fs::rename(self.path(older), self.path(older + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        replace_file(&self.path(0), text)
+    }
+}
+
+/// The document of [`Generations::save`].
+pub fn document<'a>(revision: u64, rows: impl Iterator<Item = (&'a RowKey, &'a str)>) -> Vec<u8> {
+    let mut text = format!("{{\"revision\":{revision},\"rows\":[");
+    for (index, ((stream, key), value)) in rows.enumerate() {
+        let (stream, key) = (
+            serde_json::Value::from(stream.as_str()),
+            serde_json::Value::from(key.as_str()),
+        );
+        let comma = if index > 0 { ",\n" } else { "\n" };
+        text.push_str(&format!(
+            "{comma}{{\"stream\":{stream},\"key\":{key},\"value\":{value}}}"
+        ));
+    }
+    text.push_str("\n]}\n");
+    text.into_bytes()
+}
+
+fn replace_file(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn row(name: &str) -> FeedRow {
+        let value = json!({"app": name, "org": "o", "network": 1});
+        FeedRow {
+            stream: "routes".into(),
+            key: format!("app/{name}"),
+            value: Some(value),
+        }
+    }
+
+    fn names(table: &Table) -> Vec<String> {
+        let mut names: Vec<String> = table.snapshot().apps.keys().map(|n| n.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_one_before_after_two_crashes() {
+        let dir = std::env::temp_dir().join(format!("pantala-generations-{}", std::process::id()));
+        let generations = Generations::open(&dir).unwrap();
+        let mut table = Table::new("n1");
+        generations.load(&mut table).unwrap();
+        table.replace(1, vec![row("good")]);
+        generations.save(&document(1, table.rows())).unwrap();
+        table.replace(2, vec![row("good"), row("poison")]);
+        generations.save(&document(2, table.rows())).unwrap();
+
+        let mut second = Table::new("n1");
+        generations.load(&mut second).unwrap(); // one crash: the newest
+        assert_eq!(names(&second), ["good", "poison"]);
+        let mut third = Table::new("n1");
+        generations.load(&mut third).unwrap(); // two
+        assert_eq!(names(&third), ["good"]);
+        third.replace(3, vec![row("good"), row("poison"), row("new")]);
+        assert_eq!(names(&third), ["good", "new"]);
+        assert_eq!(
+            third.set_aside().map(|(key, _)| key).collect::<Vec<_>>(),
+            ["app/poison"]
+        );
+
+        generations.end_in_order();
+        let mut fourth = Table::new("n1");
+        generations.load(&mut fourth).unwrap();
+        assert_eq!(names(&fourth), ["good", "poison"]);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn keys_are_not_for_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = std::env::temp_dir().join(format!("pantala-mode-{}", std::process::id()));
+        let generations = Generations::open(&dir).unwrap();
+        generations.save(b"{}").unwrap();
+        assert_eq!(
+            fs::metadata(generations.path(0)).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

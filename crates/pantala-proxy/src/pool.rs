@@ -1,0 +1,155 @@
+//! Phase 6: a connection to a machine. Each worker keeps its own for about 4 s; none is used again once the machine's epoch
+//! has moved on (another version, stopped, another address) or while it drains.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use pantala_route::gauge::Gauge;
+use tokio::net::TcpStream;
+
+use crate::body::AttemptBody;
+
+const KEPT_FOR: Duration = Duration::from_secs(4);
+const KEPT_PER_TARGET_MAX: usize = 256;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+pub struct Route {
+    pub socket: SocketAddr,
+    /// none for a platform backend, which has no epochs
+    pub gauge: Option<Arc<Gauge>>,
+    pub epoch: u32,
+    pub pooled: bool,
+}
+
+impl Route {
+    fn current(&self) -> bool {
+        self.gauge
+            .as_ref()
+            .is_none_or(|gauge| gauge.epoch() == self.epoch && !gauge.read().draining)
+    }
+}
+
+type Sender = SendRequest<AttemptBody>;
+
+struct Idle {
+    sender: Sender,
+    route: Route,
+    since: Instant,
+}
+
+impl Idle {
+    fn usable(&self) -> bool {
+        self.since.elapsed() < KEPT_FOR && !self.sender.is_closed() && self.route.current()
+    }
+}
+
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<(SocketAddr, u32), VecDeque<Idle>>>,
+}
+
+/// A connection in use by one request.
+pub struct Lease {
+    pub sender: Sender,
+    pub reused: bool,
+    route: Route,
+    pool: Rc<Pool>,
+}
+
+impl Lease {
+    /// Its answer has been read to the end.
+    pub fn give_back(self) {
+        if self.route.pooled && !self.sender.is_closed() && self.route.current() {
+            let mut idle = self.pool.idle.borrow_mut();
+            let kept = idle.entry((self.route.socket, self.route.epoch)).or_default();
+            if kept.len() < KEPT_PER_TARGET_MAX {
+                kept.push_back(Idle {
+                    sender: self.sender,
+                    route: self.route,
+                    since: Instant::now(),
+                });
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0}")]
+    Socket(#[from] std::io::Error),
+    #[error("no answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+}
+
+impl ConnectError {
+    /// Of `reference/proxy.md` section 13.
+    pub fn code(&self) -> &'static str {
+        use std::io::ErrorKind::{
+            ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+        };
+        match self {
+            ConnectError::Timeout => "PC05",
+            ConnectError::Http(_) => "PC06",
+            ConnectError::Socket(error) => match error.kind() {
+                ConnectionRefused => "PC01",
+                ConnectionReset => "PC03",
+                ConnectionAborted => "PC04",
+                TimedOut => "PC05",
+                HostUnreachable | NetworkUnreachable => "PU03",
+                _ => "PC06",
+            },
+        }
+    }
+}
+
+impl Pool {
+    /// A kept connection if there is one that still stands, else a new one. `fresh` never takes a kept one.
+    pub async fn connect(self: &Rc<Self>, route: &Route, fresh: bool) -> Result<Lease, ConnectError> {
+        while let Some(mut idle) = (!fresh && route.pooled).then(|| self.take(route)).flatten() {
+            if idle.usable() && idle.sender.ready().await.is_ok() {
+                return Ok(Lease {
+                    sender: idle.sender,
+                    reused: true,
+                    route: route.clone(),
+                    pool: self.clone(),
+                });
+            }
+        }
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(route.socket));
+        let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::task::spawn_local(async move {
+            // Its errors reach the request that uses it; an idle one that ends needs no word.
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(Lease {
+            sender,
+            reused: false,
+            route: route.clone(),
+            pool: self.clone(),
+        })
+    }
+
+    fn take(&self, route: &Route) -> Option<Idle> {
+        // The youngest is the least likely to be closed by the other side at this moment.
+        self.idle.borrow_mut().get_mut(&(route.socket, route.epoch))?.pop_back()
+    }
+
+    /// Closes what is old or leads to a machine that moved on or drains.
+    pub fn sweep(&self) {
+        self.idle.borrow_mut().retain(|_, kept| {
+            kept.retain(Idle::usable);
+            !kept.is_empty()
+        });
+    }
+}

@@ -1,0 +1,134 @@
+//! What all threads share. Workers read the view and take slots; the control thread writes the view and answers for the
+//! agent. Nothing here blocks for longer than a map look-up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use pantala_route::snapshot::Snapshot;
+use pantala_wire::feed::ProxyLog;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::queue::Queues;
+use crate::settings::Settings;
+use crate::tls::Certificates;
+use crate::tunnels::Tunnels;
+use crate::wakes::Wakes;
+
+/// `seq` grows with each change, so that whoever waits can tell a newer view from the one it judged.
+pub struct View {
+    pub seq: u64,
+    pub snapshot: Snapshot,
+}
+
+/// How far the end of this process has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Life {
+    Serving,
+    /// no new connections; answers say `Connection: close`
+    Leaving,
+    /// idle connections are closed
+    Closing,
+    /// the longest drain is over
+    Ending,
+}
+
+/// From workers to the control thread.
+pub enum Command {
+    /// there are wakes to send
+    Wake,
+    Log(ProxyLog),
+}
+
+pub struct Shared {
+    pub settings: Settings,
+    view: ArcSwap<View>,
+    changed: watch::Sender<u64>,
+    pub life: watch::Sender<Life>,
+    pub certificates: Arc<Certificates>,
+    pub wakes: Wakes,
+    pub queues: Queues,
+    pub tunnels: Tunnels,
+    /// a draining machine has become empty
+    pub emptied: Notify,
+    pub commands: mpsc::Sender<Command>,
+    pub metrics: Metrics,
+    pub started: Instant,
+}
+
+/// Commands that wait for the control thread; beyond it log frames are dropped and wakes are picked up by its next tick.
+const COMMANDS_MAX: usize = 4096;
+
+impl Shared {
+    pub fn new(settings: Settings) -> (Arc<Shared>, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let shared = Shared {
+            queues: Queues::new(settings.wire.queue_per_app_max),
+            settings,
+            view: ArcSwap::from_pointee(View {
+                seq: 0,
+                snapshot: Snapshot::default(),
+            }),
+            changed: watch::Sender::new(0),
+            life: watch::Sender::new(Life::Serving),
+            certificates: Arc::new(Certificates::default()),
+            wakes: Wakes::default(),
+            tunnels: Tunnels::default(),
+            emptied: Notify::new(),
+            commands,
+            metrics: Metrics::default(),
+            started: Instant::now(),
+        };
+        (Arc::new(shared), receiver)
+    }
+
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    pub fn publish(&self, snapshot: Snapshot) {
+        let seq = self.view.load().seq + 1;
+        self.view.store(Arc::new(View { seq, snapshot }));
+        self.changed.send_replace(seq);
+        self.queues.stir();
+    }
+
+    /// Returns when the view is newer than `seq`.
+    pub async fn newer_than(&self, seq: u64) {
+        // The sender lives in self, so the wait cannot end otherwise.
+        let _ = self.changed.subscribe().wait_for(|now| *now > seq).await;
+    }
+
+    /// Milliseconds since start: the clock of the gauges.
+    pub fn elapsed_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    pub fn leaving(&self) -> bool {
+        *self.life.borrow() > Life::Serving
+    }
+
+    pub fn tell_agent(&self, log: ProxyLog) {
+        if self.commands.try_send(Command::Log(log)).is_err() {
+            self.metrics.logs_dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct Metrics {
+    pub connections: AtomicU64,
+    pub connections_open: AtomicU64,
+    pub handshakes_failed: AtomicU64,
+    pub requests: AtomicU64,
+    pub refused: AtomicU64,
+    pub failed: AtomicU64,
+    pub retries: AtomicU64,
+    pub wakes: AtomicU64,
+    pub queued: AtomicU64,
+    pub upstream_connects: AtomicU64,
+    pub logs_dropped: AtomicU64,
+    pub dns_queries: AtomicU64,
+    pub dns_refused: AtomicU64,
+}

@@ -1,0 +1,63 @@
+//! SIGTERM and SIGINT: accept no more, answer with `Connection: close`, close idle connections, wait for the rest.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::log;
+use crate::shared::{Life, Shared};
+use crate::tunnels::SERVICE_RESTART;
+
+/// Clients need a moment to see `Connection: close`; hyper's graceful shutdown at once would cut requests on their way.
+const NOTICE: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LEAVE: Duration = Duration::from_millis(250);
+
+/// The signals are taken over when this is called, before anything is served.
+pub fn watch(shared: Arc<Shared>) -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        either(&mut terminate, &mut interrupt).await;
+        log::info(
+            "proxy leaving",
+            &[("connections", &shared.metrics.connections_open.load(Relaxed))],
+        );
+        let by = Instant::now() + Duration::from_millis(shared.settings.wire.drain_max_ms);
+        tokio::select! {
+            () = leave(&shared, by) => {}
+            () = either(&mut terminate, &mut interrupt) => {} // asked twice
+        }
+        shared.tunnels.end_all(SERVICE_RESTART);
+        if shared.metrics.connections_open.load(Relaxed) > 0 {
+            sleep(LEAVE).await;
+        }
+        shared.life.send_replace(Life::Ending);
+    })
+}
+
+async fn leave(shared: &Shared, by: Instant) {
+    shared.life.send_replace(Life::Leaving);
+    if !empty_by(shared, by.min(Instant::now() + NOTICE)).await {
+        shared.life.send_replace(Life::Closing);
+        empty_by(shared, by).await;
+    }
+}
+
+async fn empty_by(shared: &Shared, by: Instant) -> bool {
+    let empty = async {
+        while shared.metrics.connections_open.load(Relaxed) > 0 {
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    timeout_at(by, empty).await.is_ok()
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,125 @@
+//! Phase 7 for connections that become something else (WebSocket): bytes both ways until one side ends, or until a drain or
+//! the end of this process closes them.
+
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::Response;
+use hyper::body::Incoming;
+use hyper::header::UPGRADE;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::sync::watch;
+
+use crate::body::OutBody;
+use crate::select::Slot;
+use crate::shared::Shared;
+use crate::websocket::{Frames, close_frame};
+
+const BUFFER: usize = 16 * 1024;
+
+/// Platform services have no machine; their tunnels end with the process.
+const NO_MACHINE: &str = "";
+
+/// Answers 101 and couples both sides once hyper has let go of them. The slot is held until then.
+pub fn switch(
+    shared: &Arc<Shared>,
+    mut response: Response<Incoming>,
+    client: OnUpgrade,
+    slot: Option<Slot>,
+) -> Response<OutBody> {
+    let upstream = hyper::upgrade::on(&mut response);
+    let token = response
+        .headers()
+        .get(UPGRADE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
+    let websocket = token.eq_ignore_ascii_case("websocket");
+    let machine: Arc<str> = slot
+        .as_ref()
+        .map_or(NO_MACHINE.into(), |slot| slot.target.machine.id.clone());
+    let ends = shared.tunnels.join(&machine);
+    tokio::task::spawn_local(async move {
+        if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
+            couple(client, upstream, ends, websocket).await;
+        }
+        drop(slot);
+    });
+    let (parts, _) = response.into_parts();
+    Response::from_parts(parts, OutBody::Full(Full::default()))
+}
+
+async fn couple(client: Upgraded, upstream: Upgraded, ends: watch::Receiver<Option<u16>>, websocket: bool) {
+    let (client_read, client_write) = split(TokioIo::new(client));
+    let (upstream_read, upstream_write) = split(TokioIo::new(upstream));
+    let frames = websocket.then(Frames::default);
+    let mut down = std::pin::pin!(downstream(upstream_read, client_write, ends.clone(), frames));
+    let mut up = std::pin::pin!(upstream_copy(client_read, upstream_write, ends));
+    // When the app's side ends there is nobody left to talk to; when the client's ends the app may still say something.
+    tokio::select! {
+        () = &mut down => {}
+        () = &mut up => down.await,
+    }
+}
+
+async fn upstream_copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    mut from: R,
+    mut to: W,
+    ends: watch::Receiver<Option<u16>>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        tokio::select! {
+            _ = ended(ends.clone()) => return,
+            read = from.read(&mut buffer) => match read {
+                Ok(n) if n > 0 => if to.write_all(&buffer[..n]).await.is_err() { return },
+                _ => break,
+            }
+        }
+    }
+    // The other side sees the end; whether it could be told makes no difference here.
+    let _ = to.shutdown().await;
+}
+
+async fn downstream(
+    mut from: ReadHalf<TokioIo<Upgraded>>,
+    mut to: WriteHalf<TokioIo<Upgraded>>,
+    ends: watch::Receiver<Option<u16>>,
+    mut frames: Option<Frames>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    let mut ending = None;
+    loop {
+        // A close frame fits only between two others.
+        if let (Some(code), true) = (ending, frames.as_ref().is_none_or(Frames::between)) {
+            if frames.is_some() && to.write_all(&close_frame(code)).await.is_err() {
+                return;
+            }
+            break;
+        }
+        tokio::select! {
+            code = ended(ends.clone()), if ending.is_none() => ending = Some(code),
+            read = from.read(&mut buffer) => match read {
+                Ok(n) if n > 0 => {
+                    let boundary = frames.as_mut().map_or(n, |frames| frames.see(&buffer[..n]));
+                    let n = if ending.is_some() && boundary > 0 { boundary } else { n };
+                    if to.write_all(&buffer[..n]).await.is_err() { return }
+                    if ending.is_some() && boundary > 0 {
+                        if let Some(frames) = &mut frames { frames.reset(); }
+                    }
+                }
+                _ => break,
+            }
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+async fn ended(mut ends: watch::Receiver<Option<u16>>) -> u16 {
+    match ends.wait_for(Option::is_some).await.map(|code| *code) {
+        Ok(Some(code)) => code,
+        // The registry dropped its end after sending; without a code nothing was asked.
+        _ => std::future::pending().await,
+    }
+}

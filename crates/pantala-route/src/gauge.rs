@@ -1,0 +1,178 @@
+//! What is in flight on one machine, and whether it drains: one atomic word, so that taking a slot and starting a drain
+//! cannot miss each other. A gauge outlives snapshots; it belongs to the machine's id.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+const IN_FLIGHT_BITS: u32 = 20;
+const IN_FLIGHT: u64 = (1 << IN_FLIGHT_BITS) - 1;
+const DRAINING: u64 = 1 << 63;
+const SEQ: u64 = !(DRAINING | IN_FLIGHT);
+
+/// No limit set: still bounded by the width of the counter.
+pub const UNLIMITED: u32 = IN_FLIGHT as u32;
+
+#[derive(Debug, Default)]
+pub struct Gauge {
+    /// draining (1 bit), requests so far (43 bits, wraps), in flight (20 bits)
+    word: AtomicU64,
+    last_end_ms: AtomicU64,
+    epoch: AtomicU32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    pub draining: bool,
+    pub seq: u64,
+    pub in_flight: u32,
+}
+
+impl From<u64> for Reading {
+    fn from(word: u64) -> Self {
+        Reading {
+            draining: word & DRAINING != 0,
+            seq: (word & SEQ) >> IN_FLIGHT_BITS,
+            in_flight: (word & IN_FLIGHT) as u32,
+        }
+    }
+}
+
+impl Gauge {
+    pub fn read(&self) -> Reading {
+        self.word.load(SeqCst).into()
+    }
+
+    /// Takes a slot unless the machine drains or `hard` are taken.
+    pub fn acquire(&self, hard: u32) -> bool {
+        let taken = self.word.fetch_update(SeqCst, SeqCst, |word| {
+            let now = Reading::from(word);
+            if now.draining || now.in_flight >= hard.min(UNLIMITED) {
+                return None;
+            }
+            let seq = word.wrapping_add(1 << IN_FLIGHT_BITS) & SEQ;
+            Some(seq | (word & IN_FLIGHT) + 1)
+        });
+        taken.is_ok()
+    }
+
+    /// Gives a slot back and says what is left.
+    pub fn release(&self, now_ms: u64) -> Reading {
+        self.last_end_ms.store(now_ms, SeqCst);
+        let before = self.word.fetch_sub(1, SeqCst);
+        debug_assert!(before & IN_FLIGHT > 0, "a slot is released once");
+        (before - 1).into()
+    }
+
+    /// Stops new requests. With `load_seq` only if none came since; the answer is whether it drains now.
+    pub fn drain(&self, load_seq: Option<u64>) -> bool {
+        let started = self.word.fetch_update(SeqCst, SeqCst, |word| match load_seq {
+            Some(seq) if Reading::from(word).seq != seq => None,
+            _ => Some(word | DRAINING),
+        });
+        started.is_ok()
+    }
+
+    pub fn undrain(&self) {
+        self.word.fetch_and(!DRAINING, SeqCst);
+    }
+
+    pub fn idle_ms(&self, now_ms: u64) -> u64 {
+        if self.read().in_flight > 0 {
+            0
+        } else {
+            now_ms.saturating_sub(self.last_end_ms.load(SeqCst))
+        }
+    }
+
+    /// Idle time counts from here for a machine that had no request yet.
+    pub fn touch(&self, now_ms: u64) {
+        self.last_end_ms.fetch_max(now_ms, SeqCst);
+    }
+
+    /// Connections opened in an older epoch lead to a process that is gone.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(SeqCst)
+    }
+
+    pub fn next_epoch(&self) -> u32 {
+        self.epoch.fetch_add(1, SeqCst).wrapping_add(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    proptest! {
+        #[test]
+        fn never_above_the_hard_limit_and_never_while_draining(hard in 1u32..6, steps in prop::collection::vec(0u8..4, 0..200)) {
+            let gauge = Gauge::default();
+            let (mut held, mut draining, mut seq) = (0u32, false, 0u64);
+            for step in steps {
+                match step {
+                    0 | 1 => {
+                        let got = gauge.acquire(hard);
+                        prop_assert_eq!(got, !draining && held < hard);
+                        held += u32::from(got);
+                        seq += u64::from(got);
+                    }
+                    2 if held > 0 => { gauge.release(0); held -= 1; }
+                    2 => {}
+                    _ => { draining = !draining; if draining { gauge.drain(None); } else { gauge.undrain(); } }
+                }
+                prop_assert_eq!(gauge.read(), Reading { draining, seq, in_flight: held });
+                prop_assert!(held <= hard);
+            }
+        }
+
+        #[test]
+        fn a_drain_with_a_stale_sequence_is_refused(before in 0u64..20, since in 0u64..3) {
+            let gauge = Gauge::default();
+            for _ in 0..before + since {
+                gauge.acquire(UNLIMITED);
+            }
+            prop_assert_eq!(gauge.drain(Some(before)), since == 0);
+            prop_assert_eq!(gauge.read().draining, since == 0);
+        }
+    }
+
+    #[test]
+    fn threads_share_the_limit() {
+        let gauge = Arc::new(Gauge::default());
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let gauge = gauge.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..20_000 {
+                        if gauge.acquire(3) {
+                            assert!(gauge.read().in_flight <= 3);
+                            gauge.release(1);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(gauge.read().in_flight, 0);
+    }
+
+    #[test]
+    fn the_sequence_wraps_into_nothing_else() {
+        let gauge = Gauge {
+            word: AtomicU64::new(SEQ),
+            ..Gauge::default()
+        };
+        assert!(gauge.acquire(1));
+        assert_eq!(
+            gauge.read(),
+            Reading {
+                draining: false,
+                seq: 0,
+                in_flight: 1
+            }
+        );
+    }
+}

@@ -1,0 +1,34 @@
+//! Whom a connection or request is for: the address first (dedicated ones belong to one app), then SNI or `Host`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::snapshot::{App, Destination, Snapshot};
+
+#[derive(Clone, Debug)]
+pub enum Matched {
+    App(Arc<App>),
+    Backend(std::net::SocketAddr),
+    /// the name is known, the app has no row, service or machine here yet
+    Bare(Arc<str>),
+    Unknown,
+}
+
+impl Snapshot {
+    /// `host` as [`crate::names::normalise`] spells it.
+    pub fn find(&self, local: IpAddr, host: Option<&str>) -> Matched {
+        let local = local.to_canonical();
+        let destination = match self.addresses.get(&local) {
+            Some(app) => Some(Destination::App(app.clone())),
+            None => host.and_then(|name| self.hosts.get(name)).cloned(),
+        };
+        match destination {
+            None => Matched::Unknown,
+            Some(Destination::Backend(backend)) => Matched::Backend(backend),
+            Some(Destination::App(name)) => match self.apps.get(&name) {
+                Some(app) => Matched::App(app.clone()),
+                None => Matched::Bare(name),
+            },
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Whether a failed attempt may be followed by another. Pure: the caller says what it saw.
+
+/// Candidate attempts for one request (`reference/proxy.md` section 5).
+pub const ATTEMPTS_MAX: u32 = 90;
+/// A request that kills what it reaches is not carried through the fleet.
+pub const DEATHS_MAX: u32 = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// no connection: refused, reset, timed out, unreachable
+    Connect,
+    /// the request did not leave this proxy
+    NotSent,
+    /// a kept connection ended before an answer: the machine had closed it
+    Stale,
+    /// a fresh connection ended before an answer: the app may have acted on the request
+    Died,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// nothing was taken from the client yet, or there is nothing to take
+    Unread,
+    /// what was taken is kept and can be sent again
+    Kept,
+    /// more was sent than is kept
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    pub fault: Fault,
+    /// how many were made, this one included
+    pub attempts: u32,
+    /// how many ended with [`Fault::Died`], this one included
+    pub deaths: u32,
+    /// GET, HEAD, OPTIONS, TRACE, PUT, DELETE
+    pub idempotent: bool,
+    pub body: Body,
+    pub response_started: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Again,
+    /// with the code of `reference/proxy.md` section 13
+    GiveUp(&'static str),
+}
+
+pub fn judge(attempt: Attempt) -> Verdict {
+    if attempt.response_started {
+        return Verdict::GiveUp("PR02");
+    }
+    if attempt.body == Body::Lost {
+        return Verdict::GiveUp("PA01");
+    }
+    if attempt.attempts >= ATTEMPTS_MAX {
+        return Verdict::GiveUp("PR03");
+    }
+    match attempt.fault {
+        Fault::Connect | Fault::NotSent | Fault::Stale => Verdict::Again,
+        Fault::Died if attempt.idempotent && attempt.deaths < DEATHS_MAX => Verdict::Again,
+        Fault::Died => Verdict::GiveUp("PU02"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn attempts() -> impl Strategy<Value = Attempt> {
+        let faults = prop::sample::select(vec![Fault::Connect, Fault::NotSent, Fault::Stale, Fault::Died]);
+        let bodies = prop::sample::select(vec![Body::Unread, Body::Kept, Body::Lost]);
+        (faults, 1u32..200, 0u32..10, any::<bool>(), bodies, any::<bool>()).prop_map(
+            |(fault, attempts, deaths, idempotent, body, response_started)| Attempt {
+                fault,
+                attempts,
+                deaths,
+                idempotent,
+                body,
+                response_started,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn no_second_try_after_the_first_byte(attempt in attempts()) {
+            if attempt.response_started {
+                prop_assert!(judge(attempt) != Verdict::Again);
+            }
+        }
+
+        #[test]
+        fn no_second_try_without_the_body(attempt in attempts()) {
+            if attempt.body == Body::Lost {
+                prop_assert!(judge(attempt) != Verdict::Again);
+            }
+        }
+
+        #[test]
+        fn every_request_ends(attempt in attempts()) {
+            if attempt.attempts >= ATTEMPTS_MAX {
+                prop_assert!(judge(attempt) != Verdict::Again);
+            }
+        }
+
+        #[test]
+        fn what_the_app_may_have_acted_on_is_repeated_only_if_harmless(attempt in attempts()) {
+            if attempt.fault == Fault::Died && judge(attempt) == Verdict::Again {
+                prop_assert!(attempt.idempotent && attempt.deaths < DEATHS_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn refused_is_tried_again() {
+        let attempt = Attempt {
+            fault: Fault::Connect,
+            attempts: 1,
+            deaths: 0,
+            idempotent: false,
+            body: Body::Unread,
+            response_started: false,
+        };
+        assert_eq!(judge(attempt), Verdict::Again);
+        assert_eq!(
+            judge(Attempt {
+                attempts: 90,
+                ..attempt
+            }),
+            Verdict::GiveUp("PR03")
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! The routing view that requests read: immutable, shared by all threads, replaced as a whole by [`crate::table`].
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use pantala_wire::feed::{Port, ServiceRow};
+
+use crate::gauge::{Gauge, UNLIMITED};
+
+/// The states of `domain/machine.py`, grouped by what they mean for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// started
+    Running,
+    /// created, stopped, suspended: a request may wake it; the rank says which first
+    Asleep(u8),
+    /// starting: it will serve soon by itself
+    Starting,
+    /// updating, replacing, restarting, creating: the platform brings it back
+    Changing,
+    /// stopping, suspending: it will be asleep soon
+    Ending,
+    /// failed, destroyed, replaced, … or a word that this version does not know
+    Gone,
+}
+
+impl Phase {
+    pub fn of(state: &str) -> Phase {
+        match state {
+            "started" => Phase::Running,
+            "suspended" => Phase::Asleep(0),
+            "stopped" => Phase::Asleep(1),
+            "created" => Phase::Asleep(2),
+            "starting" => Phase::Starting,
+            "updating" | "replacing" | "restarting" | "creating" => Phase::Changing,
+            "stopping" | "suspending" => Phase::Ending,
+            _ => Phase::Gone,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Service {
+    pub row: ServiceRow,
+    pub soft: u32,
+    pub hard: u32,
+    /// `type = "requests"`: upstream connections are kept; `connections`: one for each request
+    pub pooled: bool,
+}
+
+impl Service {
+    pub fn new(row: ServiceRow) -> Service {
+        let hard = row
+            .concurrency
+            .hard_limit
+            .filter(|n| *n > 0)
+            .unwrap_or(UNLIMITED)
+            .min(UNLIMITED);
+        let soft = row.concurrency.soft_limit.filter(|n| *n > 0).unwrap_or(20).min(hard);
+        let pooled = row.concurrency.r#type.as_deref() == Some("requests");
+        Service {
+            row,
+            soft,
+            hard,
+            pooled,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Machine {
+    pub id: Arc<str>,
+    pub app: Arc<str>,
+    pub region: String,
+    pub instance_id: String,
+    pub state: String,
+    pub phase: Phase,
+    /// none while it has no address yet
+    pub ip4: Option<IpAddr>,
+    pub cordoned: bool,
+    /// on the host of this proxy: only then can `ip4` be reached
+    pub local: bool,
+    /// the gauge's epoch when this view was made
+    pub epoch: u32,
+    pub gauge: Arc<Gauge>,
+}
+
+/// A machine as one service of it is reached.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub machine: Arc<Machine>,
+    pub service: Arc<Service>,
+    pub passing: bool,
+}
+
+impl Target {
+    pub fn socket(&self) -> Option<SocketAddr> {
+        self.machine
+            .ip4
+            .map(|ip| SocketAddr::new(ip, self.service.row.internal_port))
+    }
+}
+
+/// An external port (or range) of an app and the machines behind it.
+#[derive(Debug)]
+pub struct Offer {
+    pub start: u16,
+    pub end: u16,
+    pub port: Port,
+    pub targets: Vec<Target>,
+}
+
+impl Offer {
+    pub fn handles(&self, handler: &str) -> bool {
+        let edge = |h: &String| h == handler || (handler == "http" && h == "edge_http");
+        self.port.handlers.as_deref().unwrap_or_default().iter().any(edge)
+    }
+
+    pub fn force_https(&self) -> bool {
+        self.port.force_https == Some(true) && self.handles("http")
+    }
+}
+
+#[derive(Debug)]
+pub struct App {
+    pub name: Arc<str>,
+    pub machines: Vec<Arc<Machine>>,
+    pub offers: Vec<Offer>,
+}
+
+impl App {
+    /// An exact port before a range.
+    pub fn offer(&self, port: u16) -> Option<&Offer> {
+        let holds = |o: &&Offer| o.start <= port && port <= o.end;
+        self.offers.iter().filter(holds).min_by_key(|o| o.end - o.start)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    App(Arc<str>),
+    Backend(SocketAddr),
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub revision: u64,
+    pub apps: Arc<HashMap<Arc<str>, Arc<App>>>,
+    pub hosts: Arc<HashMap<String, Destination>>,
+    /// app of each address that belongs to one app alone
+    pub addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    pub set_aside: Vec<String>,
+}

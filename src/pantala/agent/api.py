@@ -1,0 +1,290 @@
+"""The node API on the bus: `pantala.node.<node>.call`, called by control and by nobody else.
+
+A mutation is answered once it is journaled, together with its outcome: a repeated `request_id` gets the first answer.
+Errors of `pantala.errors` cross as `NodeError` and are raised again on the other side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from pantala.agent import leases
+from pantala.agent.host import Host
+from pantala.agent.keeper import Outcome
+from pantala.agent.queries import Queries
+from pantala.domain import guests, signals, validate
+from pantala.domain.machine import TERMINAL, State, Verb
+from pantala.errors import Conflict, InternalError, PantalaError, RateLimited, TransientError, UserError
+from pantala.journal import Change, Desired, MachineRecord, Version
+from pantala.kit.clock import unix_ms
+from pantala.kit.ids import ulid
+from pantala.wire import node
+
+log = structlog.get_logger()
+
+_REQUEST = msgspec.json.Decoder(node.NodeRequest)
+METADATA_KEYS_MAX = 100
+METADATA_VALUE_MAX = 4096
+
+
+class NodeApi:
+    """`call` is the bus handler."""
+
+    def __init__(self, host: Host, queries: Queries) -> None:
+        self._host = host
+        self._queries = queries
+        self._running: dict[str, anyio.Event] = {}
+
+    async def call(self, subject: str, payload: bytes) -> bytes:
+        del subject
+        try:
+            request = _REQUEST.decode(payload)
+        except msgspec.DecodeError as error:
+            return encode_error(UserError(f"the request cannot be read: {error}", status="invalid_request"))
+        try:
+            if isinstance(request, node.MUTATIONS):
+                return await self._once(request)
+            return encode(await self._queries.answer(request))
+        except PantalaError as error:
+            return encode_error(error)
+        except Exception:  # the boundary: logged whole here, shown as an id
+            incident = ulid()
+            log.exception("node call failed", op=type(request).__name__, incident=incident)
+            return encode_error(InternalError(f"the host failed (incident {incident})", incident=incident))
+
+    async def _once(self, request: Any) -> bytes:
+        """The outcome of this request id: kept, on its way, or made now."""
+        request_id: str = request.request_id
+        while (running := self._running.get(request_id)) is not None:
+            await running.wait()
+        kept = await self._host.context.journal.outcome(request_id) if request_id else None
+        if kept is not None:
+            return kept
+        done = self._running[request_id] = anyio.Event()
+        try:
+            return await self._mutate(request)
+        finally:
+            del self._running[request_id]
+            done.set()
+
+    async def _mutate(self, request: Any) -> bytes:
+        match request:
+            case node.CreateMachine():
+                return await self._create(request)
+            case node.UpdateMachine():
+                return await self._update(request)
+            case node.StartMachine():
+                return await self._start(request)
+            case node.StopMachine() | node.RestartMachine() | node.DestroyMachine():
+                return await self._wind_down(request)
+            case node.CordonMachine() | node.SetMetadata():
+                return await self._alter(request)
+            case node.PutSecrets():
+                answer = encode(None)
+                await self._host.context.journal.commit(
+                    Change(secrets=request.secrets, outcome=(request.request_id, answer), at_ms=self._now_ms())
+                )
+                return answer
+            case node.AcquireLease() | node.ReleaseLease():
+                return await self._lease(request)
+            case _:
+                raise InternalError(f"nobody handles {type(request).__name__}")
+
+    # -- one each ------------------------------------------------------------------------------------------------------
+
+    async def _create(self, request: node.CreateMachine) -> bytes:
+        def shown(record: MachineRecord) -> bytes:
+            return encode(self._queries.document(record, nonce=record.lease.nonce if record.lease else None))
+
+        record = await self._host.create(request, lambda record: (request.request_id, shown(record)))
+        return shown(record)
+
+    async def _update(self, request: node.UpdateMachine) -> bytes:
+        task = self._host.get(request.machine_id)
+        validate.validate_config(request.config)
+        if request.secrets is not None:
+            await self._host.context.journal.commit(Change(secrets=request.secrets, at_ms=self._now_ms()))
+        now_ms = self._now_ms()
+        version = self._host.new_version(request, now_ms)
+        answer = _Answer(request.request_id)
+
+        def guard(record: MachineRecord) -> None:
+            leases.check(record, request.nonce, now_ms)
+            seen = record.latest.instance_id
+            if request.current_version is not None and request.current_version != seen:
+                raise Conflict(f"the machine is at version {seen}, not at {request.current_version}")
+            if not request.skip_launch and (record.desired.goal == "started" or record.state is State.FAILED):
+                self._host.check_room(guests.resolve(request.config), without=record.id)
+
+        def want(record: MachineRecord) -> MachineRecord:
+            goal = record.desired.goal
+            if request.skip_launch:
+                goal = "stopped"
+            elif record.state is State.FAILED:
+                goal = "started"
+            lease = record.lease
+            if request.lease_ttl_s > 0:
+                lease = leases.acquire(
+                    record,
+                    nonce=request.nonce,
+                    ttl_s=request.lease_ttl_s,
+                    owner=request.owner,
+                    description="",
+                    now_ms=now_ms,
+                )
+            return replace(
+                record, next_version=version, desired=replace(record.desired, goal=goal, source="user"), lease=lease
+            )
+
+        def outcome(met: MachineRecord, wanted: MachineRecord) -> Outcome:
+            nonce = wanted.lease.nonce if wanted.lease and request.lease_ttl_s > 0 else None
+            return answer.keep(self._queries.document(wanted, nonce=nonce))
+
+        await task.admit(Verb.UPDATE, want, guard=guard, outcome=outcome)
+        return answer.bytes
+
+    async def _start(self, request: node.StartMachine) -> bytes:
+        task = self._host.get(request.machine_id)
+        answer = _Answer(request.request_id)
+
+        def guard(record: MachineRecord) -> None:
+            leases.check(record, request.nonce, self._now_ms())
+            self._host.check_room(guests.resolve(record.latest.config), without=record.id)
+
+        await task.admit(
+            Verb.START,
+            lambda record: replace(record, desired=Desired(goal="started"), restarts_ms=(), restart_at_ms=0),
+            guard=guard,
+            outcome=lambda met, wanted: answer.keep(node.StartResult(previous_state=str(met.state))),
+        )
+        return answer.bytes
+
+    async def _wind_down(self, request: node.StopMachine | node.RestartMachine | node.DestroyMachine) -> bytes:
+        """Stop, restart, destroy: they differ in where the machine ends."""
+        match request:
+            case node.StopMachine():
+                verb = Verb.STOP
+                wanted = Desired(goal="stopped", signal=request.signal, timeout_s=request.timeout_s)
+            case node.RestartMachine():
+                verb = Verb.RESTART
+                timeout_s = 0.001 if request.force_stop else request.timeout_s
+                wanted = Desired(goal="started", restart=True, signal=request.signal, timeout_s=timeout_s)
+            case node.DestroyMachine():
+                verb = Verb.DESTROY
+                wanted = Desired(goal="destroyed", force=request.force)
+        if wanted.signal:
+            signals.number(wanted.signal, field="signal")
+        answer = _Answer(request.request_id)
+        record = await self._host.find_record(request.machine_id)
+        if record.state in TERMINAL and verb is Verb.DESTROY:
+            return encode(None)
+        task = self._host.get(request.machine_id)
+        await task.admit(
+            verb,
+            lambda record: replace(record, desired=wanted),
+            force=wanted.force,
+            guard=lambda record: leases.check(record, request.nonce, self._now_ms()),
+            outcome=lambda met, wanted: answer.keep(None),
+        )
+        return answer.bytes
+
+    async def _alter(self, request: node.CordonMachine | node.SetMetadata) -> bytes:
+        answer = _Answer(request.request_id)
+
+        def update(record: MachineRecord) -> MachineRecord:
+            if isinstance(request, node.CordonMachine):
+                return replace(record, cordoned=request.cordoned)
+            return _with_metadata(record, request.key, request.value)
+
+        await self._host.get(request.machine_id).alter(
+            update,
+            guard=lambda record: leases.check(record, request.nonce, self._now_ms()),
+            outcome=lambda met, wanted: answer.keep(None),
+        )
+        return answer.bytes
+
+    async def _lease(self, request: node.AcquireLease | node.ReleaseLease) -> bytes:
+        answer = _Answer(request.request_id)
+        now_ms = self._now_ms()
+
+        def update(record: MachineRecord) -> MachineRecord:
+            if isinstance(request, node.ReleaseLease):
+                leases.release_check(record, request.nonce, now_ms)
+                return replace(record, lease=None)
+            return replace(
+                record,
+                lease=leases.acquire(
+                    record,
+                    nonce=request.nonce,
+                    ttl_s=request.ttl_s,
+                    owner=request.owner,
+                    description=request.description,
+                    now_ms=now_ms,
+                ),
+            )
+
+        await self._host.get(request.machine_id).alter(
+            update,
+            outcome=lambda met, wanted: answer.keep(leases.shown(wanted.lease) if wanted.lease else None),
+        )
+        return answer.bytes
+
+    def _now_ms(self) -> int:
+        return unix_ms(self._host.context.clock.now())
+
+
+class _Answer:
+    """Made while the change is: what this request and every repetition of it gets."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self.bytes = b""
+
+    def keep(self, result: object) -> Outcome:
+        self.bytes = encode(result)
+        return (self._request_id, self.bytes)
+
+
+def _with_metadata(record: MachineRecord, key: str, value: str | None) -> MachineRecord:
+    def changed(version: Version) -> Version:
+        metadata = dict(version.config.metadata or {})
+        if value is None:
+            metadata.pop(key, None)
+        else:
+            metadata[key] = value
+        if len(metadata) > METADATA_KEYS_MAX:
+            raise UserError(f"metadata: at most {METADATA_KEYS_MAX} keys")
+        if value is not None and len(value) > METADATA_VALUE_MAX:
+            raise UserError(f"metadata.{key}: at most {METADATA_VALUE_MAX} characters")
+        return replace(version, config=replace(version.config, metadata=metadata))
+
+    following = record.next_version
+    return replace(
+        record,
+        version=changed(record.version),
+        next_version=changed(following) if following is not None else None,
+    )
+
+
+def encode(result: object) -> bytes:
+    return msgspec.json.encode(node.NodeReply(result=result))
+
+
+def encode_error(error: PantalaError) -> bytes:
+    return msgspec.json.encode(
+        node.NodeReply(
+            error=node.NodeError(
+                kind=type(error).__name__,
+                message=error.message,
+                http_code=error.http_code,
+                status=error.status,
+                hint=error.hint,
+                retry_after_s=error.retry_after_s if isinstance(error, TransientError | RateLimited) else None,
+            )
+        )
+    )

@@ -1,0 +1,215 @@
+"""Is a running machine ready, and do its checks pass? One per started instance; lives in the machine's task.
+
+A service is ready when its checks pass, or, without checks, once its port has accepted. When a port does not accept
+after a while, the namespace's listening sockets are read and the app is told where it listens instead.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from pantala.agent.context import Context
+from pantala.agent.view import moment
+from pantala.domain.durations import seconds
+from pantala.domain.runtime import ListenSocket
+from pantala.journal import MachineRecord
+from pantala.kit.clock import unix_ms
+from pantala.wire.machine import Check, CheckStatus
+
+log = structlog.get_logger()
+
+INTERVAL_S = 15.0
+TIMEOUT_S = 2.0
+GRACE_S = 1.0
+OUTPUT_MAX = 500
+
+
+class _Probe:
+    """One check and its last answer. `service`: the index of the service that it gates, None for top-level ones."""
+
+    def __init__(self, name: str, check: Check, port: int, service: int | None) -> None:
+        self.name = name
+        self.check = check
+        self.port = port
+        self.service = service
+        self.passing = False
+        self.output = "waiting for the first check"
+        self.updated_at_ms = 0
+
+    def status(self) -> CheckStatus:
+        return CheckStatus(
+            name=self.name,
+            status="passing" if self.passing else "critical",
+            output=self.output,
+            updated_at=moment(self.updated_at_ms),
+        )
+
+
+class Health:
+    """`changed` is awaited after each change of a flag; `explain` gets a sentence about a wrong address."""
+
+    def __init__(
+        self,
+        context: Context,
+        record: MachineRecord,
+        *,
+        changed: Callable[[], Awaitable[None]],
+        explain: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._context = context
+        self._record = record
+        self._changed = changed
+        self._explain = explain
+        self._services = record.version.config.services or []
+        self._accepts = [False] * len(self._services)
+        self._probes = _probes(record, self._now_ms())
+        self.ready = anyio.Event()
+        self.ready_at_ms = 0
+        if not self._services:
+            self.ready.set()
+            self.ready_at_ms = self._now_ms()
+        self.explanation = ""
+
+    def passing(self) -> list[bool]:
+        """A flag per service: may it get requests?"""
+        out: list[bool] = []
+        for index in range(len(self._services)):
+            gates = [probe.passing for probe in self._probes if probe.service == index]
+            out.append(all(gates) if gates else self._accepts[index])
+        return out
+
+    def statuses(self) -> list[CheckStatus]:
+        return [probe.status() for probe in self._probes]
+
+    def start(self, tasks: TaskGroup) -> None:
+        for index, _ in enumerate(self._services):
+            if not any(probe.service == index for probe in self._probes):
+                tasks.start_soon(self._until_it_accepts, index)
+        for probe in self._probes:
+            tasks.start_soon(self._check_for_ever, probe)
+        if self._services:
+            tasks.start_soon(self._explain_silence)
+
+    # -- footnotes -----------------------------------------------------------------------------------------------------
+
+    def _now_ms(self) -> int:
+        return unix_ms(self._context.clock.now())
+
+    async def _flagged(self) -> None:
+        if not self.ready.is_set() and all(self.passing()):
+            self.ready_at_ms = self._now_ms()
+            await self._changed()
+            self.ready.set()
+        else:
+            await self._changed()
+
+    async def _until_it_accepts(self, index: int) -> None:
+        pace = self._context.pace
+        port = self._services[index].internal_port or 0
+        pause_s = pace.ready_first_s
+        while await self._context.prober.tcp(self._record.ip4, port, timeout_s=TIMEOUT_S):
+            await self._context.clock.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, pace.ready_most_s)
+        self._accepts[index] = True
+        await self._flagged()
+
+    async def _check_for_ever(self, probe: _Probe) -> None:
+        """Quick until it passes for the first time, then every `interval`; failures within the grace are not told."""
+        check, pace = probe.check, self._context.pace
+        interval_s = seconds(check.interval, field="interval", default=INTERVAL_S)
+        timeout_s = seconds(check.timeout, field="timeout", default=TIMEOUT_S)
+        grace_s = seconds(check.grace_period, field="grace_period", default=GRACE_S)
+        begun = self._context.clock.monotonic()
+        pause_s, first = pace.ready_first_s, True
+        while True:
+            passing, output = await self._ask(probe, timeout_s)
+            in_grace = not passing and self._context.clock.monotonic() - begun < grace_s
+            if not in_grace and (passing != probe.passing or first or output != probe.output):
+                differs = passing != probe.passing
+                probe.passing, probe.output, probe.updated_at_ms = passing, output, self._now_ms()
+                if differs:
+                    await self._flagged()
+            first = first and not passing
+            if first:
+                await self._context.clock.sleep(min(pause_s, interval_s))
+                pause_s = min(pause_s * 1.5, pace.ready_most_s)
+            else:
+                await self._context.clock.sleep(interval_s)
+
+    async def _ask(self, probe: _Probe, timeout_s: float) -> tuple[bool, str]:
+        check = probe.check
+        if check.type == "tcp":
+            refused = await self._context.prober.tcp(self._record.ip4, probe.port, timeout_s=timeout_s)
+            return not refused, self._with_hint(refused) or "Success"
+        status, text = await self._context.prober.http(
+            self._record.ip4,
+            probe.port,
+            method=(check.method or "GET").upper(),
+            path=check.path or "/",
+            headers={header.name: ",".join(header.values) for header in check.headers or []},
+            tls=check.protocol == "https",
+            tls_verify=not check.tls_skip_verify,
+            timeout_s=timeout_s,
+        )
+        good = 200 <= status < 300
+        return good, text[:OUTPUT_MAX] if status else self._with_hint(text)[:OUTPUT_MAX]
+
+    def _with_hint(self, refused: str) -> str:
+        return f"{refused}; {self.explanation}" if refused and self.explanation else refused
+
+    async def _explain_silence(self) -> None:
+        """Once, some seconds after the start: where does the app listen if not where its services say?"""
+        await self._context.clock.sleep(self._context.pace.explain_after_s)
+        wrong: list[str] = []
+        for service in self._services:
+            port = service.internal_port or 0
+            if await self._context.prober.tcp(self._record.ip4, port, timeout_s=TIMEOUT_S):
+                sockets = await self._context.network.listening(self._record.id)
+                wrong.append(wrong_address(sockets, port))
+        if wrong:
+            self.explanation = "; ".join(dict.fromkeys(wrong))
+            await self._explain(self.explanation)
+
+
+def wrong_address(sockets: list[ListenSocket], port: int) -> str:
+    """A sentence for the app's owner about a port that does not accept."""
+    tcp = [socket for socket in sockets if socket.proto.startswith("tcp")]
+    here = [socket for socket in tcp if socket.port == port]
+    if here and all(_loopback(socket.address) for socket in here):
+        return f"the app listens on {shown(here[0])}; bind 0.0.0.0:{port}"
+    if here:
+        return f"the app listens on {shown(here[0])}, but does not accept; is it busy?"
+    if tcp:
+        where = ", ".join(sorted({shown(socket) for socket in tcp}))
+        return f"nothing listens on port {port}; the app listens on {where}; bind 0.0.0.0:{port} or set internal_port"
+    return f"nothing listens on port {port} yet; bind 0.0.0.0:{port}"
+
+
+def shown(socket: ListenSocket) -> str:
+    return f"[{socket.address}]:{socket.port}" if ":" in socket.address else f"{socket.address}:{socket.port}"
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _probes(record: MachineRecord, now_ms: int) -> list[_Probe]:
+    out: list[_Probe] = []
+    for index, service in enumerate(record.version.config.services or []):
+        for check in service.checks or []:
+            port = check.port or service.internal_port or 0
+            name = f"servicecheck-{len(out):02d}-{check.type}-{port}"
+            out.append(_Probe(name, check, port, index))
+    for name, check in (record.version.config.checks or {}).items():
+        out.append(_Probe(name, check, check.port or 0, None))
+    for probe in out:
+        probe.updated_at_ms = now_ms
+    return out

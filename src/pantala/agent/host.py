@@ -1,0 +1,235 @@
+"""The machines of this host: adopting those that are there, taking new ones, room for them. One per agent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+
+import anyio
+import msgspec
+import structlog
+from anyio.abc import TaskGroup
+
+from pantala.agent import addresses
+from pantala.agent.context import Context, ProxyLink
+from pantala.agent.events import event
+from pantala.agent.keeper import Keeper, Outcome
+from pantala.agent.machine import MachineTask
+from pantala.domain import guests, validate
+from pantala.domain.machine import State
+from pantala.errors import CapacityError, NotFound, PantalaError
+from pantala.journal import Change, Desired, LeaseRecord, MachineRecord, Version
+from pantala.kit.ids import ulid
+from pantala.kit.rows import Row
+from pantala.kit.sealing import seal
+from pantala.wire.node import CreateMachine, UpdateMachine
+
+log = structlog.get_logger()
+
+MakeOutcome = Callable[[MachineRecord], Outcome | None]
+_HOLDS_ROOM = frozenset({State.STARTED, State.STARTING, State.RESTARTING, State.STOPPING, State.UPDATING})
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What machines may use of this host. Shared CPUs count with their promised share."""
+
+    cpus: int
+    memory_mib: int
+    machines_max: int = 1000
+
+
+class Host:
+    def __init__(self, context: Context, tasks: TaskGroup, proxy: ProxyLink, *, capacity: Capacity, pool4: str) -> None:
+        self.context = context
+        self.capacity = capacity
+        self.machines: dict[str, MachineTask] = {}
+        self._tasks = tasks
+        self._proxy = proxy
+        self._pool4 = pool4
+        self._creating = anyio.Lock()
+        self._service_keys: set[str] = set()
+        self._extra: tuple[Row, ...] = ()
+
+    # -- at start ------------------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> str:
+        """Take over what another agent left: resume, undo, remove what belongs to nobody. One sentence of what."""
+        await self.context.network.setup()
+        for record in await self.context.journal.live():
+            newest = await self.context.journal.events(record.id, 1)
+            self.machines[record.id] = self._task(record, newest[0].id if newest else "")
+        running = sum(task.record.state is State.STARTED for task in self.machines.values())
+        for task in self.machines.values():
+            await self._adopt_one(task)
+        orphans = await self._remove_orphans()
+        rows = [row for task in self.machines.values() for row in task.keeper.rows()]
+        self._service_keys = {row.key for row in rows if row.key.startswith("svc/")}
+        await self.context.rows.replace_all([*rows, *self._extra])
+        for task in self.machines.values():
+            self._tasks.start_soon(self._run, task)
+        return f"{len(self.machines)} machines, {running} of them started; {orphans} leftovers removed"
+
+    async def announce(self, rows: Iterable[Row]) -> None:
+        """Publish rows of this host besides those of its machines."""
+        self._extra = tuple(rows)
+        await self.context.rows.put(self._extra)
+
+    async def _adopt_one(self, task: MachineTask) -> None:
+        try:
+            await task.adopt()
+        except PantalaError as error:
+            log.warning("machine was not adopted; its task tries again", machine=task.record.id, error=str(error))
+
+    async def _remove_orphans(self) -> int:
+        orphans = {*await self.context.driver.list()} - self.machines.keys()
+        links = {*await self.context.network.list()} - self.machines.keys()
+        for machine_id in sorted(orphans | links):
+            log.warning("removing what belongs to no machine", machine=machine_id)
+            try:
+                await self.context.driver.destroy(machine_id)
+                await self.context.network.remove(machine_id)
+            except PantalaError as error:
+                log.warning("leftover stays", machine=machine_id, error=str(error))
+        return len(orphans | links)
+
+    def _task(self, record: MachineRecord, last_event_id: str) -> MachineTask:
+        return MachineTask(self.context, Keeper(self.context, record, last_event_id), self._proxy, self._tasks)
+
+    async def _run(self, task: MachineTask) -> None:
+        await task.run()
+        self.machines.pop(task.record.id, None)
+        await self.tidy_rows()
+
+    async def tidy_rows(self) -> None:
+        """Delete rows of services that no machine has any more."""
+        used = {row.key for task in self.machines.values() for row in task.keeper.rows() if row.key.startswith("svc/")}
+        gone, self._service_keys = self._service_keys - used, used
+        if gone:
+            await self.context.rows.put([Row("routes", key, None) for key in sorted(gone)])
+
+    # -- machines ------------------------------------------------------------------------------------------------------
+
+    def get(self, machine_id: str) -> MachineTask:
+        task = self.machines.get(machine_id)
+        if task is None:
+            raise NotFound("machine not found")
+        return task
+
+    async def find_record(self, machine_id: str) -> MachineRecord:
+        """Also of a destroyed machine, while its history is kept."""
+        task = self.machines.get(machine_id)
+        record = task.record if task is not None else await self.context.journal.find(machine_id)
+        if record is None:
+            raise NotFound("machine not found")
+        return record
+
+    async def create(self, request: CreateMachine, make_outcome: MakeOutcome) -> MachineRecord:
+        """Journal a new machine and give it its task. Raises InvalidRequest, CapacityError; nothing is then done."""
+        validate.validate_config(request.config)
+        async with self._creating:
+            if (known := await self.context.journal.find(request.machine_id)) is not None:
+                return known
+            if not request.skip_launch:
+                self.check_room(guests.resolve(request.config))
+            if len(self.machines) >= self.capacity.machines_max:
+                raise CapacityError(f"this host holds {len(self.machines)} machines already", excluded={"machines": 1})
+            record = self._new_record(request)
+            launched = event("launch", "created", "user", record.created_at_ms)
+            await self.context.journal.commit(
+                Change(
+                    machine=record,
+                    events=(launched,),
+                    secrets=request.secrets,
+                    outcome=make_outcome(record),
+                    at_ms=record.created_at_ms,
+                )
+            )
+            task = self._task(record, launched.id)
+            self.machines[record.id] = task
+        await task.keeper.publish()
+        self._service_keys |= {row.key for row in task.keeper.rows() if row.key.startswith("svc/")}
+        self._tasks.start_soon(self._run, task)
+        return record
+
+    def _new_record(self, request: CreateMachine) -> MachineRecord:
+        machine_id, now_ms = request.machine_id, int(self.context.clock.now().timestamp() * 1000)
+        version = self.new_version(request, now_ms)
+        chosen = addresses.choose(
+            used=[task.record.slot for task in self.machines.values()],
+            machine_id=machine_id,
+            network=request.app.network,
+            node=self.context.node,
+            pool4=self._pool4,
+        )
+        lease = None
+        if request.lease_ttl_s > 0:
+            lease = LeaseRecord(
+                nonce=secrets.token_hex(8),
+                owner=request.owner,
+                description="",
+                expires_at_ms=now_ms + request.lease_ttl_s * 1000,
+                version=version.instance_id,
+            )
+        return MachineRecord(
+            id=machine_id,
+            app=request.app,
+            name=request.name,
+            region=request.region,
+            generation=request.generation,
+            version=version,
+            desired=Desired(goal="created" if request.skip_launch else "started"),
+            state=State.CREATED,
+            slot=chosen.slot,
+            ip4=chosen.ip4,
+            gateway4=chosen.gateway4,
+            ip6=chosen.ip6,
+            uid_base=chosen.uid_base,
+            created_at_ms=now_ms,
+            updated_at_ms=now_ms,
+            cordoned=request.cordoned,
+            lease=lease,
+        )
+
+    def new_version(self, request: CreateMachine | UpdateMachine, now_ms: int) -> Version:
+        """What a request asks to run; its pull token only as this node can open it."""
+        return Version(
+            instance_id=ulid(now_ms),
+            config=validate.normalized(request.config),
+            image=request.image,
+            created_at_ms=now_ms,
+            pull_token=seal(self.context.node_key.public_key, request.pull_token.encode())
+            if request.pull_token
+            else "",
+            min_secrets_version=request.min_secrets_version,
+        )
+
+    # -- room ----------------------------------------------------------------------------------------------------------
+
+    def used(self, *, without: str = "") -> tuple[float, int]:
+        """CPUs and MiB that started machines and those about to start are promised."""
+        cpus, memory_mib = 0.0, 0
+        for task in self.machines.values():
+            record = task.record
+            if record.id == without or (record.state not in _HOLDS_ROOM and record.desired.goal != "started"):
+                continue
+            size = guests.resolve(record.version.config)
+            cpus += size.cpu_share
+            memory_mib += size.memory_mb
+        return cpus, memory_mib
+
+    def check_room(self, size: guests.Size, *, without: str = "") -> None:
+        cpus, memory_mib = self.used(without=without)
+        free_mib = self.capacity.memory_mib - memory_mib
+        if size.memory_mb > free_mib:
+            raise CapacityError(
+                f"could not reserve resource for machine: {size.memory_mb} MiB of memory needed, "
+                f"{max(free_mib, 0)} MiB free on this host",
+                excluded={"memory": 1},
+            )
+        free_cpus = self.capacity.cpus - cpus
+        if size.cpu_share > free_cpus:
+            raise CapacityError(
+                f"could not reserve resource for machine: {size.cpu_share:g} CPUs needed, "
+                f"{max(free_cpus, 0):g} free on this host",
+                excluded={"cpus": 1},
+            )

@@ -1,0 +1,119 @@
+"""Keeps one machine's record: every change goes to the journal with its history, then to the catalogue, then to those
+who wait for it. The machine task and the requests admitted to it take turns here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import structlog
+from msgspec.structs import replace
+
+from pantala.agent import view
+from pantala.agent.context import Context
+from pantala.agent.health import Health
+from pantala.domain.machine import TERMINAL, State, may_follow
+from pantala.errors import InternalError
+from pantala.journal import Change, MachineRecord, Step
+from pantala.kit.clock import unix_ms
+from pantala.kit.rows import Row
+from pantala.wire.machine import CheckStatus, Event
+
+log = structlog.get_logger()
+
+Update = Callable[[MachineRecord], MachineRecord]
+Outcome = tuple[str, bytes]
+
+
+class Keeper:
+    def __init__(self, context: Context, record: MachineRecord, last_event_id: str = "") -> None:
+        self.record = record
+        self.last_event_id = last_event_id
+        self.health: Health | None = None
+        self.turn = anyio.Lock()
+        self._context = context
+        self._changed = anyio.Event()
+
+    def now_ms(self) -> int:
+        return unix_ms(self._context.clock.now())
+
+    async def change(
+        self, update: Update, *, events: tuple[Event, ...] = (), begin: str = "", end: tuple[str, ...] = ()
+    ) -> MachineRecord:
+        """Apply `update` to the newest record; on disk and published when this returns."""
+        async with self.turn:
+            await self.write(update(self.record), events=events, begin=begin, end=end)
+        await self.publish()
+        return self.record
+
+    async def write(
+        self,
+        record: MachineRecord,
+        *,
+        events: tuple[Event, ...] = (),
+        begin: str = "",
+        end: tuple[str, ...] = (),
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Journal a record made from the newest one; the caller holds `turn` and publishes afterwards."""
+        before = self.record.state
+        if not may_follow(before, record.state):
+            raise InternalError(f"machine {record.id} cannot go from {before} to {record.state}")
+        now_ms = self.now_ms()
+        record = replace(record, updated_at_ms=now_ms)
+        await self._context.journal.commit(
+            Change(
+                machine=record,
+                events=events,
+                begin=Step(record.id, begin) if begin else None,
+                end=tuple(Step(record.id, kind) for kind in end),
+                outcome=outcome,
+                at_ms=now_ms,
+            )
+        )
+        self.record = record
+        if events:
+            self.last_event_id = events[-1].id
+        if before != record.state:
+            log.info(
+                "machine state",
+                app=record.app.name,
+                machine=record.id,
+                was=str(before),
+                now=str(record.state),
+                why=record.reason,
+            )
+        self.announce()
+
+    async def note(self, outcome: Outcome | None) -> None:
+        """Keep the outcome of a request that changes nothing."""
+        if outcome is not None:
+            await self._context.journal.commit(Change(outcome=outcome, at_ms=self.now_ms()))
+
+    # -- who looks at it -----------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def changed(self) -> anyio.Event:
+        """Set at the next change; take it before looking."""
+        return self._changed
+
+    async def publish(self) -> None:
+        await self._context.rows.put(self.rows())
+
+    def rows(self) -> list[Row]:
+        """The machine's rows as they are now; never says ready of one that is not."""
+        record = self.record
+        health = self.health if record.state is State.STARTED else None
+        passing = health.passing() if health else [False] * len(record.version.config.services or [])
+        row = view.machine_row(
+            record, node=self._context.node, passing=passing, ready_at_ms=health.ready_at_ms if health else 0
+        )
+        return [*([] if record.state in TERMINAL else view.service_rows(record)), row]
+
+    def checks(self) -> list[CheckStatus]:
+        """Empty while it does not run but for configured checks, which are then critical."""
+        return self.health.statuses() if self.health else []

@@ -1,0 +1,75 @@
+"""`python -m pantala.agent --settings FILE`: one agent until SIGTERM or SIGINT, which leave its machines running."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import anyio
+import structlog
+
+from pantala.agent.run import run
+from pantala.agent.settings import AgentSettings, load
+from pantala.errors import PantalaError
+
+log = structlog.get_logger()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pantala.agent", description="Run this host's machines.")
+    parser.add_argument("--settings", type=Path, required=True, help="JSON file of AgentSettings")
+    options = parser.parse_args(arguments)
+    failures: list[PantalaError] = []
+    try:
+        settings = load(options.settings)
+        set_up_logging(settings.log_level)
+        anyio.run(_main, settings)
+    except* PantalaError as errors:
+        failures = _leaves(errors)
+    for error in failures:
+        sys.stderr.write(f"error: {error.sentence()}\n")
+    return 1 if failures else 0
+
+
+async def _main(settings: AgentSettings) -> None:
+    async with anyio.create_task_group() as tasks:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            tasks.start_soon(_run, settings, tasks.cancel_scope)
+            async for received in signals:
+                log.info("agent stops; its machines go on", signal=received.name)
+                tasks.cancel_scope.cancel()
+
+
+async def _run(settings: AgentSettings, scope: anyio.CancelScope) -> None:
+    async with anyio.create_task_group() as tasks:
+        host = await tasks.start(run, settings)
+        log.info("agent ready", node=settings.node, machines=len(host.machines), socket=str(settings.socket))
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+    scope.cancel()
+
+
+def set_up_logging(level: str) -> None:
+    """One JSON object a line on stderr."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _leaves(group: BaseExceptionGroup[PantalaError]) -> list[PantalaError]:
+    found: list[PantalaError] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

@@ -1,0 +1,76 @@
+"""The parts that the agent composes, found by name when it starts, so that it knows none of them at import.
+
+A known name or `module:attribute` leads to a factory that takes the settings and the clock.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from pantala.agent.ports import ImageStore, Network
+from pantala.agent.settings import AgentSettings
+from pantala.drivers.protocol import Driver
+from pantala.errors import InvalidRequest
+from pantala.kit import binaries
+from pantala.kit.clock import Clock
+
+Factory = Callable[[AgentSettings, Clock], Any]
+
+
+def driver(settings: AgentSettings, clock: Clock) -> Driver:
+    return _factory(settings.driver, "driver", {"container": _container})(settings, clock)
+
+
+def network(settings: AgentSettings, clock: Clock) -> Network:
+    return _factory(settings.network, "network", {"host": _host_network})(settings, clock)
+
+
+def images(settings: AgentSettings, clock: Clock) -> ImageStore:
+    return _factory(settings.images, "images", {"store": _image_store})(settings, clock)
+
+
+def _factory(name: str, field: str, known: dict[str, Factory]) -> Factory:
+    if name in known:
+        return known[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise InvalidRequest(f"{name!r} is not one of {', '.join(known)}, nor module:attribute", field=field)
+    return _attribute(module, attribute, field)
+
+
+def _attribute(module: str, attribute: str, field: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InvalidRequest(f"{module}:{attribute} cannot be loaded: {error}", field=field) from error
+
+
+def _container(settings: AgentSettings, clock: Clock) -> Driver:
+    made = _attribute("pantala.drivers.container.driver", "ContainerDriver", "driver")
+    return made(
+        state_dir=settings.state_dir / "machines",
+        run_dir=settings.run_dir / "machines",
+        cgroup_root=settings.cgroup_root,
+        init=binaries.find("pantala-init"),
+        clock=clock,
+    )
+
+
+def _host_network(settings: AgentSettings, clock: Clock) -> Network:
+    del clock
+    made = _attribute("pantala.net.host", "HostNetwork", "network")
+    return made(
+        run_dir=settings.run_dir / "net",
+        init=binaries.find("pantala-init"),
+        allow_private_ranges=settings.allow_private_ranges,
+        closed=settings.closed_addresses,
+    )
+
+
+def _image_store(settings: AgentSettings, clock: Clock) -> ImageStore:
+    """`pantala.images:open_store(state_dir, registries)`."""
+    del clock
+    made = _attribute("pantala.images", "open_store", "images")
+    return made(state_dir=settings.state_dir / "images", registries=settings.registries)

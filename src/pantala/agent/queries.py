@@ -1,0 +1,170 @@
+"""What the node API answers without changing anything."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from pantala.agent import leases, view
+from pantala.agent.host import Host
+from pantala.domain.machine import SETTLED, TERMINAL, State
+from pantala.errors import InternalError, InvalidRequest, RequestTimeout
+from pantala.journal import MachineRecord
+from pantala.kit.clock import unix_ms
+from pantala.wire import node
+from pantala.wire.api import ListenSocket, LogLine, ProcessStat, WaitResponse
+from pantala.wire.machine import CheckStatus, Event, Machine
+
+WAIT_S_MAX = 60.0
+EVENTS_SHOWN = 20
+
+ReadLines = Callable[[node.ReadLogs], Awaitable[list[LogLine]]]
+
+
+class Queries:
+    def __init__(self, host: Host, *, read_logs: ReadLines, state_dir: Path, zone: str) -> None:
+        self._host = host
+        self._read_logs = read_logs
+        self._state_dir = state_dir
+        self._zone = zone
+
+    async def answer(self, request: Any) -> object:
+        match request:
+            case node.GetMachine():
+                return await self._machine(await self._host.find_record(request.machine_id))
+            case node.ListMachines():
+                return await self._list(request)
+            case node.WaitMachine():
+                return await self._wait(request)
+            case node.ListEvents():
+                await self._host.find_record(request.machine_id)
+                return await self._host.context.journal.events(request.machine_id, min(max(request.limit, 1), 200))
+            case node.GetLease():
+                now_ms = unix_ms(self._host.context.clock.now())
+                return leases.shown(leases.get(self._host.get(request.machine_id).record, now_ms))
+            case node.ListProcesses():
+                return await self._processes(request.machine_id)
+            case node.ReadLogs():
+                return await self._read_logs(request)
+            case node.GetNode():
+                return self.node()
+            case _:
+                raise InternalError(f"nobody answers {type(request).__name__}")
+
+    def document(
+        self,
+        record: MachineRecord,
+        *,
+        nonce: str | None = None,
+        events: list[Event] | None = None,
+        checks: list[CheckStatus] | None = None,
+    ) -> Machine:
+        return view.machine(
+            record,
+            node=self._host.context.node,
+            isolation=self._host.context.driver.isolation,
+            events=events or [],
+            checks=checks or [],
+            nonce=nonce,
+        )
+
+    async def _machine(self, record: MachineRecord) -> Machine:
+        events = await self._host.context.journal.events(record.id, EVENTS_SHOWN)
+        task = self._host.machines.get(record.id)
+        return self.document(record, events=events, checks=task.keeper.checks() if task is not None else [])
+
+    async def _list(self, request: node.ListMachines) -> list[Machine]:
+        records = [task.record for task in self._host.machines.values()]
+        if request.include_deleted:
+            live = {record.id for record in records}
+            records += [record for record in await self._host.context.journal.destroyed() if record.id not in live]
+        wanted = [record for record in records if request.app is None or record.app.name == request.app]
+        return [await self._machine(record) for record in sorted(wanted, key=lambda record: record.created_at_ms)]
+
+    async def _wait(self, request: node.WaitMachine) -> WaitResponse:
+        for state in request.states:
+            if state != "settled" and state not in list(State):
+                raise InvalidRequest(f"{state!r} is not a state", field="state")
+        record = await self._host.find_record(request.machine_id)
+        task = self._host.machines.get(request.machine_id)
+        with anyio.move_on_after(min(max(request.timeout_s, 0.0), WAIT_S_MAX)):
+            while True:
+                changed = task.keeper.changed() if task is not None else None
+                last_event_id = task.keeper.last_event_id if task is not None else ""
+                record = task.record if task is not None else record
+                if _holds(record, request, last_event_id):
+                    return WaitResponse(
+                        ok=True, state=str(record.state), version=record.version.instance_id, event_id=last_event_id
+                    )
+                if changed is None or record.state in TERMINAL:
+                    break
+                await changed.wait()
+        why = f" ({record.reason})" if record.reason else ""
+        raise RequestTimeout(
+            f"machine failed to reach desired state {' or '.join(request.states)}, it is {record.state}{why}"
+        )
+
+    async def _processes(self, machine_id: str) -> list[ProcessStat]:
+        """Processes are not told apart yet: one entry that holds every socket of the machine."""
+        record = self._host.get(machine_id).record
+        if record.state is not State.STARTED:
+            return []
+        sockets = await self._host.context.network.listening(machine_id)
+        return [
+            ProcessStat(
+                pid=0,
+                command="",
+                directory="",
+                cpu=0,
+                rss=0,
+                rtime=0,
+                stime=0,
+                listen_sockets=[
+                    ListenSocket(
+                        proto=socket.proto,
+                        address=f"[{socket.address}]:{socket.port}"
+                        if ":" in socket.address
+                        else f"{socket.address}:{socket.port}",
+                    )
+                    for socket in sockets
+                ],
+            )
+        ]
+
+    def node(self) -> node.NodeInfo:
+        context, capacity = self._host.context, self._host.capacity
+        cpus, memory_mib = self._host.used()
+        return node.NodeInfo(
+            id=context.node,
+            region=context.region,
+            zone=self._zone,
+            version=metadata.version("pantala"),
+            driver=context.driver.name,
+            isolation=context.driver.isolation,
+            sealing_key=context.node_key.public_key,
+            cpus=capacity.cpus,
+            cpus_free=max(capacity.cpus - cpus, 0.0),
+            memory_mib=capacity.memory_mib,
+            memory_mib_free=max(capacity.memory_mib - memory_mib, 0),
+            disk_mib_free=shutil.disk_usage(self._state_dir).free // (1 << 20),
+        )
+
+
+def _holds(record: MachineRecord, request: node.WaitMachine, last_event_id: str) -> bool:
+    """Levels, not edges. A state that accepted requests are about to end does not count as reached."""
+    if request.version is not None and record.version.instance_id != request.version:
+        return False
+    if request.from_event_id is not None and last_event_id <= request.from_event_id:
+        return False
+    if (
+        record.state in SETTLED
+        and record.state not in TERMINAL
+        and (record.queued() or record.desired.goal == "created")
+    ):
+        return False
+    return str(record.state) in request.states or ("settled" in request.states and record.state in SETTLED)

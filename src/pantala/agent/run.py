@@ -1,0 +1,219 @@
+"""The agent as a whole: opens its stores, adopts the machines, then serves proxy and control side by side.
+
+Cancelling `run` leaves every machine running: nothing of theirs lives in this process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from pantala.agent import certs, parts
+from pantala.agent.api import NodeApi
+from pantala.agent.context import Context, Pace
+from pantala.agent.feed import Feed
+from pantala.agent.host import Capacity, Host
+from pantala.agent.idle import Idle
+from pantala.agent.late_bus import LateBus
+from pantala.agent.prober import SocketProber
+from pantala.agent.queries import Queries
+from pantala.agent.settings import AgentSettings
+from pantala.agent.wakes import Wakes
+from pantala.catalogue import Publisher, Replica, View
+from pantala.catalogue.replica import TOMBSTONES_KEPT_S
+from pantala.catalogue.store import CatalogueStore
+from pantala.errors import PantalaError
+from pantala.journal import Journal
+from pantala.kit.clock import Clock, SystemClock, unix_ms
+from pantala.kit.rows import Row
+from pantala.kit.sealing import Opener, Signer, ensure_key
+from pantala.logs.collector import Collector, timestamp
+from pantala.logs.store import LogStore
+from pantala.wire import feed, node
+from pantala.wire.api import LogLine
+
+log = structlog.get_logger()
+
+OUTCOMES_KEPT_S = 24 * 3600
+DESTROYED_KEPT_S = 24 * 3600
+TIDY_EVERY_S = 600.0
+PRUNE_IMAGES_EVERY_S = 3600.0
+
+
+class _Stores(msgspec.Struct, frozen=True):
+    journal: Journal
+    catalogue: CatalogueStore
+    logs: LogStore
+
+
+@asynccontextmanager
+async def _stores(settings: AgentSettings) -> AsyncGenerator[_Stores]:
+    state = settings.state_dir
+    async with (
+        Journal.open(state / "journal.db") as journal,
+        CatalogueStore.open(state / "catalogue.db") as catalogue,
+        LogStore.open(
+            state / "logs.db", lines_per_app_max=settings.log_lines_per_app_max, keep_s=settings.log_keep_s
+        ) as logs,
+    ):
+        yield _Stores(journal, catalogue, logs)
+
+
+async def run(settings: AgentSettings, *, task_status: anyio.abc.TaskStatus[Host] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Until cancelled. `started` once machines are adopted and the proxy can connect."""
+    for folder in (settings.state_dir, settings.run_dir):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with _stores(settings) as stores, anyio.create_task_group() as tasks:
+        host = await _compose(settings, stores, SystemClock(), tasks)
+        task_status.started(host)
+        await anyio.sleep_forever()
+
+
+async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks: anyio.abc.TaskGroup) -> Host:
+    node_key = Opener(ensure_key(settings.node_key or settings.state_dir / "keys" / "sealing"))
+    signer = Signer(ensure_key(settings.signing_key or settings.state_dir / "keys" / "signing"))
+    edge = Opener(ensure_key(settings.edge_key)) if settings.edge_key else None
+    keys = settings.trusted_keys | {settings.node: signer.verify_key}
+    bus = LateBus()
+
+    view = View(control=settings.control)
+    publisher = Publisher(stores.catalogue, view, bus, signer, clock, owner=settings.node, epoch=settings.epoch)
+    replica = Replica(stores.catalogue, view, bus, clock, keys.get, own=settings.node)
+    await publisher.open()
+    await replica.open()
+
+    driver = parts.driver(settings, clock)
+    collector = Collector(stores.logs, driver, bus, clock, node=settings.node, region=settings.region)
+    context = Context(
+        node=settings.node,
+        region=settings.region,
+        journal=stores.journal,
+        driver=driver,
+        network=parts.network(settings, clock),
+        images=parts.images(settings, clock),
+        prober=SocketProber(),
+        rows=publisher,
+        logs=collector,
+        clock=clock,
+        node_key=node_key,
+        pace=Pace(drain_s=settings.drain_s),
+        nameserver=settings.nameserver,
+    )
+
+    async def on_wake(machine_id: str, deadline_s: float) -> feed.WakeResult:
+        return await wakes.wake(machine_id, deadline_s)
+
+    async def on_log(frame: feed.ProxyLog) -> None:
+        message = f"[{frame.code}] {frame.message}" + (f" request={frame.request_id}" if frame.request_id else "")
+        await collector.proxy_line(app=frame.app, machine_id=frame.machine, message=message)
+
+    proxy = Feed(
+        node=settings.node,
+        region=settings.region,
+        clock=clock,
+        snapshot=lambda: (view.revision, certs.for_proxy(view.all(), edge)),
+        on_wake=on_wake,
+        on_log=on_log,
+    )
+    view.listen(lambda revision, rows: proxy.push(revision, certs.for_proxy(rows, edge)))
+    host = Host(context, tasks, proxy, capacity=_capacity(settings), pool4=settings.pool4)
+    wakes = Wakes(host)
+
+    async def read_logs(request: node.ReadLogs) -> list[LogLine]:
+        limit = min(max(request.limit, 1), 5_000)
+        lines = await stores.logs.read(request.app, machine=request.machine_id, since_ns=request.since_ns, limit=limit)
+        return [
+            LogLine(
+                timestamp=timestamp(line.at_ns),
+                message=line.message,
+                level=line.level,
+                instance=line.machine,
+                region=settings.region,
+                provider=line.provider,
+            )
+            for line in lines
+        ]
+
+    queries = Queries(host, read_logs=read_logs, state_dir=settings.state_dir, zone=settings.zone)
+    sentence = await host.adopt()
+    log.info("machines adopted", node=settings.node, summary=sentence)
+    await host.announce([_node_row(settings, queries.node(), signer.verify_key)])
+
+    await tasks.start(proxy.serve, settings.socket)
+    tasks.start_soon(bus.run, settings.bus, f"agent-{settings.node}")
+    await tasks.start(publisher.run)
+    await tasks.start(replica.run)
+    await bus.serve(f"pantala.node.{settings.node}.call", NodeApi(host, queries).call)
+    idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
+    tasks.start_soon(idle.run, tasks)
+    tasks.start_soon(_tidy, stores, host, clock)
+    tasks.start_soon(_keep_node_row, settings, host, queries, signer.verify_key)
+    return host
+
+
+def _capacity(settings: AgentSettings) -> Capacity:
+    """What the machine has, less what the platform itself needs, unless the operator said otherwise."""
+    memory_mib = settings.memory_mib
+    if not memory_mib:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 20)
+        memory_mib = max(physical - max(512, physical // 10), 256)
+    cpus = settings.cpus or os.cpu_count() or 1
+    return Capacity(cpus=cpus, memory_mib=memory_mib, machines_max=settings.machines_max)
+
+
+def _node_row(settings: AgentSettings, info: node.NodeInfo, verify_key: str) -> Row:
+    row = feed.NodeRow(
+        id=info.id,
+        region=info.region,
+        zone=info.zone,
+        address=settings.address,
+        verify_key=verify_key,
+        sealing_key=info.sealing_key,
+        cpus=info.cpus,
+        memory_mib=info.memory_mib,
+        cpus_free=info.cpus_free,
+        memory_mib_free=info.memory_mib_free,
+        version=info.version,
+    )
+    return Row("nodes", f"node/{info.id}", msgspec.to_builtins(row))
+
+
+async def _keep_node_row(settings: AgentSettings, host: Host, queries: Queries, verify_key: str) -> None:
+    """What is free changes with the machines; placement may learn it a little later."""
+    while True:
+        await host.context.clock.sleep(5.0)
+        try:
+            await host.announce([_node_row(settings, queries.node(), verify_key)])
+        except PantalaError as error:
+            log.warning("node row not published", error=str(error))
+
+
+async def _tidy(stores: _Stores, host: Host, clock: Clock) -> None:
+    """Forget what is kept for a time only: outcomes, destroyed machines, tombstones, old lines, unused images."""
+    pruned_at = clock.monotonic()
+    while True:
+        await clock.sleep(TIDY_EVERY_S)
+        now_ms = unix_ms(clock.now())
+        try:
+            await stores.journal.forget(
+                outcomes_before_ms=now_ms - OUTCOMES_KEPT_S * 1000,
+                destroyed_before_ms=now_ms - DESTROYED_KEPT_S * 1000,
+            )
+            await stores.catalogue.forget_tombstones(now_ms - TOMBSTONES_KEPT_S * 1000)
+            await stores.logs.trim(now_ms * 1_000_000)
+            if clock.monotonic() - pruned_at >= PRUNE_IMAGES_EVERY_S:
+                pruned_at = clock.monotonic()
+                await host.context.images.prune(_images_in_use(host))
+        except PantalaError as error:
+            log.warning("tidying failed; tried again later", error=str(error))
+
+
+def _images_in_use(host: Host) -> set[str]:
+    versions = [v for task in host.machines.values() for v in (task.record.version, task.record.next_version) if v]
+    return {version.image.digest for version in versions if version.image.digest}

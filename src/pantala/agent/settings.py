@@ -1,0 +1,87 @@
+"""The agent's whole configuration: one JSON file, read before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from pantala.errors import InvalidRequest
+
+
+class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: str
+    user: str = ""
+    password: str = ""
+
+    def __repr__(self) -> str:
+        return f"BusSettings(url={self.url!r}, user={self.user!r})"
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`state_dir` survives reboots, `run_dir` does not. `trusted_keys`: owner to base64 verify key (control and, until
+    hosts join by themselves, other nodes). `edge_key`: a file of 32 bytes, only where certificates are served.
+    `node_key` and `signing_key` are made on first use. `registries`: registry name to base URL. `cpus` and
+    `memory_mib` 0 mean what the machine has. `driver`, `network` and `images` name a known part, or a factory
+    `module:attribute`."""
+
+    node: str
+    region: str
+    state_dir: Path
+    run_dir: Path
+    bus: BusSettings
+    zone: str = ""
+    address: str = "127.0.0.1"
+    epoch: int = 1
+    control: str = "control"
+    trusted_keys: dict[str, str] = {}
+    edge_key: Path | None = None
+    node_key: Path | None = None
+    signing_key: Path | None = None
+    proxy_socket: Path | None = None
+    driver: str = "container"
+    network: str = "host"
+    images: str = "store"
+    cgroup_root: str = "pantala"
+    registries: dict[str, str] = {}
+    pool4: str = "172.19.0.0/16"
+    allow_private_ranges: bool = False
+    closed_addresses: list[str] = []
+    nameserver: str = "fdaa::3"
+    idle_window_s: float = 60.0
+    autostop_mode: Literal["all_idle", "one_per_pass"] = "all_idle"
+    drain_s: float = 30.0
+    cpus: int = 0
+    memory_mib: int = 0
+    machines_max: int = 1000
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_lines_per_app_max: int = 100_000
+    log_keep_s: float = 7 * 24 * 3600.0
+
+    @property
+    def socket(self) -> Path:
+        return self.proxy_socket or self.run_dir / "agent.sock"
+
+
+def _hook(wanted: type, value: object) -> object:
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError
+
+
+def load(path: Path) -> AgentSettings:
+    """Raises InvalidRequest naming what is wrong."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=AgentSettings, dec_hook=_hook)
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"there is no settings file {path}") from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"{path}: {error}") from error
+
+
+def save(settings: AgentSettings, path: Path) -> None:
+    """For those who start agents: the box and tests. Only root reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(settings, enc_hook=str)))

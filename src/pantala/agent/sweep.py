@@ -1,0 +1,63 @@
+"""Ends and finds machines without an agent: `python -m pantala.agent.sweep --settings FILE [--strangers]`.
+
+Without a flag everything that driver and network own on this host is removed; the journal stays, so an agent started
+later makes them anew. With `--strangers` nothing is removed: it prints, as a JSON list, what they own and the journal
+does not know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import anyio
+
+from pantala.agent import parts
+from pantala.agent.settings import AgentSettings, load
+from pantala.journal import Journal
+from pantala.kit.clock import SystemClock
+
+DEADLINE_S = 90.0
+
+
+async def sweep(settings: AgentSettings) -> None:
+    clock = SystemClock()
+    driver, network = parts.driver(settings, clock), parts.network(settings, clock)
+    async with anyio.create_task_group() as tasks:
+        for machine_id in await driver.list():
+            tasks.start_soon(driver.destroy, machine_id)
+    for machine_id in await network.list():
+        await network.remove(machine_id)
+
+
+async def strangers(settings: AgentSettings) -> list[str]:
+    """Ids that own something here and are no machine of the journal's."""
+    clock = SystemClock()
+    driver, network = parts.driver(settings, clock), parts.network(settings, clock)
+    async with Journal.open(settings.state_dir / "journal.db") as journal:
+        known = {record.id for record in await journal.live()}
+    owned = [f"machine {name}" for name in await driver.list() if name not in known]
+    return owned + [f"network of {name}" for name in await network.list() if name not in known]
+
+
+async def _main(settings: AgentSettings, *, only_list: bool) -> None:
+    with anyio.fail_after(DEADLINE_S):
+        if only_list:
+            sys.stdout.write(json.dumps(await strangers(settings)) + "\n")
+        else:
+            await sweep(settings)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pantala.agent.sweep", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--strangers", action="store_true")
+    options = parser.parse_args(arguments)
+    anyio.run(lambda: _main(load(options.settings), only_list=options.strangers))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""A machine's record as the API's document and as rows of the catalogue. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from pantala.domain import validate
+from pantala.domain.machine import TERMINAL
+from pantala.journal import MachineRecord
+from pantala.kit.clock import rfc3339
+from pantala.kit.rows import Row
+from pantala.wire.feed import MachineRow, ServiceRow
+from pantala.wire.machine import CheckStatus, Concurrency, Event, Machine, MachineConfig, Service
+
+
+def moment(at_ms: int) -> str:
+    return rfc3339(datetime.fromtimestamp(at_ms / 1000, UTC))
+
+
+def machine(
+    record: MachineRecord,
+    *,
+    node: str,
+    isolation: str,
+    events: list[Event],
+    checks: list[CheckStatus],
+    nonce: str | None = None,
+) -> Machine:
+    latest = record.latest
+    return Machine(
+        id=record.id,
+        name=record.name,
+        state=str(record.state),
+        region=record.region,
+        instance_id=latest.instance_id,
+        version=latest.instance_id,
+        private_ip=record.ip6,
+        created_at=moment(record.created_at_ms),
+        updated_at=moment(record.updated_at_ms),
+        image_ref=latest.image,
+        events=events,
+        checks=checks,
+        host_status="ok",
+        cordoned=record.cordoned,
+        config=latest.config,
+        nonce=nonce,
+        node=node,
+        isolation=isolation,
+    )
+
+
+def least_autostop(config: MachineConfig) -> str:
+    """The setting of a machine with several services: the least aggressive one wins."""
+    settings = [validate.autostop(service) for service in config.services or []]
+    for choice in ("off", "stop", "suspend"):
+        if choice in settings:
+            return choice
+    return "off"
+
+
+def wants_wake(config: MachineConfig) -> bool:
+    return any(service.autostart for service in config.services or [])
+
+
+def service_row(app: str, service: Service) -> ServiceRow:
+    stop = validate.autostop(service)
+    return ServiceRow(
+        app=app,
+        protocol=service.protocol or "tcp",
+        internal_port=service.internal_port or 0,
+        ports=service.ports or [],
+        concurrency=service.concurrency or Concurrency(),
+        autostart=bool(service.autostart),
+        autostop="stop" if stop == "stop" else "suspend" if stop == "suspend" else "off",
+        min_machines_running=service.min_machines_running or 0,
+        checked=bool(service.checks),
+    )
+
+
+def service_rows(record: MachineRecord) -> list[Row]:
+    """One row per service, in the config's order; machines with equal services share them."""
+    out: list[Row] = []
+    for service in record.version.config.services or []:
+        value = msgspec.to_builtins(service_row(record.app.name, service))
+        digest = hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:16]
+        out.append(Row("routes", f"svc/{record.app.name}/{digest}", value))
+    return out
+
+
+def machine_row(record: MachineRecord, *, node: str, passing: Sequence[bool], ready_at_ms: int) -> Row:
+    """The row of one machine; null once it is gone."""
+    key = f"m/{record.id}"
+    if record.state in TERMINAL:
+        return Row("routes", key, None)
+    config = record.version.config
+    metadata = config.metadata or {}
+    row = MachineRow(
+        id=record.id,
+        app=record.app.name,
+        region=record.region,
+        node=node,
+        instance_id=record.version.instance_id,
+        generation=record.generation,
+        state=str(record.state),
+        ip4=record.ip4,
+        ip6=record.ip6,
+        services=[row.key.rsplit("/", 1)[1] for row in service_rows(record)],
+        passing=list(passing),
+        cordoned=record.cordoned,
+        group=metadata.get("fly_process_group") or metadata.get("process_group") or "app",
+        dns=not (config.dns is not None and config.dns.skip_registration),
+        ready_at_ms=ready_at_ms,
+    )
+    return Row("routes", key, msgspec.to_builtins(row))

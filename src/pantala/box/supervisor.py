@@ -1,0 +1,206 @@
+"""Keeps a box's processes running: `python -m pantala.box.supervisor STATE_DIR`, started by `up`, ended by `down`.
+
+Starts the processes of `processes.json` in order, each when the one before is ready, restarts what ends (with
+back-off), and writes what it sees to `status.json`. Children have sessions of their own and no pipe to the supervisor,
+so its death ends nothing: `down` finds them by pid and start time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import msgspec
+import structlog
+from anyio.abc import Process as Child
+from anyio.abc import TaskGroup
+
+from pantala.telemetry import configure
+
+log = structlog.get_logger()
+
+READY_WITHIN_S = 60.0
+STOP_WITHIN_S = 10.0
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+LOG_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """One program. `ready`: `tcp:ADDRESS:PORT`, `unix:PATH`, `file:PATH`, or empty (ready when started)."""
+
+    name: str
+    command: list[str]
+    netns: str
+    env: dict[str, str]
+    log: str
+    ready: str = ""
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`started`: the kernel's start time of the pid, so that a reused pid is not mistaken for it."""
+
+    name: str
+    state: Literal["waiting", "starting", "ready", "restarting", "stopped"]
+    pid: int = 0
+    started: int = 0
+    restarts: int = 0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    supervisor: int
+    processes: list[ProcessStatus]
+    trouble: str = ""
+
+
+class Supervisor:
+    def __init__(self, state_dir: Path, processes: list[Process]) -> None:
+        self._path = state_dir / "status.json"
+        self._processes = processes
+        self._status = {p.name: ProcessStatus(name=p.name, state="waiting") for p in processes}
+        self._running: dict[str, Child] = {}
+        self._trouble = ""
+        self._stopping = False
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._until_told_to_stop, tasks)
+            tasks.start_soon(self._trim_logs)
+            for process in self._processes:
+                ready = anyio.Event()
+                tasks.start_soon(self._keep, process, ready)
+                with anyio.move_on_after(READY_WITHIN_S) as scope:
+                    await ready.wait()
+                if scope.cancelled_caught:
+                    self._trouble = f"{process.name} is not ready after {READY_WITHIN_S:g} s; see {process.log}"
+                    log.error("process not ready", name=process.name)
+                    self._write()
+                    return
+
+    async def _keep(self, process: Process, ready: anyio.Event) -> None:
+        """One process for as long as the box runs."""
+        restarts = 0
+        while not self._stopping:
+            child = await start(process)
+            self._running[process.name] = child
+            self._set(process.name, state="starting", pid=child.pid, started=start_time(child.pid), restarts=restarts)
+            begun = anyio.current_time()
+            async with anyio.create_task_group() as watch:
+                watch.start_soon(self._mark_ready, process, ready)
+                await child.wait()
+                watch.cancel_scope.cancel()
+            if self._stopping:
+                break
+            log.warning("process ended", name=process.name, code=child.returncode)
+            restarts = restarts + 1 if anyio.current_time() - begun < 60 else 1
+            self._set(process.name, state="restarting", restarts=restarts)
+            await anyio.sleep(BACKOFF_S[min(restarts, len(BACKOFF_S)) - 1])
+
+    async def _mark_ready(self, process: Process, ready: anyio.Event) -> None:
+        while True:
+            if is_ready(process.ready):
+                break
+            await anyio.sleep(0.05)
+        self._set(process.name, state="ready")
+        ready.set()
+
+    async def _until_told_to_stop(self, tasks: TaskGroup) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                break
+        self._stopping = True
+        for process in reversed(self._processes):
+            child = self._running.get(process.name)
+            if child is not None and child.returncode is None:
+                child.terminate()
+                with anyio.move_on_after(STOP_WITHIN_S):
+                    await child.wait()
+                if child.returncode is None:
+                    child.kill()
+                    await child.wait()
+            self._set(process.name, state="stopped", pid=0)
+        tasks.cancel_scope.cancel()
+
+    async def _trim_logs(self) -> None:
+        while True:
+            await anyio.sleep(30)
+            for process in self._processes:
+                path = Path(process.log)
+                if path.is_file() and path.stat().st_size > LOG_BYTES_MAX:
+                    os.truncate(path, 0)
+
+    def _set(self, name: str, **changes: object) -> None:
+        self._status[name] = msgspec.structs.replace(self._status[name], **changes)
+        self._write()
+
+    def _write(self) -> None:
+        status = Status(supervisor=os.getpid(), processes=list(self._status.values()), trouble=self._trouble)
+        fresh = self._path.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(status))
+        fresh.rename(self._path)
+
+
+async def start(process: Process) -> Child:
+    """In its namespace (none: this one), with a session and a log of its own."""
+    command = (
+        ["nsenter", f"--net=/run/netns/{process.netns}", "--", *process.command] if process.netns else process.command
+    )
+    with Path(process.log).open("ab") as output:  # noqa: ASYNC230 - a descriptor for the child
+        return await anyio.open_process(
+            command,
+            env=process.env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def is_ready(what: str) -> bool:
+    kind, _, rest = what.partition(":")
+    if kind == "tcp":
+        address, _, port = rest.rpartition(":")
+        try:
+            socket.create_connection((address, int(port)), timeout=0.2).close()
+        except OSError:
+            return False
+        return True
+    if kind == "unix":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(0.2)
+            return probe.connect_ex(rest) == 0
+    return Path(rest).exists() if kind == "file" else True
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks since boot at which a pid began; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def read_status(state_dir: Path) -> Status | None:
+    try:
+        return msgspec.json.decode((state_dir / "status.json").read_bytes(), type=Status)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def main(arguments: list[str]) -> int:
+    state_dir = Path(arguments[0])
+    configure(program="supervisor")
+    processes = msgspec.json.decode((state_dir / "processes.json").read_bytes(), type=list[Process])
+    anyio.run(Supervisor(state_dir, processes).run)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""`catalogue.db`: rows of every owner and how far each was read. Rebuildable, so not synced per row; only the block
+of sequences that the owner of this host may use is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from pantala.errors import InternalError
+from pantala.wire.catalogue import OwnedRow
+
+T = TypeVar("T")
+
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS rows (
+        owner TEXT NOT NULL,
+        stream TEXT NOT NULL,
+        key TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL,
+        value BLOB,
+        PRIMARY KEY (owner, stream, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS rows_seq ON rows (owner, seq);
+    CREATE TABLE IF NOT EXISTS owners (
+        owner TEXT PRIMARY KEY,
+        epoch INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        reserved INTEGER NOT NULL DEFAULT 0
+    ) STRICT, WITHOUT ROWID;
+"""
+_PUT = """
+    INSERT INTO rows (owner, stream, key, seq, at_ms, value) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (owner, stream, key) DO UPDATE SET
+        seq = excluded.seq, at_ms = excluded.at_ms, value = excluded.value
+    WHERE excluded.seq > rows.seq
+"""
+_PUT_OWNER = """
+    INSERT INTO owners (owner, epoch, seq) VALUES (?, ?, ?)
+    ON CONFLICT (owner) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq
+"""
+_CLEAR_OWNER = "DELETE FROM rows WHERE owner = ?"
+_ALL = "SELECT owner, stream, key, seq, value FROM rows ORDER BY owner, seq"
+_OWNERS = "SELECT owner, epoch, seq, reserved FROM owners"
+_RESERVE = """
+    INSERT INTO owners (owner, epoch, seq, reserved) VALUES (?, ?, ?, ?)
+    ON CONFLICT (owner) DO UPDATE SET epoch = excluded.epoch, reserved = excluded.reserved
+"""
+_FORGET_TOMBSTONES = "DELETE FROM rows WHERE value IS NULL AND at_ms < ?"
+
+
+class OwnerState(msgspec.Struct, frozen=True, kw_only=True):
+    """`reserved`: sequences up to this one may have been used, also after a power cut; 0 for others' rows."""
+
+    epoch: int
+    seq: int
+    reserved: int = 0
+
+
+class CatalogueStore:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._turn = anyio.Lock()
+        self._limiter = anyio.CapacityLimiter(1)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path) -> AsyncGenerator[CatalogueStore]:
+        connection = await anyio.to_thread.run_sync(_connect, path)
+        try:
+            yield cls(connection)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(connection.close)
+
+    async def load(self) -> tuple[dict[str, OwnerState], dict[str, list[OwnedRow]]]:
+        """Everything, by owner; rows in order of their sequence."""
+
+        def work(connection: sqlite3.Connection) -> tuple[dict[str, OwnerState], dict[str, list[OwnedRow]]]:
+            owners = {
+                row[0]: OwnerState(epoch=row[1], seq=row[2], reserved=row[3]) for row in connection.execute(_OWNERS)
+            }
+            rows: dict[str, list[OwnedRow]] = {}
+            for owner, stream, key, seq, value in connection.execute(_ALL):
+                decoded = msgspec.json.decode(value) if value is not None else None
+                rows.setdefault(owner, []).append(OwnedRow(stream=stream, key=key, seq=seq, value=decoded))
+            return owners, rows
+
+        return await self._run(work)
+
+    async def apply(
+        self, owner: str, state: OwnerState, rows: Sequence[OwnedRow], *, at_ms: int, replace: bool = False
+    ) -> None:
+        """Rows of an owner and how far it is read, in one transaction; `replace` drops what it had before."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            if replace:
+                connection.execute(_CLEAR_OWNER, (owner,))
+            connection.executemany(
+                _PUT,
+                [
+                    (owner, r.stream, r.key, r.seq, at_ms, None if r.value is None else msgspec.json.encode(r.value))
+                    for r in rows
+                ],
+            )
+            connection.execute(_PUT_OWNER, (owner, state.epoch, state.seq))
+            connection.execute("COMMIT")
+
+        await self._run(work)
+
+    async def reserve(self, owner: str, state: OwnerState) -> None:
+        """On disk when it returns: sequences up to `state.reserved` are used up."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("PRAGMA synchronous = FULL")
+            try:
+                connection.execute(_RESERVE, (owner, state.epoch, state.seq, state.reserved))
+            finally:
+                connection.execute("PRAGMA synchronous = NORMAL")
+
+        await self._run(work)
+
+    async def forget_tombstones(self, before_ms: int) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(_FORGET_TOMBSTONES, (before_ms,))
+
+        await self._run(work)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def safely() -> T:
+            try:
+                return work(self._connection)
+            except sqlite3.Error as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise InternalError(f"the catalogue's file refused: {error}") from error
+
+        async with self._turn:
+            return await anyio.to_thread.run_sync(safely, limiter=self._limiter)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.executescript(_SCHEMA)
+    path.chmod(0o600)
+    return connection

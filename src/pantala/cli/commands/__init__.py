@@ -1,0 +1,1 @@
+"""One module a noun; imported when its command runs."""

@@ -1,0 +1,229 @@
+"""`pantala machine`: single machines."""
+
+from __future__ import annotations
+
+import click
+
+from pantala.cli.commands.status import checks_summary
+from pantala.cli.output import emit, emit_json, emit_table, say
+from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
+from pantala.errors import InvalidRequest
+from pantala.wire.machine import Event, Port, Service
+
+WAIT_S = 60
+
+
+@click.group()
+def machine() -> None:
+    """Run, list, start, stop and destroy machines."""
+
+
+@machine.command(name="list")
+@app_options
+@click.option("-q", "--quiet", is_flag=True, help="Ids only.")
+@json_option
+def list_machines(*, app_name: str | None, config_path: str | None, quiet: bool, as_json: bool) -> None:
+    """List an app's machines."""
+    name = resolve_app(app_name, config_path)
+
+    async def main() -> None:
+        async with api() as client:
+            machines = await client.machines(name)
+        if as_json:
+            emit_json(machines)
+        elif quiet:
+            for found in machines:
+                emit(found.id)
+        else:
+            rows = [
+                (m.id, m.name, m.state, checks_summary(list(m.checks)), m.region, m.private_ip, m.image_ref.tag)
+                for m in machines
+            ]
+            headers = ("ID", "NAME", "STATE", "CHECKS", "REGION", "PRIVATE IP", "IMAGE TAG")
+            emit_table(headers, rows, empty=f"{name} has no machines.")
+
+    run(main)
+
+
+@machine.command()
+@click.argument("machine_id")
+@app_options
+@json_option
+def status(*, machine_id: str, app_name: str | None, config_path: str | None, as_json: bool) -> None:
+    """Show one machine, its checks and events."""
+    name = resolve_app(app_name, config_path)
+
+    async def main() -> None:
+        async with api() as client:
+            found = await client.machine(name, machine_id)
+        if as_json:
+            emit_json(found)
+            return
+        for label, value in (
+            ("ID", found.id),
+            ("Name", found.name),
+            ("State", found.state),
+            ("Host", found.host_status),
+            ("Isolation", found.isolation or "-"),
+            ("Region", found.region),
+            ("Version", found.instance_id),
+            ("Image", f"{found.image_ref.repository}:{found.image_ref.tag}"),
+            ("Private IP", found.private_ip),
+        ):
+            emit(f"{label:<11} {value}")
+        emit("")
+        checks = [(check.name, check.status, check.output) for check in found.checks]
+        emit_table(("CHECK", "STATUS", "OUTPUT"), checks, empty="No checks.")
+        emit("")
+        events = [(e.type, e.status, e.source, e.timestamp, _event_note(e)) for e in found.events]
+        emit_table(("EVENT", "STATUS", "SOURCE", "AT (MS)", "NOTE"), events, empty="No events.")
+
+    run(main)
+
+
+@machine.command(name="run")
+@click.argument("image")
+@click.argument("command", nargs=-1)
+@app_options
+@click.option("-n", "--name", metavar="NAME")
+@click.option("-r", "--region", metavar="CODE")
+@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE")
+@click.option("-p", "--port", "ports", multiple=True, metavar="PORT:INTERNAL/HANDLERS", help="443:8080/http+tls")
+@click.option("--vm-memory", default=256, show_default=True, type=int, metavar="MIB")
+@click.option("--autostop", is_flag=True)
+@click.option("--autostart/--no-autostart", default=True)
+@click.option("--restart", type=click.Choice(["no", "always", "on-fail"]), default=None)
+@click.option("--rm", "auto_destroy", is_flag=True, help="Destroy the machine when it exits.")
+@click.option("--skip-dns-registration", is_flag=True)
+@json_option
+def run_machine(
+    *,
+    image: str,
+    command: tuple[str, ...],
+    app_name: str | None,
+    config_path: str | None,
+    name: str | None,
+    region: str | None,
+    env: tuple[str, ...],
+    ports: tuple[str, ...],
+    vm_memory: int,
+    autostop: bool,
+    autostart: bool,
+    restart: str | None,
+    auto_destroy: bool,
+    skip_dns_registration: bool,
+    as_json: bool,
+) -> None:
+    """Run IMAGE as a new machine."""
+    from pantala.wire.api import LaunchMachineRequest
+    from pantala.wire.machine import DNSConfig, Guest, Init, MachineConfig, Restart
+
+    app = resolve_app(app_name, config_path)
+    policy = {"on-fail": "on-failure"}.get(restart or "", restart) or ("no" if auto_destroy else "always")
+    config = MachineConfig(
+        image=image,
+        init=Init(cmd=list(command) or None),
+        env=dict(_pair(item) for item in env) or None,
+        guest=Guest(cpu_kind="shared", cpus=1, memory_mb=vm_memory),
+        services=[_service(port, autostop=autostop, autostart=autostart) for port in ports] or None,
+        restart=Restart(policy=policy),
+        auto_destroy=auto_destroy or None,
+        dns=DNSConfig(skip_registration=True) if skip_dns_registration else None,
+    )
+
+    async def main() -> None:
+        async with api() as client:
+            made = await client.create_machine(app, LaunchMachineRequest(config=config, name=name, region=region))
+            say(f"Machine {made.id} is created in {made.region}; waiting for it to start")
+            if not auto_destroy:
+                await client.wait(app, made.id, states=["started"], timeout_s=WAIT_S, version=made.instance_id)
+            made = await client.machine(app, made.id)
+        if as_json:
+            emit_json(made)
+        else:
+            emit(made.id)
+
+    run(main)
+
+
+def _action(verb: str, state: str, help_text: str) -> click.Command:
+    """start, stop and restart differ in one word."""
+
+    @click.command(name=verb, help=help_text)
+    @click.argument("machine_ids", nargs=-1, required=True, metavar="ID...")
+    @app_options
+    def command(*, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None) -> None:
+        name = resolve_app(app_name, config_path)
+
+        async def main() -> None:
+            async with api() as client:
+                for machine_id in machine_ids:
+                    await getattr(client, verb)(name, machine_id)
+                    found = await client.machine(name, machine_id)
+                    version = found.instance_id
+                    await client.wait(name, machine_id, states=[state], timeout_s=WAIT_S, version=version)
+                    say(f"Machine {machine_id} is {state}")
+
+        run(main)
+
+    return command
+
+
+machine.add_command(_action("start", "started", "Start machines."))
+machine.add_command(_action("stop", "stopped", "Stop machines."))
+machine.add_command(_action("restart", "started", "Restart machines."))
+
+
+@machine.command()
+@click.argument("machine_ids", nargs=-1, required=True, metavar="ID...")
+@app_options
+@click.option("--force", is_flag=True, help="Also when it is running.")
+@yes_option
+def destroy(
+    *, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None, force: bool, yes: bool
+) -> None:
+    """Destroy machines."""
+    name = resolve_app(app_name, config_path)
+    confirm(f"Destroy {', '.join(machine_ids)}?", yes=yes or force)
+
+    async def main() -> None:
+        async with api() as client:
+            for machine_id in machine_ids:
+                await client.destroy(name, machine_id, force=force)
+                say(f"Machine {machine_id} is destroyed")
+
+    run(main)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InvalidRequest("must be NAME=VALUE", field="--env")
+    return name, value
+
+
+def _service(text: str, *, autostop: bool, autostart: bool) -> Service:
+    """`443:8080/http+tls`, `80/http`, `5432:5432`."""
+    numbers, _, handlers = text.partition("/")
+    outside, _, inside = numbers.partition(":")
+    if not outside.isdigit() or not (inside or outside).isdigit():
+        raise InvalidRequest(f"{text!r} is not PORT[:INTERNAL][/HANDLER[+HANDLER]]", field="--port")
+    wanted = [handler for handler in handlers.split("+") if handler]
+    return Service(
+        protocol="tcp",
+        internal_port=int(inside or outside),
+        ports=[Port(port=int(outside), handlers=wanted)],
+        autostop=autostop,
+        autostart=autostart,
+    )
+
+
+def _event_note(event: Event) -> str:
+    request = event.request
+    if request is None:
+        return ""
+    if request.exit_event is not None:
+        return f"exit code {request.exit_event.exit_code}" + (
+            ", out of memory" if request.exit_event.oom_killed else ""
+        )
+    return request.reason or ""

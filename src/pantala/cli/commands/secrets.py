@@ -1,0 +1,100 @@
+"""`pantala secrets`: write-only values, seen by machines as environment variables."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import click
+import msgspec
+
+from pantala.cli.output import emit_json, emit_table, say
+from pantala.cli.session import api, app_options, json_option, resolve_app, run
+from pantala.errors import InvalidRequest
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@click.group()
+def secrets() -> None:
+    """Set, list and unset an app's secrets."""
+
+
+@secrets.command(name="set")
+@click.argument("pairs", nargs=-1, metavar="NAME=VALUE... (VALUE - reads standard input)")
+@app_options
+@click.option("--stage", is_flag=True, help="Keep them for the next deploy; restart nothing.")
+def set_secrets(*, pairs: tuple[str, ...], app_name: str | None, config_path: str | None, stage: bool) -> None:
+    """Set secrets and restart the machines that run, one after the other."""
+    values = dict(_pair(text) for text in pairs)
+    if not values:
+        raise InvalidRequest("at least one NAME=VALUE is needed")
+    _apply(resolve_app(app_name, config_path), dict(values), stage=stage)
+
+
+@secrets.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@app_options
+@click.option("--stage", is_flag=True)
+def unset(*, names: tuple[str, ...], app_name: str | None, config_path: str | None, stage: bool) -> None:
+    """Remove secrets and restart the machines that run."""
+    _apply(resolve_app(app_name, config_path), dict.fromkeys(names), stage=stage)
+
+
+@secrets.command(name="list")
+@app_options
+@json_option
+def list_secrets(*, app_name: str | None, config_path: str | None, as_json: bool) -> None:
+    """List names and digests; values cannot be read back."""
+    name = resolve_app(app_name, config_path)
+
+    async def main() -> None:
+        async with api() as client:
+            found = await client.secrets(name)
+        if as_json:
+            emit_json(found)
+        else:
+            rows = [(secret.name, secret.digest, secret.updated_at) for secret in found]
+            emit_table(("NAME", "DIGEST", "UPDATED AT"), rows, empty=f"{name} has no secrets.")
+
+    run(main)
+
+
+def _apply(name: str, values: dict[str, str | None], *, stage: bool) -> None:
+    """A release of its own: machines that run get the new values one by one, the others at their next start."""
+    from pantala.deploys.executor import Executor, Settings
+    from pantala.planner.deploy import WARM_STATES, Plan, Update, Wave, group_of, managed_by_deploy
+    from pantala.wire.api import CreateReleaseRequest
+
+    async def main() -> None:
+        async with api() as client:
+            await client.set_secrets(name, values)
+            if stage:
+                say("Staged; machines see them at their next start or deploy.")
+                return
+            machines = [m for m in await client.machines(name) if managed_by_deploy(m) and m.config]
+            running = [m for m in machines if m.state in WARM_STATES]
+            if not running:
+                say("Set; machines see them at their next start.")
+                return
+            image = next(m.config.image or "" for m in running if m.config)
+            release = await client.create_release(name, CreateReleaseRequest(image=image, description="secrets"))
+            metadata = {"fly_release_id": release.id, "fly_release_version": str(release.version)}
+            waves: list[Wave] = []
+            for m in running:
+                assert m.config is not None
+                config = msgspec.structs.replace(m.config, metadata=(m.config.metadata or {}) | metadata)
+                update = Update(machine_id=m.id, group=group_of(m), config=config, warm=True)
+                waves.append(Wave(title=f"{group_of(m)}: restart {m.id} with the new secrets", actions=[update]))
+            executor = Executor(client, name, release, settings=Settings(), say=say)
+            await executor.run(Plan(waves=waves, strategy="rolling"), machines)
+            say(f"==> v{release.version} is live")
+
+    run(main)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not NAME.fullmatch(name):
+        raise InvalidRequest(f"{name!r}: must be NAME=VALUE, with a name of letters, digits and _", field="NAME")
+    return name, (sys.stdin.read() if value == "-" else value)

@@ -1,0 +1,1 @@
+"""A deploy, planned and executed over the public API."""

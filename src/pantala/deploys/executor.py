@@ -1,0 +1,211 @@
+"""Executes a plan over the public API: wave after wave, each checked before the next; what failed is put back.
+
+The plan and the number of finished waves are kept in the release, so that another executor can see how far this one
+came. Runs in the CLI; knows no terminal: it tells what it does through `say`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import msgspec
+
+from pantala.client.api import ApiClient
+from pantala.deploys.health import HealthWatch, Unhealthy, crashes, described, exit_of
+from pantala.deploys.leases import Leases, hold
+from pantala.errors import PantalaError, UserError
+from pantala.kit.tasks import first_error
+from pantala.planner.deploy import Action, Create, Destroy, Plan, ReleaseCommand, Update, Wave
+from pantala.wire.api import LaunchMachineRequest, Release, UpdateReleaseRequest
+from pantala.wire.machine import Machine
+
+LAUNCHES_AT_ONCE = 8
+
+
+class DeployFailed(UserError):
+    """Why, and in which state the app was left."""
+
+    status = "deploy_failed"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    wait_timeout_s: float = 300.0
+    smoke_checks: bool = True
+    rollback: bool = True
+
+
+class Executor:
+    """One deploy of one app."""
+
+    def __init__(
+        self, client: ApiClient, app: str, release: Release, *, settings: Settings, say: Callable[[str], None]
+    ) -> None:
+        self._client = client
+        self._app = app
+        self._release = release
+        self._settings = settings
+        self._say = say
+        self._health = HealthWatch(client, app, smoke_checks=settings.smoke_checks)
+        self._before: dict[str, Machine] = {}
+        self._touched: list[str] = []
+        self._created: list[str] = []
+
+    async def run(self, plan: Plan, machines: list[Machine]) -> None:
+        """Raises DeployFailed. The release ends as complete, failed or (cancelled) interrupted."""
+        self._before = {machine.id: machine for machine in machines}
+        leased = [
+            action.machine_id for wave in plan.waves for action in wave.actions if isinstance(action, Update | Destroy)
+        ]
+        plan_text = msgspec.json.encode(plan).decode()
+        await self._record(status="running", plan=plan_text, cursor=0)
+        outcome, reason = "interrupted", "the deploy was interrupted"
+        try:
+            async with first_error(), hold(self._client, self._app, leased, description=self._title) as leases:
+                await self._waves(plan, leases)
+            outcome, reason = "complete", ""
+        except PantalaError as error:
+            outcome, reason = "failed", error.message
+            raise
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+                await self._record(status=outcome, reason=reason)
+
+    @property
+    def _title(self) -> str:
+        return f"deploy v{self._release.version}"
+
+    async def _waves(self, plan: Plan, leases: Leases) -> None:
+        for number, wave in enumerate(plan.waves, start=1):
+            self._say(f"[{number}/{len(plan.waves)}] {wave.title}")
+            try:
+                await self._wave(wave, leases)
+            except (Unhealthy, PantalaError) as error:
+                left = await self._put_back(leases)
+                raise DeployFailed(f"{error.message}; {left}", hint=error.hint) from error
+            await self._record(cursor=number)
+
+    async def _wave(self, wave: Wave, leases: Leases) -> None:
+        limiter = anyio.CapacityLimiter(LAUNCHES_AT_ONCE)
+
+        async def one(action: Action) -> None:
+            async with limiter:
+                await self._act(action, leases, check=wave.check)
+
+        async with first_error(), anyio.create_task_group() as tasks:
+            for action in wave.actions:
+                tasks.start_soon(one, action)
+        if leases.lost:
+            raise UserError(leases.lost, hint="someone else may be deploying this app")
+
+    async def _act(self, action: Action, leases: Leases, *, check: bool) -> None:
+        match action:
+            case Create():
+                await self._create(action, check=check)
+            case Update():
+                await self._update(action, leases, check=check)
+            case Destroy():
+                await self._client.destroy(
+                    self._app, action.machine_id, force=True, nonce=leases.nonce(action.machine_id)
+                )
+                leases.forget(action.machine_id)
+            case ReleaseCommand():
+                await self._release_command(action)
+
+    # -- actions -----------------------------------------------------------------------------------------------------
+
+    async def _create(self, action: Create, *, check: bool) -> None:
+        request = LaunchMachineRequest(config=action.config, region=action.region)
+        machine = await self._client.create_machine(self._app, request)
+        self._created.append(machine.id)
+        if check:
+            await self._wait_well(machine, since_ms=0)
+            self._say(f"    machine {machine.id} [{action.group}] is up in {machine.region}")
+
+    async def _update(self, action: Update, leases: Leases, *, check: bool) -> None:
+        since_ms = _after(self._before[action.machine_id])
+        nonce = leases.nonce(action.machine_id)
+        request = LaunchMachineRequest(config=action.config, skip_launch=not action.warm)
+        self._touched.append(action.machine_id)
+        machine = await self._client.update_machine(self._app, action.machine_id, request, nonce=nonce)
+        if action.spearhead:
+            await self._client.start(self._app, machine.id, nonce=nonce)
+        if check and (action.warm or action.spearhead):
+            await self._wait_well(machine, since_ms=since_ms)
+        if action.spearhead:
+            await self._client.stop(self._app, machine.id, nonce=nonce)
+            self._say(f"    machine {machine.id} [{action.group}] is well and asleep again")
+        elif action.warm and check:
+            self._say(f"    machine {machine.id} [{action.group}] is up")
+
+    async def _wait_well(self, machine: Machine, *, since_ms: int) -> None:
+        await self._health.until_well(
+            machine.id, version=machine.instance_id, since_ms=since_ms, timeout_s=self._settings.wait_timeout_s
+        )
+
+    async def _release_command(self, action: ReleaseCommand) -> None:
+        request = LaunchMachineRequest(config=action.config, region=action.region)
+        machine = await self._client.create_machine(self._app, request)
+        try:
+            with anyio.fail_after(action.timeout_s):
+                while True:
+                    machine = await self._client.machine(self._app, machine.id)
+                    if machine.state in _ENDED:
+                        break
+                    await anyio.sleep(0.2)
+        except TimeoutError:
+            await self._client.destroy(self._app, machine.id, force=True)
+            raise UserError(f"the release command took more than {action.timeout_s:g} s") from None
+        failed = [event for event in crashes(machine) if (e := exit_of(event)) and e.exit_code != 0]
+        if failed or machine.state in ("failed", "launch_failed"):
+            lines = (await self._client.logs(self._app, machine_id=machine.id)).lines
+            text = "\n".join(f"    {line.message}" for line in lines if line.provider == "app")
+            reason = described(exit_of(failed[0])) if failed else "could not start"
+            raise UserError(f"the release command {reason}", hint=f"its output:\n{text}" if text else None)
+
+    # -- putting back ------------------------------------------------------------------------------------------------
+
+    async def _put_back(self, leases: Leases) -> str:
+        """Undo what this deploy did to machines; says how the app was left."""
+        if not self._settings.rollback:
+            return f"{len(self._touched)} machine(s) keep the new version, the others the old one"
+        troubles: list[str] = []
+        for machine_id in reversed(self._touched):
+            before = self._before.get(machine_id)
+            if before is None or before.config is None:
+                continue
+            self._say(f"    putting machine {machine_id} back to its previous version")
+            request = LaunchMachineRequest(config=before.config, skip_launch=before.state != "started")
+            try:
+                await self._client.update_machine(self._app, machine_id, request, nonce=leases.nonce(machine_id))
+            except PantalaError as error:
+                troubles.append(f"{machine_id}: {error.message}")
+        for machine_id in self._created:
+            try:
+                await self._client.destroy(self._app, machine_id, force=True)
+            except PantalaError as error:
+                troubles.append(f"{machine_id}: {error.message}")
+        if troubles:
+            return f"not everything could be put back ({'; '.join(troubles)})"
+        return "the previous version still serves" if self._before else "nothing was left behind"
+
+    async def _record(
+        self,
+        *,
+        status: str | None = None,
+        plan: str | None = None,
+        cursor: int | None = None,
+        reason: str | None = None,
+    ) -> None:
+        request = msgspec.convert(
+            {"status": status, "plan": plan, "cursor": cursor, "reason": reason}, UpdateReleaseRequest
+        )
+        await self._client.update_release(self._app, self._release.version, request)
+
+
+_ENDED = ("destroyed", "stopped", "failed", "launch_failed")
+
+
+def _after(machine: Machine) -> int:
+    """Milliseconds after everything that had happened to a machine before the deploy touched it (the host's clock)."""
+    return max((event.timestamp for event in machine.events), default=0) + 1

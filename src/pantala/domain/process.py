@@ -1,0 +1,120 @@
+"""Image and machine config to what PID 1 runs: argv, env, user, files (OCI rules, runtime environment). Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+
+import msgspec
+
+from pantala.domain.runtime import ImageConfig
+from pantala.errors import InvalidRequest
+from pantala.wire.guest import GuestFile, Start
+from pantala.wire.machine import ImageRef, MachineConfig
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine is told about itself."""
+
+    app: str
+    machine_id: str
+    instance_id: str
+    region: str
+    image: ImageRef
+    private_ip: str
+    memory_mb: int
+
+
+def argv(image: ImageConfig, config: MachineConfig) -> list[str]:
+    """`init.exec` replaces everything; `init.entrypoint` also drops the image's command, as `docker run` does."""
+    init = config.init
+    if init is not None and init.exec:
+        return list(init.exec)
+    entrypoint = list(image.entrypoint)
+    command = list(image.cmd)
+    if init is not None and init.entrypoint is not None:
+        entrypoint, command = list(init.entrypoint), []
+    if init is not None and init.cmd is not None:
+        command = list(init.cmd)
+    if not entrypoint and not command:
+        raise InvalidRequest("the image has no command; say what to run", field="config.init.cmd")
+    return entrypoint + command
+
+
+def image_name(image: ImageRef) -> str:
+    name = f"{image.registry}/{image.repository}"
+    if image.tag:
+        name += f":{image.tag}"
+    return f"{name}@{image.digest}" if image.digest and not image.tag else name
+
+
+def environment(
+    image: ImageConfig, config: MachineConfig, identity: Identity, secrets: Mapping[str, str]
+) -> dict[str, str]:
+    """The image's, then the config's, then secrets; what the platform says of the machine cannot be overridden."""
+    metadata = config.metadata or {}
+    defaults = {
+        "PATH": DEFAULT_PATH,
+        "FLY_PROCESS_GROUP": metadata.get("fly_process_group") or metadata.get("process_group") or "app",
+        "PRIMARY_REGION": identity.region,
+    }
+    platform = {
+        "FLY_APP_NAME": identity.app,
+        "FLY_MACHINE_ID": identity.machine_id,
+        "FLY_ALLOC_ID": identity.machine_id,
+        "FLY_REGION": identity.region,
+        "FLY_IMAGE_REF": image_name(identity.image),
+        "FLY_MACHINE_VERSION": identity.instance_id,
+        "FLY_PRIVATE_IP": identity.private_ip,
+        "FLY_VM_MEMORY_MB": str(identity.memory_mb),
+    }
+    return defaults | image.env | (config.env or {}) | dict(secrets) | platform
+
+
+def files(config: MachineConfig, secrets: Mapping[str, str]) -> list[GuestFile]:
+    """Files of the config; a secret that holds one is base64 text."""
+    out: list[GuestFile] = []
+    for index, item in enumerate(config.files or []):
+        field = f"config.files[{index}]"
+        content = item.raw_value
+        if item.secret_name is not None:
+            if item.secret_name not in secrets:
+                raise InvalidRequest(f"there is no secret {item.secret_name!r}", field=f"{field}.secret_name")
+            content = secrets[item.secret_name]
+        try:
+            base64.b64decode(content or "", validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidRequest("is not base64", field=field) from error
+        out.append(GuestFile(path=item.guest_path, content_base64=content or "", mode=item.mode or 0o644))
+    return out
+
+
+def start_message(image: ImageConfig, config: MachineConfig, identity: Identity, secrets: Mapping[str, str]) -> Start:
+    """Everything PID 1 needs to run the app. Raises InvalidRequest naming what is missing."""
+    return Start(
+        argv=argv(image, config),
+        env=environment(image, config, identity, secrets),
+        user=image.user,
+        cwd=image.cwd or "/",
+        hostname=hostname(config, identity.machine_id),
+        files=files(config, secrets),
+    )
+
+
+def hostname(config: MachineConfig, machine_id: str) -> str:
+    return (config.dns.hostname if config.dns else None) or machine_id
+
+
+def hosts_file(machine_id: str, private_ip: str, host: str) -> str:
+    return (
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+        f"{private_ip}\tfly-local-6pn\n{private_ip}\t{host}{f' {machine_id}' if host != machine_id else ''}\n"
+    )
+
+
+def resolv_conf(nameserver: str, searches: list[str] | None) -> str:
+    search = f"search {' '.join(searches)}\n" if searches else ""
+    return f"nameserver {nameserver}\n{search}options ndots:1\n"

@@ -1,0 +1,229 @@
+"""Control groups of machines, version 1 or 2, made and removed by us: what the kernel counted (was something killed for
+memory?) stays readable until `remove`, and every process in the group is the machine's, whatever made it.
+
+Layout: `<controller mount>/<root>/<machine id>`; version 2 has one mount for all controllers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+from pantala.domain.runtime import Limits
+from pantala.errors import DriverError
+from pantala.kit.clock import Clock
+
+CONTROLLERS_V1 = ("memory", "cpu", "cpuacct", "pids", "freezer")
+CONTROLLERS_V2 = ("memory", "cpu", "pids")
+CPU_PERIOD_US = 80_000
+SHARES_PER_CPU = 1024
+WEIGHT_PER_CPU = 100
+MIB = 1024 * 1024
+GONE_WITHIN_S = 10.0
+# Memory of a machine that PID 1, the page tables and the kernel's own objects need beside the app.
+OVERHEAD_MIB = 4
+
+
+class Hierarchies(msgspec.Struct, frozen=True, kw_only=True):
+    """Where controllers are mounted. `unified`: version 2 with controllers; otherwise `v1` by controller."""
+
+    v1: dict[str, Path]
+    unified: Path | None
+
+
+def find_hierarchies(mountinfo: str) -> Hierarchies:
+    """From the text of `/proc/self/mountinfo`."""
+    v1: dict[str, Path] = {}
+    unified: Path | None = None
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        mount_point = left.split()[4]
+        kind, _, options = right.split(maxsplit=2)
+        if kind == "cgroup":
+            for option in options.split(","):
+                if option in CONTROLLERS_V1:
+                    v1[option] = Path(mount_point)
+        elif kind == "cgroup2":
+            unified = Path(mount_point)
+    if unified is not None:
+        with contextlib.suppress(OSError):
+            available = (unified / "cgroup.controllers").read_text().split()
+            if set(CONTROLLERS_V2) <= set(available):
+                return Hierarchies(v1={}, unified=unified)
+    return Hierarchies(v1=v1, unified=None)
+
+
+def settings_v1(limits: Limits) -> list[tuple[str, str, str]]:
+    """(controller, file, value); swap is limited with memory where the kernel counts it."""
+    memory_bytes = (limits.memory_mib + OVERHEAD_MIB) * MIB
+    return [
+        ("memory", "memory.limit_in_bytes", str(memory_bytes)),
+        ("memory", "memory.memsw.limit_in_bytes", str(memory_bytes)),
+        ("cpu", "cpu.shares", str(limits.cpus * SHARES_PER_CPU)),
+        ("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)),
+        ("cpu", "cpu.cfs_quota_us", str(limits.cpus * CPU_PERIOD_US)),
+        ("pids", "pids.max", str(limits.pids)),
+    ]
+
+
+def settings_v2(limits: Limits) -> list[tuple[str, str]]:
+    """(file, value)."""
+    return [
+        ("memory.max", str((limits.memory_mib + OVERHEAD_MIB) * MIB)),
+        ("memory.swap.max", "0"),
+        ("memory.oom.group", "0"),
+        ("cpu.weight", str(min(10_000, limits.cpus * WEIGHT_PER_CPU))),
+        ("cpu.max", f"{limits.cpus * CPU_PERIOD_US} {CPU_PERIOD_US}"),
+        ("pids.max", str(limits.pids)),
+    ]
+
+
+_OPTIONAL = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max", "memory.oom.group"})
+
+
+class Cgroups:
+    """The groups below `root` (`pantala/<node>`)."""
+
+    def __init__(self, *, root: str, clock: Clock, hierarchies: Hierarchies | None = None) -> None:
+        self._clock = clock
+        self._found = hierarchies or find_hierarchies(Path("/proc/self/mountinfo").read_text())
+        if self._found.unified is not None:
+            self._bases = {"unified": self._found.unified / root}
+        else:
+            self._bases = {name: mount / root for name, mount in self._found.v1.items()}
+        self._root = root
+        if not self._bases:
+            raise DriverError("no cgroup controller is mounted on this host; machines could not be limited")
+
+    @property
+    def is_unified(self) -> bool:
+        return self._found.unified is not None
+
+    def create(self, machine_id: str, limits: Limits) -> list[Path]:
+        """Groups with their limits; the `cgroup.procs` files to join."""
+        if self._found.unified is not None:
+            self._enable_controllers(self._found.unified)
+        for base in self._bases.values():
+            (base / machine_id).mkdir(parents=True, exist_ok=True)
+        if self._found.unified is not None:
+            folder = self._bases["unified"] / machine_id
+            for name, value in settings_v2(limits):
+                _write(folder / name, value)
+        else:
+            for controller, name, value in settings_v1(limits):
+                if controller in self._bases:
+                    _write(self._bases[controller] / machine_id / name, value)
+        return [base / machine_id / "cgroup.procs" for base in self._bases.values()]
+
+    def _enable_controllers(self, top: Path) -> None:
+        folder = top
+        for part in ("", *Path(self._root).parts):
+            folder = folder / part
+            folder.mkdir(exist_ok=True)
+            _write(folder / "cgroup.subtree_control", " ".join(f"+{name}" for name in CONTROLLERS_V2))
+
+    def pids(self, machine_id: str) -> set[int]:
+        found: set[int] = set()
+        for base in self._bases.values():
+            with contextlib.suppress(OSError):
+                found |= {int(pid) for pid in (base / machine_id / "cgroup.procs").read_text().split()}
+        return found
+
+    def oom_killed(self, machine_id: str) -> bool:
+        """Whether the kernel ever killed a process of the machine for memory. Readable until `remove`."""
+        name = "memory.events" if self._found.unified is not None else "memory.oom_control"
+        base = self._bases.get("unified", self._bases.get("memory"))
+        if base is None:
+            return False
+        try:
+            lines = (base / machine_id / name).read_text().splitlines()
+        except OSError:
+            return False
+        return any(line.startswith("oom_kill ") and int(line.split()[1]) > 0 for line in lines)
+
+    async def kill(self, machine_id: str) -> None:
+        """SIGKILL until nobody is left. Raises DriverError (retry) when something does not die in time."""
+        deadline = self._clock.monotonic() + GONE_WITHIN_S
+        pause_s = 0.001
+        while left := self.pids(machine_id):
+            self._thaw(machine_id)
+            for pid in left:
+                self._kill_member(machine_id, pid)
+            if self._clock.monotonic() > deadline:
+                raise DriverError(f"processes {sorted(left)} of machine {machine_id} do not die", retry=True)
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.05)
+
+    def _kill_member(self, machine_id: str, pid: int) -> None:
+        """The number may have been given to another process since it was read: hold it, look again, then kill."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if pid in self.pids(machine_id):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+
+    def _thaw(self, machine_id: str) -> None:
+        with contextlib.suppress(OSError):
+            if (unified := self._bases.get("unified")) is not None:
+                (unified / machine_id / "cgroup.freeze").write_text("0")
+            elif (freezer := self._bases.get("freezer")) is not None:
+                (freezer / machine_id / "freezer.state").write_text("THAWED")
+
+    async def remove(self, machine_id: str) -> None:
+        """Remove the emptied groups, with what the kernel counted in them."""
+        deadline = self._clock.monotonic() + GONE_WITHIN_S
+        for base in self._bases.values():
+            while True:
+                try:
+                    _remove_tree(base / machine_id)
+                    break
+                except OSError as error:
+                    if error.errno != errno.EBUSY or self._clock.monotonic() > deadline:
+                        raise DriverError(f"a cgroup of machine {machine_id} cannot be removed", retry=True) from error
+                await self._clock.sleep(0.005)
+
+    def list(self) -> set[str]:
+        """Machine ids that have a group."""
+        found: set[str] = set()
+        for base in self._bases.values():
+            with contextlib.suppress(OSError):
+                found |= {entry.name for entry in base.iterdir() if entry.is_dir()}
+        return found
+
+    def remove_root(self) -> None:
+        """Remove the root itself where nothing is left in it; for tests and for leaving a host."""
+        for base in self._bases.values():
+            for folder in (base, *base.parents[: len(Path(self._root).parts) - 1]):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+def _write(path: Path, value: str) -> None:
+    try:
+        path.write_text(value)
+    except OSError as error:
+        if path.name in _OPTIONAL:
+            return
+        raise DriverError(f"the limit {path.name} = {value} was refused: {error.strerror}") from error
+
+
+def _remove_tree(folder: Path) -> None:
+    """Deepest first: a machine may have made groups of its own. Files in a group are the kernel's."""
+    try:
+        children = [entry for entry in folder.iterdir() if entry.is_dir()]
+    except FileNotFoundError:
+        return
+    for child in children:
+        _remove_tree(child)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()

@@ -1,0 +1,119 @@
+"""The OCI runtime specification of a machine, as a value: everything that hardens it is in this file.
+
+Paths of sources are below `ENCLOSURE`, where `pantala-init enclose` puts them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pantala.drivers.container import seccomp
+
+# Covered by a tmpfs in the mount namespace of the helper only; exists everywhere and anyone may pass through.
+ENCLOSURE = "/tmp"  # noqa: S108 - nothing is created in the host's /tmp
+INIT_IN_MACHINE = "/.pantala/init"
+IDS = 65_536
+
+# What root of a machine may still do, inside its own user namespace: be root towards its own files, users, processes
+# and ports. Not there, compared with the common container default: MKNOD (devices cannot be made in a user namespace),
+# NET_RAW (ping works by net.ipv4.ping_group_range; raw sockets forge packets), AUDIT_WRITE (the host's audit log),
+# SETFCAP (file capabilities have no effect under no_new_privs).
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+)
+
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/selinux",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+def build(
+    *, machine_id: str, hostname: str, uid_base: int, joins_netns: bool, joins_userns: bool, cgroup_mount: bool
+) -> dict[str, Any]:
+    """`joins_*`: the namespace is at `ENCLOSURE/ns/`, else the runtime makes it. `cgroup_mount`: version 2 only."""
+    user: dict[str, Any] = {"type": "user"}
+    network: dict[str, Any] = {"type": "network"}
+    if joins_userns:
+        user["path"] = f"{ENCLOSURE}/ns/user"
+    if joins_netns:
+        network["path"] = f"{ENCLOSURE}/ns/net"
+    mapping = [{"containerID": 0, "hostID": uid_base, "size": IDS}]
+    owns_network = joins_userns or not joins_netns
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": hostname,
+        "annotations": {"pantala.machine": machine_id},
+        "root": {"path": f"{ENCLOSURE}/root", "readonly": False},
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": [INIT_IN_MACHINE],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "cwd": "/",
+            "noNewPrivileges": True,
+            "capabilities": {name: list(CAPABILITIES) for name in ("bounding", "effective", "permitted")},
+        },
+        "mounts": _mounts(owns_network=owns_network, cgroup_mount=cgroup_mount),
+        "linux": {
+            "namespaces": [
+                user,
+                network,
+                *({"type": kind} for kind in ("mount", "pid", "ipc", "uts", "cgroup")),
+            ],
+            "uidMappings": mapping,
+            "gidMappings": mapping,
+            "maskedPaths": list(MASKED_PATHS),
+            "readonlyPaths": list(READONLY_PATHS),
+            "seccomp": seccomp.profile(),
+            "rootfsPropagation": "private",
+        },
+    }
+
+
+def _mounts(*, owns_network: bool, cgroup_mount: bool) -> list[dict[str, Any]]:
+    def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+        return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+
+    quiet = ("nosuid", "noexec", "nodev")
+    # sysfs shows the devices of a network namespace, so only its owner may mount it; a foreign one is shown read-only.
+    sys = (
+        mount("/sys", "sysfs", "sysfs", *quiet, "ro")
+        if owns_network
+        else mount("/sys", "bind", "/sys", "bind", *quiet, "ro")
+    )
+    mounts = [
+        mount("/proc", "proc", "proc", *quiet),
+        mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "mode=755", "size=1m"),
+        mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108 - a path inside the machine
+        mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
+        sys,
+    ]
+    if cgroup_mount:
+        mounts.append(mount("/sys/fs/cgroup", "cgroup", "cgroup", *quiet, "relatime", "ro"))
+    for name in ("hosts", "resolv.conf", "hostname"):
+        mounts.append(mount(f"/etc/{name}", "bind", f"{ENCLOSURE}/files/{name}", "bind", "rw", *quiet))
+    mounts.append(mount(INIT_IN_MACHINE, "bind", f"{ENCLOSURE}/init", "bind", "ro", "nosuid", "nodev"))
+    return mounts

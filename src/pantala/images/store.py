@@ -1,0 +1,189 @@
+"""Images of one host, unpacked once per digest. Implements the agent's `ImageStore`.
+
+    <root>/layers/<sha256 of the blob>/    a layer as a directory
+    <root>/images/<sha256>.json            an image: its layers and config; written last, so it is whole
+    <root>/tmp/                            swept at start
+
+A layer is renamed into place when it is complete, an image names only complete layers: a crash leaves only `tmp`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from pantala.domain.runtime import ImageConfig, UnpackedImage
+from pantala.errors import InvalidRequest, TransientError
+from pantala.images.reference import unparse
+from pantala.images.registry import Descriptor, RegistryClient, host_architecture
+from pantala.kit.ids import ulid
+from pantala.kit.tasks import KeyedLocks, first_error
+from pantala.wire.machine import ImageRef
+
+log = structlog.get_logger()
+
+LAYERS_MAX = 127
+UNPACK_TIMEOUT_S = 300
+UNPACKS_AT_ONCE = 2
+
+
+class _Record(msgspec.Struct, frozen=True):
+    layers: list[str]
+    config: ImageConfig
+
+
+class FileImageStore:
+    def __init__(self, root: Path, registry: RegistryClient) -> None:
+        self._root = root
+        self._registry = registry
+        self._locks = KeyedLocks()
+        self._unpacks = anyio.CapacityLimiter(UNPACKS_AT_ONCE)
+        for folder in ("layers", "images"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(root / "tmp", ignore_errors=True)
+        (root / "tmp").mkdir(mode=0o700)
+
+    async def ensure(self, image: ImageRef, *, pull_token: str) -> UnpackedImage:
+        if image.digest and (found := await self.find(image.digest)):
+            return found
+        manifest = await self._registry.manifest(image, token=pull_token)
+        async with self._locks.hold(manifest.digest):
+            if found := await self.find(manifest.digest):
+                return found
+            if len(manifest.layers) > LAYERS_MAX:
+                raise InvalidRequest(f"{unparse(image)} has more than {LAYERS_MAX} layers", field="config.image")
+            config = await self._config(image, manifest.config, pull_token)
+            async with first_error(), anyio.create_task_group() as tasks:
+                for layer in {layer.digest: layer for layer in manifest.layers}.values():
+                    tasks.start_soon(self._layer, image, layer, pull_token)
+            record = _Record(layers=[layer.digest for layer in manifest.layers], config=config)
+            _write_synced(self._image_path(manifest.digest), msgspec.json.encode(record))
+            log.info("image unpacked", image=unparse(image), digest=manifest.digest, layers=len(record.layers))
+        return self._unpacked(manifest.digest, record)
+
+    async def find(self, digest: str) -> UnpackedImage | None:
+        try:
+            record = msgspec.json.decode(self._image_path(digest).read_bytes(), type=_Record)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        return self._unpacked(digest, record)
+
+    async def prune(self, keep: set[str]) -> list[str]:
+        removed: list[str] = []
+        used: set[str] = set()
+        for path in sorted((self._root / "images").glob("*.json")):
+            digest = f"sha256:{path.stem}"
+            if digest in keep or self._locks.busy(digest):
+                used.update(msgspec.json.decode(path.read_bytes(), type=_Record).layers)
+            else:
+                path.unlink()
+                removed.append(digest)
+        if self._locks.busy():
+            return removed  # a pull under way may be about to use any layer
+        for layer in (self._root / "layers").iterdir():
+            if f"sha256:{layer.name}" not in used:
+                doomed = self._root / "tmp" / ulid()
+                layer.rename(doomed)
+                await anyio.to_thread.run_sync(lambda path=doomed: shutil.rmtree(path, ignore_errors=True))
+        return removed
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    async def _config(self, image: ImageRef, descriptor: Descriptor, token: str) -> ImageConfig:
+        path = self._root / "tmp" / ulid()
+        try:
+            await self._registry.blob(image, descriptor, path, token=token)
+            document = msgspec.json.decode(path.read_bytes())
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"{unparse(image)}: its config is not JSON", field="config.image") from error
+        finally:
+            path.unlink(missing_ok=True)
+        return image_config(image, document)
+
+    async def _layer(self, image: ImageRef, layer: Descriptor, token: str) -> None:
+        """One layer, unless it is there; shared by all images that have it."""
+        final = self._layer_path(layer.digest)
+        async with self._locks.hold(layer.digest), self._unpacks:
+            if not final.exists():
+                work = self._root / "tmp" / ulid()
+                blob, tree = work.with_suffix(".blob"), work.with_suffix(".tree")
+                try:
+                    await self._registry.blob(image, layer, blob, token=token)
+                    tree.mkdir(mode=0o755)
+                    await self._unpack(image, blob, tree)
+                    tree.rename(final)
+                finally:
+                    blob.unlink(missing_ok=True)
+                    await anyio.to_thread.run_sync(lambda: shutil.rmtree(tree, ignore_errors=True))
+
+    async def _unpack(self, image: ImageRef, blob: Path, tree: Path) -> None:
+        with blob.open("rb") as source:
+            try:
+                with anyio.fail_after(UNPACK_TIMEOUT_S):
+                    done = await anyio.run_process(
+                        [sys.executable, "-m", "pantala.images.unpack", str(tree)], stdin=source, check=False
+                    )
+            except TimeoutError as error:
+                raise InvalidRequest(
+                    f"{unparse(image)}: a layer takes more than {UNPACK_TIMEOUT_S} s to unpack", field="config.image"
+                ) from error
+        if done.returncode == 2:
+            raise InvalidRequest(f"{unparse(image)}: {done.stderr.decode().strip()}", field="config.image")
+        if done.returncode != 0:
+            raise TransientError(f"unpacking {unparse(image)} failed: {done.stderr.decode()[-300:].strip()}")
+
+    # -- paths -------------------------------------------------------------------------------------------------------
+
+    def _image_path(self, digest: str) -> Path:
+        return self._root / "images" / f"{digest.removeprefix('sha256:')}.json"
+
+    def _layer_path(self, digest: str) -> Path:
+        return self._root / "layers" / digest.removeprefix("sha256:")
+
+    def _unpacked(self, digest: str, record: _Record) -> UnpackedImage:
+        return UnpackedImage(
+            digest=digest, layers=tuple(self._layer_path(layer) for layer in record.layers), config=record.config
+        )
+
+
+def image_config(image: ImageRef, document: Any) -> ImageConfig:
+    """The parts of an OCI image config that count. Raises InvalidRequest for another platform."""
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"{unparse(image)}: its config is not an object", field="config.image")
+    architecture = document.get("architecture") or host_architecture()
+    if document.get("os", "linux") != "linux" or architecture != host_architecture():
+        raise InvalidRequest(
+            f"{unparse(image)} is made for {document.get('os', 'linux')}/{architecture}, this host needs "
+            f"linux/{host_architecture()}",
+            field="config.image",
+        )
+    config: dict[str, Any] = document.get("config") or {}
+    env = dict(entry.partition("=")[::2] for entry in config.get("Env") or [])
+    ports = (entry.partition("/") for entry in config.get("ExposedPorts") or {})
+    return ImageConfig(
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        cmd=tuple(config.get("Cmd") or ()),
+        env=env,
+        user=config.get("User") or "",
+        cwd=config.get("WorkingDir") or "/",
+        stop_signal=config.get("StopSignal") or "",
+        exposed_ports=tuple(sorted(int(port) for port, _, kind in ports if port.isdigit() and kind in ("", "tcp"))),
+        labels=config.get("Labels") or {},
+    )
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    fresh = path.with_suffix(f".{ulid()}")
+    with fresh.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(path)

@@ -1,0 +1,271 @@
+"""The confined helper that turns one layer into a directory: `python -m pantala.images.unpack DIR < layer`.
+
+It runs as its own process: before it reads a byte it enters new mount, network and IPC namespaces, makes the
+destination its root directory and drops every capability but those for owners, modes and file capabilities. So a path
+or link that means to leave the tree has nowhere to go; such entries are refused by name all the same. Exit code 0, or 2
+with one sentence on stderr for the image's owner.
+
+Whiteouts become overlayfs's own (a 0/0 character device, an opaque attribute).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import stat
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import zstandard
+
+ENTRIES_MAX = 500_000
+BYTES_MAX = 8 * 1024**3
+NAME_BYTES_MAX = 4096
+
+_CLONE_NEWNS, _CLONE_NEWNET, _CLONE_NEWIPC = 0x00020000, 0x40000000, 0x08000000
+_PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
+_CAP_VERSION_3 = 0x20080522
+_KEPT_CAPABILITIES = (0, 1, 3, 4, 21, 27, 31)
+"""CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN (trusted.* attributes), MKNOD (whiteouts), SETFCAP."""
+
+
+class Refused(Exception):
+    """This layer must not be unpacked; the text is for the image's owner."""
+
+
+def confine(root: Path) -> None:
+    """Make `root` all there is for this process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: object) -> None:
+        if getattr(libc, name)(*arguments) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, f"{name}: {os.strerror(error)}")
+
+    call("unshare", _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC)
+    os.chroot(root)
+    os.chdir("/")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for capability in range(64):
+        if capability not in _KEPT_CAPABILITIES:
+            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    mask = sum(1 << capability for capability in _KEPT_CAPABILITIES)
+    header = (ctypes.c_uint32 * 2)(_CAP_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    call("capset", ctypes.byref(header), ctypes.byref(data))
+    call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+class _Inflate:
+    """A plain stream out of gzip (several members), zstd or no compression, told apart by the first bytes."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._chunks = self._open(source)
+        self._buffer = b""
+        self._given = 0
+
+    def _open(self, source: IO[bytes]) -> Iterator[bytes]:
+        head = source.read(4)
+        if head[:2] == b"\x1f\x8b":
+            return self._gunzip(head, source)
+        if head == b"\x28\xb5\x2f\xfd":
+            return self._unzstd(head, source)
+        return self._plain(head, source)
+
+    @staticmethod
+    def _plain(head: bytes, source: IO[bytes]) -> Iterator[bytes]:
+        yield head
+        while chunk := source.read(1 << 20):
+            yield chunk
+
+    @staticmethod
+    def _gunzip(head: bytes, source: IO[bytes]) -> Iterator[bytes]:
+        inflater, data = zlib.decompressobj(31), head
+        while True:
+            yield inflater.decompress(data, 1 << 20)
+            data = inflater.unconsumed_tail
+            if inflater.eof:
+                data = inflater.unused_data or source.read(1 << 16)
+                if not data:
+                    return
+                inflater = zlib.decompressobj(31)
+            elif not data:
+                data = source.read(1 << 16)
+                if not data:
+                    raise Refused("the layer ends in the middle of its compressed data")
+
+    @staticmethod
+    def _unzstd(head: bytes, source: IO[bytes]) -> Iterator[bytes]:
+        inflater, data = (
+            zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(read_across_frames=True),
+            head,
+        )
+        while data:
+            yield inflater.decompress(data)
+            data = source.read(1 << 16)
+
+    def read(self, size: int) -> bytes:
+        parts, missing = [self._buffer], size - len(self._buffer)
+        while missing > 0:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            parts.append(chunk)
+            missing -= len(chunk)
+        data = b"".join(parts)
+        self._buffer = data[size:]
+        self._given += min(size, len(data))
+        if self._given > BYTES_MAX:
+            raise Refused(f"it unpacks to more than {BYTES_MAX >> 30} GiB")
+        return data[:size]
+
+
+def unpack(source: IO[bytes]) -> None:
+    """Unpack a layer into the current root. Raises Refused."""
+    directories: list[tuple[str, tarfile.TarInfo]] = []
+    try:
+        with tarfile.open(fileobj=cast("IO[bytes]", _Inflate(source)), mode="r|") as archive:
+            for count, member in enumerate(archive):
+                if count >= ENTRIES_MAX:
+                    raise Refused(f"it holds more than {ENTRIES_MAX} entries")
+                path = _safe(member.name)
+                if path:
+                    _entry(archive, member, path, directories)
+    except (tarfile.TarError, zlib.error, zstandard.ZstdError, EOFError) as error:
+        raise Refused(f"it is not a readable layer: {error}") from error
+    for path, member in reversed(directories):
+        os.utime(path, (member.mtime, member.mtime))
+
+
+def _safe(name: str) -> str:
+    """The path below the root, without a leading slash; empty for the root itself."""
+    if len(name.encode("utf-8", "surrogateescape")) > NAME_BYTES_MAX:
+        raise Refused("it holds a path that is too long")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise Refused(f"the path {name!r} points out of the image")
+    return "/".join(parts)
+
+
+def _entry(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, path: str, directories: list[tuple[str, tarfile.TarInfo]]
+) -> None:
+    parent, _, base = path.rpartition("/")
+    _make_parents(parent)
+    if base == ".wh..wh..opq":
+        _opaque(parent or ".")
+        return
+    if base.startswith(".wh."):
+        target = f"{parent}/{base[4:]}" if parent else base[4:]
+        _remove(target)
+        os.mknod(target, stat.S_IFCHR | 0o000, os.makedev(0, 0))
+        return
+    if member.isdir():
+        if not (os.path.isdir(path) and not os.path.islink(path)):  # noqa: PTH112, PTH114 - bytes of a foreign tree
+            _remove(path)
+            os.mkdir(path)  # noqa: PTH102
+        directories.append((path, member))
+    elif member.isreg():
+        _remove(path)
+        _write(archive, member, path)
+    elif member.issym():
+        _remove(path)
+        os.symlink(member.linkname, path)  # noqa: PTH211
+    elif member.islnk():
+        target = _safe(member.linkname)
+        _remove(path)
+        try:
+            os.link(target, path, follow_symlinks=False)
+        except OSError as error:
+            raise Refused(f"the hard link {member.name!r} leads to {member.linkname!r}, which is not there") from error
+        return
+    elif member.isfifo():
+        _remove(path)
+        os.mkfifo(path)
+    elif path.startswith("dev/"):
+        return  # the machine's own /dev is mounted over it
+    else:
+        raise Refused(f"{member.name!r} is a device")
+    _attributes(member, path)
+
+
+def _make_parents(parent: str) -> None:
+    built = ""
+    for part in parent.split("/") if parent else ():
+        built = f"{built}/{part}" if built else part
+        try:
+            os.mkdir(built, 0o755)  # noqa: PTH102
+        except FileExistsError:
+            if not os.path.isdir(built):  # noqa: PTH112
+                raise Refused(f"{built!r} is used as a directory but is none") from None
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+    content = archive.extractfile(member)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        while content is not None and (chunk := content.read(1 << 20)):
+            os.write(descriptor, chunk)
+    finally:
+        os.close(descriptor)
+
+
+def _attributes(member: tarfile.TarInfo, path: str) -> None:
+    os.chown(path, member.uid, member.gid, follow_symlinks=False)
+    if member.issym():
+        return
+    os.chmod(path, member.mode & 0o7777)  # noqa: PTH101
+    for name, value in member.pax_headers.items():
+        if name.startswith("SCHILY.xattr."):
+            attribute = name.removeprefix("SCHILY.xattr.")
+            if attribute == "security.capability" or attribute.startswith("user."):
+                os.setxattr(path, attribute, value.encode("utf-8", "surrogateescape"))
+    if not member.isdir():
+        os.utime(path, (member.mtime, member.mtime))
+
+
+def _opaque(path: str) -> None:
+    os.setxattr(path, "trusted.overlay.opaque", b"y")
+    os.setxattr(path, "user.overlay.opaque", b"y")
+
+
+def _remove(path: str) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        os.unlink(path)  # noqa: PTH108
+        return
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            os.unlink(f"{folder}/{name}")  # noqa: PTH108
+        for name in folders:
+            below = f"{folder}/{name}"
+            os.unlink(below) if os.path.islink(below) else os.rmdir(below)  # noqa: PTH106, PTH108, PTH114
+    os.rmdir(path)  # noqa: PTH106
+
+
+def main(arguments: list[str]) -> int:
+    os.umask(0)
+    try:
+        confine(Path(arguments[0]))
+        unpack(sys.stdin.buffer)
+        os.sync()
+    except Refused as refused:
+        sys.stderr.write(f"{refused}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"{error.strerror or error}\n")
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,6 @@
+"""A host's own truth: machines, steps, events, outcomes, sealed secrets (SQLite). Written by the agent alone."""
+
+from pantala.journal.journal import Change, Journal, Step
+from pantala.journal.records import Desired, LeaseRecord, MachineRecord, Version
+
+__all__ = ["Change", "Desired", "Journal", "LeaseRecord", "MachineRecord", "Step", "Version"]

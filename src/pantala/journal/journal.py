@@ -1,0 +1,239 @@
+"""The journal: one SQLite file (WAL, `synchronous=FULL`), written by one thread at a time, spoken to with `await`.
+
+What is pending when the thread becomes free is committed in one transaction (group commit), each change under a
+savepoint of its own, so that a refused one does not take its neighbours along. `commit` returns once it is on disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from pantala.errors import InternalError, StoreBusy
+from pantala.journal import schema
+from pantala.journal.records import MachineRecord
+from pantala.wire.machine import Event
+from pantala.wire.node import SealedSecrets
+
+T = TypeVar("T")
+
+EVENTS_KEPT = 200
+PENDING_MAX = 10_000
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Something being done to a machine: written before it begins, removed once it is done."""
+
+    machine: str
+    kind: str
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes to disk together: a machine's record, its history, steps, and the outcome of the request."""
+
+    machine: MachineRecord | None = None
+    events: tuple[Event, ...] = ()
+    begin: Step | None = None
+    end: tuple[Step, ...] = ()
+    outcome: tuple[str, bytes] | None = None
+    secrets: SealedSecrets | None = None
+    at_ms: int = 0
+
+
+class _Pending:
+    __slots__ = ("change", "done", "error")
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+        self.done = False
+        self.error: Exception | None = None
+
+
+class Journal:
+    """Made by `Journal.open`. Reads and writes take turns on one connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._turn = anyio.Lock()
+        self._limiter = anyio.CapacityLimiter(1)
+        self._pending: list[_Pending] = []
+        self.commits = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path) -> AsyncGenerator[Journal]:
+        connection = await anyio.to_thread.run_sync(_connect, path)
+        try:
+            yield cls(connection)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(connection.close)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def commit(self, change: Change) -> None:
+        """On disk when it returns. Raises StoreBusy when too much waits, InternalError when SQLite refuses."""
+        if len(self._pending) >= PENDING_MAX:
+            raise StoreBusy("the journal is behind with its writes")
+        mine = _Pending(change)
+        self._pending.append(mine)
+        try:
+            async with self._turn:
+                if not mine.done:
+                    batch, self._pending = self._pending, []
+                    await anyio.to_thread.run_sync(self._write, batch, limiter=self._limiter)
+                    self.commits += 1
+        finally:
+            if not mine.done and mine in self._pending:
+                self._pending.remove(mine)  # cancelled before its turn: nothing of it is written
+        if mine.error is not None:
+            raise InternalError(f"the journal refused a change: {mine.error}") from mine.error
+
+    def _write(self, batch: list[_Pending]) -> None:
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for item in batch:
+                connection.execute("SAVEPOINT change")
+                try:
+                    _apply(connection, item.change)
+                except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+                    item.error = error
+                    connection.execute("ROLLBACK TO change")
+                connection.execute("RELEASE change")
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            for item in batch:
+                item.error = error
+        finally:
+            for item in batch:
+                item.done = True
+
+    async def forget(self, *, outcomes_before_ms: int, destroyed_before_ms: int) -> None:
+        """Drop what is kept for a time only."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(schema.FORGET_OUTCOMES, (outcomes_before_ms,))
+            connection.execute(schema.FORGET_DESTROYED, (destroyed_before_ms,))
+            connection.execute(schema.FORGET_EVENTS)
+            connection.execute(schema.FORGET_SECRETS)
+            connection.execute("COMMIT")
+
+        await self._run(work)
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def live(self) -> list[MachineRecord]:
+        """Every machine that is not destroyed."""
+        return await self._run(lambda c: [_record(row[0]) for row in c.execute(schema.LIVE_MACHINES)])
+
+    async def find(self, machine_id: str) -> MachineRecord | None:
+        """Also one that was destroyed within the time they are kept."""
+
+        def work(connection: sqlite3.Connection) -> MachineRecord | None:
+            row = connection.execute(schema.GET_MACHINE, (machine_id,)).fetchone()
+            return _record(row[0]) if row else None
+
+        return await self._run(work)
+
+    async def destroyed(self, limit: int = 1000) -> list[MachineRecord]:
+        return await self._run(lambda c: [_record(row[0]) for row in c.execute(schema.DESTROYED_MACHINES, (limit,))])
+
+    async def events(self, machine_id: str, limit: int = EVENTS_KEPT) -> list[Event]:
+        """Newest first."""
+
+        def work(connection: sqlite3.Connection) -> list[Event]:
+            return [
+                msgspec.json.decode(row[0], type=Event)
+                for row in connection.execute(schema.EVENTS, (machine_id, limit))
+            ]
+
+        return await self._run(work)
+
+    async def open_steps(self) -> list[Step]:
+        """What had begun and was not finished."""
+        return await self._run(lambda c: [Step(row[0], row[1]) for row in c.execute(schema.OPEN_STEPS)])
+
+    async def outcome(self, request_id: str) -> bytes | None:
+        def work(connection: sqlite3.Connection) -> bytes | None:
+            row = connection.execute(schema.GET_OUTCOME, (request_id,)).fetchone()
+            return bytes(row[0]) if row else None
+
+        return await self._run(work)
+
+    async def secrets(self, app: str) -> SealedSecrets | None:
+        def work(connection: sqlite3.Connection) -> SealedSecrets | None:
+            row = connection.execute(schema.GET_SECRETS, (app,)).fetchone()
+            return SealedSecrets(app=app, version=row[0], sealed=row[1]) if row else None
+
+        return await self._run(work)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        async with self._turn:
+            return await anyio.to_thread.run_sync(work, self._connection, limiter=self._limiter)
+
+
+def _record(doc: Any) -> MachineRecord:
+    return msgspec.json.decode(doc, type=MachineRecord)
+
+
+def _apply(connection: sqlite3.Connection, change: Change) -> None:
+    if change.machine is not None:
+        record = change.machine
+        connection.execute(
+            schema.PUT_MACHINE,
+            {
+                "id": record.id,
+                "app": record.app.name,
+                "state": str(record.state),
+                "slot": record.slot,
+                "destroyed_at_ms": record.destroyed_at_ms,
+                "doc": msgspec.json.encode(record),
+            },
+        )
+        for event in change.events:
+            connection.execute(schema.ADD_EVENT, (record.id, event.id, msgspec.json.encode(event)))
+        if change.events:
+            connection.execute(schema.TRIM_EVENTS, {"machine": record.id, "keep": EVENTS_KEPT})
+    if change.begin is not None:
+        connection.execute(schema.BEGIN_STEP, (change.begin.machine, change.begin.kind, change.at_ms))
+    for step in change.end:
+        connection.execute(schema.END_STEP, (step.machine, step.kind))
+    if change.secrets is not None:
+        connection.execute(schema.PUT_SECRETS, (change.secrets.app, change.secrets.version, change.secrets.sealed))
+    if change.outcome is not None:
+        connection.execute(schema.PUT_OUTCOME, (change.outcome[0], change.at_ms, change.outcome[1]))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        for pragma in schema.PRAGMAS:
+            connection.execute(pragma).fetchall()
+        _migrate(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    path.chmod(0o600)
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(schema.MIGRATIONS):
+        raise InternalError(
+            f"{path} was written by a newer Pantala (schema {version}, this one knows {len(schema.MIGRATIONS)})"
+        )
+    for number, migration in enumerate(schema.MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {migration} PRAGMA user_version = {number}; COMMIT;")

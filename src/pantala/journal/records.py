@@ -1,0 +1,98 @@
+"""What the journal keeps of a machine: desired state, observed state, and what was made for it. Values only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from pantala.domain.machine import State, Verb
+from pantala.wire.machine import ImageRef, MachineConfig
+from pantala.wire.node import AppRef
+
+Goal = Literal["started", "stopped", "destroyed", "created", "rest"]
+Source = Literal["user", "flyd", "proxy"]
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a machine: what it runs. `pull_token` is sealed to the node's own key."""
+
+    instance_id: str
+    config: MachineConfig
+    image: ImageRef
+    created_at_ms: int
+    pull_token: str = ""
+    min_secrets_version: int = 0
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the machine should end. `created`: made ready without launching it, and then stopped; `rest`: stay as it
+    is (it failed, or its exit was final)."""
+
+    goal: Goal
+    source: Source = "user"
+    restart: bool = False
+    signal: str | None = None
+    timeout_s: float | None = None
+    force: bool = False
+
+
+class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    nonce: str
+    owner: str
+    description: str
+    expires_at_ms: int
+    version: str
+
+
+class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`runtime` and `network` say what has been made on this host under the machine's id; `next_version` waits to
+    replace `version`. `restarts_ms` are the restarts that the policy counts."""
+
+    id: str
+    app: AppRef
+    name: str
+    region: str
+    generation: int
+    version: Version
+    desired: Desired
+    state: State
+    slot: int
+    ip4: str
+    gateway4: str
+    ip6: str
+    uid_base: int
+    created_at_ms: int
+    updated_at_ms: int
+    next_version: Version | None = None
+    reason: str = ""
+    cordoned: bool = False
+    lease: LeaseRecord | None = None
+    network: bool = False
+    runtime: Literal["none", "prepared", "running"] = "none"
+    runtime_instance: str = ""
+    started_at_ms: int = 0
+    stop_requested: bool = False
+    restarts_ms: tuple[int, ...] = ()
+    restart_at_ms: int = 0
+    destroyed_at_ms: int = 0
+
+    def queued(self) -> tuple[Verb, ...]:
+        """Requests that were accepted and are not done, for the judge."""
+        out: list[Verb] = []
+        if self.next_version is not None:
+            out.append(Verb.UPDATE)
+        if self.desired.restart:
+            out.append(Verb.RESTART)
+        elif self.desired.goal == "started" and self.state is not State.STARTED:
+            out.append(Verb.START)
+        elif self.desired.goal == "stopped" and self.state is not State.STOPPED:
+            out.append(Verb.STOP)
+        if self.desired.goal == "destroyed":
+            out.append(Verb.DESTROY)
+        return tuple(out)
+
+    @property
+    def latest(self) -> Version:
+        """The version a caller sees: the newest that was accepted."""
+        return self.next_version or self.version

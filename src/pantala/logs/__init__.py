@@ -1,0 +1,1 @@
+"""What machines say: collected on their host, kept for a time, published live on the bus."""

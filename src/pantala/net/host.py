@@ -1,0 +1,298 @@
+"""`HostNetwork`: the network namespaces, links, addresses and firewall of one host's machines.
+
+Works in the network namespace that the agent lives in (a box gives each host one), changes nothing outside of it, and
+keeps nothing in memory: what belongs to whom is read back from files in `run_dir`, aliases of links and comments of set
+elements. Called by the agent through `pantala.agent.ports.Network`.
+
+Namespaces are pinned by bind mounts in the mount namespace of PID 1 where that may be entered, because the caller's
+own may be private to it (`ip netns exec` and systemd units have such) and would take them along when it dies. Where a
+pin is lost all the same while a machine runs, its namespace is found again through the machine's processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from pantala.domain.runtime import ListenSocket, NetworkHandle, NetworkPlan
+from pantala.errors import DriverError, InternalError, NotFound
+from pantala.net import commands, links, rules, sixpn, sockets
+from pantala.net.rules import EgressPolicy
+
+_FORWARDING = (
+    "ipv4/ip_forward",
+    "ipv6/conf/all/forwarding",
+)
+_UNREADABLE_PATH_CHARACTERS = set(" \t\n\"'\\#")
+
+
+class HostNetwork:
+    """`init` is the host's `pantala-init`, whose host side makes namespaces."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        init: Path,
+        allow_private_ranges: bool = False,
+        closed: Sequence[str] = (),
+    ) -> None:
+        # Paths go into `ip -batch` lines, which have no quoting worth the name.
+        if _UNREADABLE_PATH_CHARACTERS & set(str(run_dir)):
+            raise InternalError(f"run_dir must not hold spaces or quotes: {run_dir}")
+        self._plans = run_dir / "plans"
+        self._pins = run_dir / "namespaces"
+        self._init = init
+        self._policy = EgressPolicy(allow_private_ranges=allow_private_ranges, closed=tuple(closed))
+        self._firewall = anyio.Lock()
+
+    # --- the host --------------------------------------------------------------------------------------------------
+
+    async def setup(self) -> None:
+        """Forwarding, the platform's address, the firewall. Elements of machines stay as they are."""
+        for folder in (self._plans, self._pins):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _forward()
+        await self._nft(rules.ruleset(self._policy))
+        await self._ip(["link set dev lo up", f"addr replace {sixpn.DNS}/128 dev lo nodad"])
+
+    async def teardown(self) -> None:
+        """Remove every machine, the firewall and the platform's address. Forwarding stays on."""
+        for machine_id in await self.list():
+            await self.remove(machine_id)
+        await self._nft(rules.teardown())
+        await commands.attempt(["ip", "addr", "del", f"{sixpn.DNS}/128", "dev", "lo"])
+
+    # --- machines --------------------------------------------------------------------------------------------------
+
+    async def ensure(self, plan: NetworkPlan) -> NetworkHandle:
+        pins = self._pins / plan.machine_id
+        name = links.link_name(plan.machine_id)
+        self._write_plan(plan)
+        code, _, _ = await commands.attempt(["ip", "link", "show", "dev", name])
+        has_link = code == 0
+        if not (_is_pinned(pins / "net") and _is_pinned(pins / "user")):
+            adopted = await self._find_process(plan) if has_link else None
+            if has_link and adopted is None:
+                # Its other end is in a namespace that nobody can name any more.
+                await self._delete_link(name)
+                has_link = False
+            await self._pin_namespaces(plan, adopted)
+        netns = _seen_from_here(pins / "net")
+        await self._nft(rules.add_machine(plan))
+        lines = links.host_side(plan)
+        if not has_link:
+            lines = links.create_link(plan, netns) + lines
+        await self._ip(lines)
+        await self._ip(links.machine_side(plan), netns=netns)
+        return NetworkHandle(netns=netns, ip4=plan.ip4, ip6=plan.ip6, userns=_seen_from_here(pins / "user"))
+
+    async def _find_process(self, plan: NetworkPlan) -> int | None:
+        """A process in the namespace that holds the machine's address."""
+        for pid in _one_process_per_namespace():
+            show = [
+                "nsenter",
+                f"--net=/proc/{pid}/ns/net",
+                "--",
+                "ip",
+                "-json",
+                "addr",
+                "show",
+                "dev",
+                links.MACHINE_LINK,
+            ]
+            code, out, _ = await commands.attempt(show)
+            if code == 0 and any(
+                address.get("local") == plan.ip6 for link in json.loads(out) for address in link.get("addr_info", [])
+            ):
+                return pid
+        return None
+
+    async def remove(self, machine_id: str) -> None:
+        """The link, the elements, the namespaces (they live on while a process is in them), the plan."""
+        await self._delete_link(links.link_name(machine_id))
+        plan = self._read_plan(machine_id)
+        if plan is not None:
+            await self._nft(rules.remove_machine(plan))
+        else:
+            await self._remove_elements(machine_id)
+        await self._unpin(machine_id)
+        self._plan_file(machine_id).unlink(missing_ok=True)
+
+    async def list(self) -> list[str]:
+        found = {path.stem for path in self._plans.glob("*.json")}
+        if self._pins.is_dir():
+            found |= {entry.name for entry in self._pins.iterdir()}
+        links_json = json.loads(await commands.run(["ip", "-json", "link", "show"]) or "[]")
+        for link in links_json:
+            alias = str(link.get("ifalias", ""))
+            if str(link.get("ifname", "")).startswith(links.PREFIX) and alias.startswith(links.ALIAS):
+                found.add(alias.removeprefix(links.ALIAS))
+        found |= {comment for _, _, comment in await self._elements()}
+        return sorted(found)
+
+    async def listening(self, machine_id: str) -> list[ListenSocket]:
+        """Raises NotFound when the machine has no namespace."""
+        pin = self._pins / machine_id / "net"
+        if not _is_pinned(pin):
+            raise NotFound(f"machine {machine_id} has no network namespace")
+        inside = ["nsenter", f"--net={_seen_from_here(pin)}", "--"]
+        found: list[ListenSocket] = []
+        for proto in ("tcp", "udp"):
+            text = await commands.run([*inside, "cat", f"/proc/net/{proto}", f"/proc/net/{proto}6"])
+            found += sockets.parse(proto, text)
+        return found
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def _plan_file(self, machine_id: str) -> Path:
+        if "/" in machine_id or not machine_id:
+            raise InternalError(f"{machine_id!r} cannot name a machine's files")
+        return self._plans / f"{machine_id}.json"
+
+    def _write_plan(self, plan: NetworkPlan) -> None:
+        """Before anything is made, so that it has an owner."""
+        path = self._plan_file(plan.machine_id)
+        draft = path.with_suffix(".new")
+        draft.write_bytes(msgspec.json.encode(plan))
+        draft.rename(path)
+
+    def _read_plan(self, machine_id: str) -> NetworkPlan | None:
+        try:
+            return msgspec.json.decode(self._plan_file(machine_id).read_bytes(), type=NetworkPlan)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    # --- namespaces ------------------------------------------------------------------------------------------------
+
+    async def _pin_namespaces(self, plan: NetworkPlan, adopt_pid: int | None) -> None:
+        await self._unpin(plan.machine_id)
+        pins = self._pins / plan.machine_id
+        pins.mkdir(parents=True)
+        request: dict[str, Any] = {
+            "uid_base": plan.uid_base,
+            "netns": str(pins / "net"),
+            "userns": str(pins / "user"),
+            "adopt_pid": adopt_pid,
+            "mount_namespace": "/proc/1/ns/mnt" if _enters_pid_1_mounts() else None,
+            "sysctls": links.SYSCTLS,
+        }
+        await commands.run([str(self._init), "namespaces"], stdin=json.dumps(request))
+
+    async def _unpin(self, machine_id: str) -> None:
+        pins = self._pins / machine_id
+        for name in ("net", "user"):
+            if _is_pinned(pins / name):
+                inside = ["nsenter", "--mount=/proc/1/ns/mnt", "--"] if _enters_pid_1_mounts() else []
+                await commands.run([*inside, "umount", str(pins / name)])
+            _seen_from_here(pins / name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            pins.rmdir()
+
+    # --- tools -----------------------------------------------------------------------------------------------------
+
+    async def _ip(self, lines: list[str], *, netns: Path | None = None) -> None:
+        inside = ["nsenter", f"--net={netns}", "--"] if netns else []
+        await commands.run([*inside, "ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+    async def _delete_link(self, name: str) -> None:
+        code, _, err = await commands.attempt(["ip", "link", "delete", "dev", name])
+        if code != 0 and "Cannot find device" not in err:
+            raise DriverError(f"the link {name} cannot be deleted: {err.strip()}", retry=True)
+
+    async def _nft(self, script: str) -> None:
+        async with self._firewall:
+            await commands.run(["nft", "-f", "-"], stdin=script)
+
+    async def _elements(self) -> list[tuple[str, str, str]]:
+        """(set, element as nft writes it, machine id) of every element that carries an id."""
+        code, out, _ = await commands.attempt(["nft", "-json", "list", "table", *rules.TABLE.split()])
+        if code != 0:
+            return []  # no table: nothing was set up
+        found: list[tuple[str, str, str]] = []
+        for entry in json.loads(out)["nftables"]:
+            content = entry.get("set")
+            if content is None or content["name"] not in rules.SETS:
+                continue
+            for element in content.get("elem", []):
+                value = element.get("elem", {}) if isinstance(element, dict) else {}
+                if comment := value.get("comment"):
+                    found.append((content["name"], _element_text(value["val"]), comment))
+        return found
+
+    async def _remove_elements(self, machine_id: str) -> None:
+        """By comment, when the plan is gone."""
+        mine = [(name, text) for name, text, comment in await self._elements() if comment == machine_id]
+        if mine:
+            script = "".join(f"delete element {rules.TABLE} {name} {{ {text} }}\n" for name, text in mine)
+            await self._nft(script)
+
+
+def _element_text(value: dict[str, Any]) -> str:
+    """The JSON of a concatenation, in the words of a script."""
+    parts: list[str] = []
+    for part in value["concat"]:
+        if isinstance(part, dict):
+            prefix = part["prefix"]
+            parts.append(f"{prefix['addr']}/{prefix['len']}")
+        else:
+            parts.append(str(part))
+    return f'"{parts[0]}" . {parts[1]}'
+
+
+def _forward() -> None:
+    """Forwarding makes Linux ignore router advertisements; links that listen to them are told to go on."""
+    base = Path("/proc/sys/net")
+    for path in (base / "ipv6/conf").glob("*/accept_ra"):
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == "1":
+                path.write_text("2")
+    for name in _FORWARDING:
+        try:
+            if (base / name).read_text().strip() != "1":
+                (base / name).write_text("1")
+        except OSError as error:
+            raise DriverError(f"the setting {name} cannot be made: {error.strerror}") from error
+
+
+def _enters_pid_1_mounts() -> bool:
+    """Whether PID 1 has other mounts than we have, and we may make ours among them."""
+    try:
+        return Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
+    except OSError:  # a container's PID 1 may hold rights that we lack: its namespaces are closed to us then
+        return False
+
+
+def _seen_from_here(pin: Path) -> Path:
+    """A pin as this process can open it."""
+    return Path(f"/proc/1/root{pin}") if _enters_pid_1_mounts() else pin
+
+
+def _is_pinned(pin: Path) -> bool:
+    """A mount lies on it: another device than its folder."""
+    path = _seen_from_here(pin)
+    try:
+        return path.stat().st_dev != path.parent.stat().st_dev
+    except OSError:
+        return False
+
+
+def _one_process_per_namespace() -> list[int]:
+    """A pid for each network namespace that is not ours."""
+    seen = {Path("/proc/self/ns/net").readlink()}
+    pids: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            namespace = (entry / "ns/net").readlink()
+            if namespace not in seen:
+                seen.add(namespace)
+                pids.append(int(entry.name))
+    return pids

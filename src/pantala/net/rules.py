@@ -1,0 +1,163 @@
+"""The firewall of a host: one nftables table, `inet pantala`, with sets that hold machines. Pure text.
+
+Rules are written once (`ruleset`); a machine is three set elements (`add_machine`), so that the cost of a packet does
+not grow with the number of machines:
+
+    source4, source6   interface . address      what a machine may send from
+    network6           interface . /48          whom it may reach, and be reached by, in the private network
+
+Everything from a machine's interface that no set allows is refused: with an ICMP error, so that a program
+learns at once, except forged sources, which are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+import msgspec
+
+from pantala.domain.runtime import NetworkPlan
+from pantala.net import links, sixpn, slots
+
+TABLE = "inet pantala"
+SETS = ("source4", "source6", "network6")
+
+# Never reachable from a machine: this network, loopback, link-local with the clouds' metadata services, other machines'
+# IPv4, multicast and reserved; by IPv6 the same, with the ranges that wrap IPv4 addresses.
+CLOSED4 = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", str(slots.RANGE), "224.0.0.0/3")
+CLOSED6 = (
+    "::/96",
+    "::ffff:0:0/96",
+    "64:ff9b::/96",
+    "64:ff9b:1::/48",
+    "2002::/16",
+    "fdaa::/16",
+    "fe80::/10",
+    "ff00::/8",
+)
+# Closed unless the operator allows them (`allow_private_ranges`). The first of CLOSED6 win over these.
+PRIVATE4 = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15")
+PRIVATE6 = ("fc00::/7",)
+
+
+class EgressPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What machines may reach outside. `closed`: further addresses or networks, such as those of the other hosts."""
+
+    allow_private_ranges: bool = False
+    closed: tuple[str, ...] = ()
+
+
+def ruleset(policy: EgressPolicy) -> str:
+    """A script for `nft -f`: makes or renews everything but the elements of machines, in one transaction."""
+    extra = [ip_network(text) for text in policy.closed]
+    closed4 = [*CLOSED4, *(str(net) for net in extra if isinstance(net, IPv4Network))]
+    closed6 = [*CLOSED6, *(str(net) for net in extra if isinstance(net, IPv6Network))]
+    private4 = () if policy.allow_private_ranges else PRIVATE4
+    private6 = () if policy.allow_private_ranges else PRIVATE6
+    dns = sixpn.DNS
+    return f"""
+table {TABLE} {{
+  set source4 {{ type ifname . ipv4_addr; }}
+  set source6 {{ type ifname . ipv6_addr; }}
+  set network6 {{ type ifname . ipv6_addr; flags interval; }}
+  set closed4 {{ type ipv4_addr; flags interval; auto-merge; }}
+  set closed6 {{ type ipv6_addr; flags interval; auto-merge; }}
+  chain source_check {{ type filter hook prerouting priority raw; policy accept; }}
+  chain input {{ type filter hook input priority filter; policy accept; }}
+  chain forward {{ type filter hook forward priority filter; policy accept; }}
+  chain egress {{ type nat hook postrouting priority srcnat; policy accept; }}
+  chain from_machine {{ }}
+  chain machine_to_host {{ }}
+  chain machine_out {{ }}
+  chain machine_in {{ }}
+}}
+flush chain {TABLE} source_check
+flush chain {TABLE} input
+flush chain {TABLE} forward
+flush chain {TABLE} egress
+flush chain {TABLE} from_machine
+flush chain {TABLE} machine_to_host
+flush chain {TABLE} machine_out
+flush chain {TABLE} machine_in
+flush set {TABLE} closed4
+flush set {TABLE} closed6
+{_elements("closed4", [*closed4, *private4])}
+{_elements("closed6", [*closed6, *private6])}
+table {TABLE} {{
+  chain source_check {{
+    iifname "{links.PREFIX}*" jump from_machine
+  }}
+  chain from_machine {{
+    ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    iifname . ip saddr @source4 accept
+    iifname . ip6 saddr @source6 accept
+    counter drop
+  }}
+  chain input {{
+    iifname "{links.PREFIX}*" jump machine_to_host
+  }}
+  chain machine_to_host {{
+    ct state established,related accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    ip6 daddr {dns} udp dport 53 accept
+    ip6 daddr {dns} tcp dport {{ 53, {sixpn.API_PORT} }} accept
+    ip6 daddr {dns} icmpv6 type echo-request accept
+    icmpv6 type {{ nd-router-solicit, mld-listener-report, mld2-listener-report }} drop
+    counter reject with icmpx admin-prohibited
+  }}
+  chain forward {{
+    iifname "{links.PREFIX}*" jump machine_out
+    oifname "{links.PREFIX}*" jump machine_in
+  }}
+  chain machine_out {{
+    ct state established,related accept
+    iifname . ip6 daddr @network6 accept
+    ip daddr @closed4 counter reject with icmpx admin-prohibited
+    ip6 daddr @closed6 counter reject with icmpx admin-prohibited
+    oifname "{links.PREFIX}*" counter reject with icmpx admin-prohibited
+    accept
+  }}
+  chain machine_in {{
+    ct state established,related accept
+    oifname . ip6 saddr @network6 accept
+    counter reject with icmpx admin-prohibited
+  }}
+  chain egress {{
+    ip saddr {slots.RANGE} oifname != {{ "lo", "{links.PREFIX}*" }} masquerade
+    ip6 saddr {sixpn.EVERYTHING} ip6 daddr != {sixpn.EVERYTHING} oifname != {{ "lo", "{links.PREFIX}*" }} masquerade
+  }}
+}}
+"""
+
+
+def _elements(name: str, values: Sequence[str]) -> str:
+    return f"add element {TABLE} {name} {{ {', '.join(values)} }}"
+
+
+def _machine_elements(plan: NetworkPlan) -> list[tuple[str, str]]:
+    link = f'"{links.link_name(plan.machine_id)}"'
+    return [
+        ("source4", f"{link} . {plan.ip4}"),
+        ("source6", f"{link} . {plan.ip6}"),
+        ("network6", f"{link} . {sixpn.network_prefix(plan.network)}"),
+    ]
+
+
+def add_machine(plan: NetworkPlan) -> str:
+    """Elements of one machine, each with its id as comment; repeats safely."""
+    return "".join(
+        f'add element {TABLE} {name} {{ {element} comment "{plan.machine_id}" }}\n'
+        for name, element in _machine_elements(plan)
+    )
+
+
+def remove_machine(plan: NetworkPlan) -> str:
+    """Added first, because removing what is not there would fail."""
+    return add_machine(plan) + "".join(
+        f"delete element {TABLE} {name} {{ {element} }}\n" for name, element in _machine_elements(plan)
+    )
+
+
+def teardown() -> str:
+    return f"table {TABLE} {{ }}\ndelete table {TABLE}\n"

@@ -1,0 +1,447 @@
+"""An agent in memory: the node API over a bus, machines that start at once, no processes.
+
+For tests of the server and of the CLI: `FakeAgent(bus, "node-1")`, then `await agent.serve()`. It journals
+outcomes by `request_id`, keeps leases, events and versions, and refuses what a real agent refuses. `fail_next` makes
+the next call of a kind raise; `silent` makes it answer nothing, `lose_answers` makes it work but not answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+
+import anyio
+import msgspec
+
+from pantala.client.node import encode_error
+from pantala.client.node import subject as subject_of
+from pantala.domain.machine import SETTLED, State
+from pantala.errors import CapacityError, LeaseHeld, NotFound, PantalaError, RequestTimeout, WrongState
+from pantala.kit import ids
+from pantala.kit.bus import Bus
+from pantala.kit.clock import Clock, SystemClock, rfc3339, unix_ms
+from pantala.kit.sealing import Opener
+from pantala.wire import node as wire
+from pantala.wire.api import Lease, ListenSocket, LogLine, ProcessStat, WaitResponse
+from pantala.wire.machine import (
+    CheckStatus,
+    Event,
+    EventRequest,
+    ExitEvent,
+    ImageRef,
+    Machine,
+    MachineConfig,
+)
+
+_REQUEST = msgspec.json.Decoder(wire.NodeRequest)
+
+
+class FakeMachine:
+    """One machine of the fake agent; tests may look at it and change it."""
+
+    def __init__(self, call: wire.CreateMachine, *, node: str, ip: str, now: str) -> None:
+        self.id = call.machine_id
+        self.app = call.app
+        self.name = call.name
+        self.region = call.region
+        self.node = node
+        self.ip = ip
+        self.generation = call.generation
+        self.config: MachineConfig = call.config
+        self.image: ImageRef = call.image
+        self.instance_id = ids.ulid()
+        self.state = State.CREATED
+        self.cordoned = call.cordoned
+        self.created_at = self.updated_at = now
+        self.events: list[Event] = []
+        self.checks: list[CheckStatus] = []
+        self.lease: Lease | None = None
+        self.secrets: dict[str, str] = {}
+
+    def document(self, *, nonce: str | None = None) -> Machine:
+        return Machine(
+            id=self.id,
+            name=self.name,
+            state=self.state.value,
+            region=self.region,
+            instance_id=self.instance_id,
+            version=self.instance_id,
+            private_ip=self.ip,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            image_ref=self.image,
+            events=list(self.events),
+            checks=list(self.checks),
+            host_status="ok",
+            cordoned=self.cordoned,
+            config=self.config,
+            nonce=nonce,
+            node=self.node,
+            isolation="none",
+        )
+
+
+class FakeAgent:
+    def __init__(
+        self,
+        bus: Bus,
+        node: str = "node-1",
+        *,
+        region: str = "iad",
+        zone: str = "a1b2",
+        memory_mib: int = 8192,
+        cpus: int = 4,
+        clock: Clock | None = None,
+    ) -> None:
+        self.node = node
+        self.region = region
+        self.zone = zone
+        self.memory_mib = memory_mib
+        self.cpus = cpus
+        self.machines: dict[str, FakeMachine] = {}
+        self.calls: list[wire.NodeRequest] = []
+        self.logs: list[LogLine] = []
+        self.secret_versions: dict[str, int] = {}
+        self.silent = False
+        self.lose_answers = False
+        self.fail_next: dict[type, PantalaError] = {}
+        self._app_secrets: dict[str, dict[str, str]] = {}
+        self._outcomes: dict[str, bytes] = {}
+        self._bus = bus
+        self._clock = clock or SystemClock()
+        self._opener = Opener(hashlib.sha256(node.encode()).digest())
+        self._changed = anyio.Event()
+
+    async def serve(self) -> None:
+        await self._bus.serve(subject_of(self.node), self.handle)
+
+    async def handle(self, subject: str, payload: bytes) -> bytes | None:
+        if self.silent:
+            return None
+        request = _REQUEST.decode(payload)
+        self.calls.append(request)
+        request_id = getattr(request, "request_id", None)
+        if request_id is not None and request_id in self._outcomes:
+            return None if self.lose_answers else self._outcomes[request_id]
+        try:
+            if error := self.fail_next.pop(type(request), None):
+                raise error
+            reply = wire.NodeReply(result=await self._carry_out(request))
+        except PantalaError as error:
+            reply = wire.NodeReply(error=encode_error(error))
+        answer = msgspec.json.encode(reply)
+        if request_id is not None:
+            self._outcomes[request_id] = answer
+        return None if self.lose_answers else answer
+
+    async def _carry_out(self, request: wire.NodeRequest) -> Any:
+        match request:
+            case wire.CreateMachine():
+                return self._create(request)
+            case wire.UpdateMachine():
+                return self._update(request)
+            case wire.StartMachine():
+                machine = self._held(request.machine_id, request.nonce)
+                before = machine.state
+                self._move(machine, State.STARTED, "start")
+                return wire.StartResult(previous_state=before.value)
+            case wire.StopMachine():
+                self._exit(self._held(request.machine_id, request.nonce), requested=True)
+            case wire.RestartMachine():
+                machine = self._held(request.machine_id, request.nonce)
+                self._exit(machine, requested=True)
+                self._move(machine, State.STARTED, "restart")
+            case wire.DestroyMachine():
+                self._destroy(request)
+            case wire.CordonMachine():
+                self._held(request.machine_id, request.nonce).cordoned = request.cordoned
+            case wire.SetMetadata():
+                self._set_metadata(request)
+            case wire.PutSecrets():
+                self._take_secrets(request.secrets)
+            case wire.AcquireLease():
+                return self._acquire(request)
+            case wire.ReleaseLease():
+                self._held(request.machine_id, request.nonce).lease = None
+            case wire.GetLease():
+                lease = self._live_lease(self._machine(request.machine_id))
+                if lease is None:
+                    raise NotFound("lease not found")
+                return lease
+            case wire.GetMachine():
+                return self._machine(request.machine_id).document()
+            case wire.ListMachines():
+                return [
+                    machine.document()
+                    for machine in self.machines.values()
+                    if request.app in (None, machine.app.name)
+                    and (request.include_deleted or machine.state != State.DESTROYED)
+                ]
+            case wire.WaitMachine():
+                return await self._wait(request)
+            case wire.ListEvents():
+                return self._machine(request.machine_id).events[: request.limit]
+            case wire.ListProcesses():
+                return self._processes(self._machine(request.machine_id))
+            case wire.ReadLogs():
+                return self._read_logs(request)
+            case wire.GetNode():
+                return self._info()
+
+    # -- the life of a machine -----------------------------------------------------------------------------------
+
+    def _create(self, request: wire.CreateMachine) -> Machine:
+        memory_mib = (request.config.guest.memory_mb if request.config.guest else None) or 256
+        if memory_mib > self._memory_free():
+            raise CapacityError(f"{self.node} has {self._memory_free()} MiB left")
+        if request.secrets is not None:
+            self._take_secrets(request.secrets)
+        slot = len(self.machines) + 1
+        network = f"fdaa:{request.app.network >> 16:x}:{request.app.network & 0xFFFF:x}"
+        machine = FakeMachine(request, node=self.node, ip=f"{network}:a7b:1:0:{slot:x}:2", now=self._now())
+        self.machines[machine.id] = machine
+        self._record(machine, "launch", State.CREATED)
+        if not request.skip_launch:
+            self._move(machine, State.STARTED, "start")
+        if request.lease_ttl_s:
+            machine.lease = self._new_lease(machine, request.lease_ttl_s, request.owner, "")
+        return machine.document(nonce=machine.lease.nonce if machine.lease else None)
+
+    def _update(self, request: wire.UpdateMachine) -> Machine:
+        machine = self._held(request.machine_id, request.nonce)
+        if request.current_version and request.current_version != machine.instance_id:
+            raise WrongState(f"current_version: the machine has version {machine.instance_id} now")
+        if request.secrets is not None:
+            self._take_secrets(request.secrets)
+        before = machine.state
+        machine.config, machine.image, machine.instance_id = request.config, request.image, ids.ulid()
+        self._record(machine, "update", machine.state)
+        if before == State.STARTED and not request.skip_launch:
+            self._move(machine, State.STARTED, "start")
+        elif before == State.STARTED:
+            self._move(machine, State.STOPPED, "stop")
+        if request.lease_ttl_s and machine.lease is None:
+            machine.lease = self._new_lease(machine, request.lease_ttl_s, request.owner, "")
+        return machine.document(nonce=machine.lease.nonce if machine.lease else None)
+
+    def _destroy(self, request: wire.DestroyMachine) -> None:
+        machine = self._held(request.machine_id, request.nonce)
+        if machine.state == State.STARTED and not request.force:
+            raise WrongState(f"the machine {machine.id} is started; stop it first or destroy it with force")
+        machine.lease = None
+        self._move(machine, State.DESTROYED, "destroy")
+
+    def _exit(self, machine: FakeMachine, *, requested: bool, code: int = 0) -> None:
+        record = ExitEvent(
+            exit_code=code,
+            guest_exit_code=code,
+            guest_signal=-1,
+            oom_killed=False,
+            requested_stop=requested,
+            restarting=False,
+            signal=-1,
+            exited_at=self._now(),
+        )
+        self._move(machine, State.STOPPED, "exit", EventRequest(exit_event=record, restart_count=0))
+
+    def crash(self, machine_id: str, *, code: int) -> None:
+        """The app ends by itself."""
+        machine = self._machine(machine_id)
+        self._exit(machine, requested=False, code=code)
+        if machine.config.auto_destroy:
+            self._move(machine, State.DESTROYED, "destroy")
+
+    def say(self, machine_id: str, message: str) -> None:
+        """A line in the app's log."""
+        machine = self._machine(machine_id)
+        self.logs.append(
+            LogLine(
+                timestamp=self._now().replace("Z", f"{len(self.logs):06d}Z"),
+                message=message,
+                level="info",
+                instance=machine_id,
+                region=machine.region,
+                provider="app",
+            )
+        )
+
+    def secrets_of(self, app: str) -> dict[str, str]:
+        return self._app_secrets.get(app, {})
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _machine(self, machine_id: str) -> FakeMachine:
+        if machine_id not in self.machines:
+            raise NotFound("machine not found")
+        return self.machines[machine_id]
+
+    def _held(self, machine_id: str, nonce: str) -> FakeMachine:
+        """The machine, unless somebody else has its lease."""
+        machine = self._machine(machine_id)
+        if machine.state == State.DESTROYED:
+            raise NotFound("machine not found")
+        lease = self._live_lease(machine)
+        if lease is not None and lease.nonce != nonce:
+            raise LeaseHeld(f"lease currently held by {lease.owner}, expires at {lease.expires_at}")
+        if lease is None and nonce:
+            machine.lease = None
+        return machine
+
+    def _live_lease(self, machine: FakeMachine) -> Lease | None:
+        if machine.lease is not None and machine.lease.expires_at * 1000 <= unix_ms(self._clock.now()):
+            machine.lease = None
+        return machine.lease
+
+    def _acquire(self, request: wire.AcquireLease) -> Lease:
+        machine = self._held(request.machine_id, request.nonce)
+        if machine.lease is not None:
+            machine.lease = msgspec.structs.replace(machine.lease, expires_at=self._in(request.ttl_s))
+        else:
+            machine.lease = self._new_lease(machine, request.ttl_s, request.owner, request.description)
+        return machine.lease
+
+    def _new_lease(self, machine: FakeMachine, ttl_s: int, owner: str, description: str) -> Lease:
+        return Lease(
+            nonce=ids.token("nonce", entropy_bytes=6),
+            expires_at=self._in(ttl_s),
+            owner=owner,
+            description=description,
+            version=machine.instance_id,
+        )
+
+    def _in(self, ttl_s: int) -> int:
+        return unix_ms(self._clock.now()) // 1000 + ttl_s
+
+    def _set_metadata(self, request: wire.SetMetadata) -> None:
+        machine = self._held(request.machine_id, request.nonce)
+        metadata = dict(machine.config.metadata or {})
+        if request.value is None:
+            metadata.pop(request.key, None)
+        else:
+            metadata[request.key] = request.value
+        machine.config = msgspec.structs.replace(machine.config, metadata=metadata or None)
+
+    def _take_secrets(self, sealed: wire.SealedSecrets) -> None:
+        if self.secret_versions.get(sealed.app, -1) < sealed.version:
+            self.secret_versions[sealed.app] = sealed.version
+            self._app_secrets[sealed.app] = msgspec.json.decode(self._opener.open(sealed.sealed))
+
+    async def _wait(self, request: wire.WaitMachine) -> WaitResponse:
+        machine = self._machine(request.machine_id)
+        wanted = {state.value for state in SETTLED} if "settled" in request.states else set(request.states)
+        with anyio.move_on_after(request.timeout_s):
+            while machine.state.value not in wanted:
+                if machine.state == State.DESTROYED:
+                    raise NotFound("machine not found")
+                await self._changed.wait()
+        if machine.state.value not in wanted:
+            raise RequestTimeout(
+                f"machine failed to reach desired state {', '.join(request.states)}; it is {machine.state.value}"
+            )
+        event_id = machine.events[0].id if machine.events else ""
+        return WaitResponse(ok=True, state=machine.state.value, version=machine.instance_id, event_id=event_id)
+
+    def _processes(self, machine: FakeMachine) -> list[ProcessStat]:
+        if machine.state != State.STARTED:
+            return []
+        sockets = [
+            ListenSocket(proto="tcp", address=f"[::]:{service.internal_port}")
+            for service in machine.config.services or []
+        ]
+        return [
+            ProcessStat(
+                pid=pid, command=command, directory="/", cpu=0, rss=4096 * pid, rtime=1, stime=0, listen_sockets=listen
+            )
+            for pid, command, listen in ((1, "pantala-init", []), (2, "app", sockets))
+        ]
+
+    def _read_logs(self, request: wire.ReadLogs) -> list[LogLine]:
+        from pantala.control.logs import nanoseconds
+
+        mine = {machine.id for machine in self.machines.values() if machine.app.name == request.app}
+        lines = [
+            line
+            for line in self.logs
+            if line.instance in mine
+            and request.machine_id in (None, line.instance)
+            and nanoseconds(line.timestamp) > request.since_ns
+        ]
+        return lines[-request.limit :]
+
+    def _info(self) -> wire.NodeInfo:
+        return wire.NodeInfo(
+            id=self.node,
+            region=self.region,
+            zone=self.zone,
+            version="test",
+            driver="fake",
+            isolation="none",
+            sealing_key=self._opener.public_key,
+            cpus=self.cpus,
+            cpus_free=float(self.cpus),
+            memory_mib=self.memory_mib,
+            memory_mib_free=self._memory_free(),
+            disk_mib_free=100_000,
+        )
+
+    def _memory_free(self) -> int:
+        used = sum(
+            (machine.config.guest.memory_mb if machine.config.guest else None) or 256
+            for machine in self.machines.values()
+            if machine.state != State.DESTROYED
+        )
+        return self.memory_mib - used
+
+    def _move(self, machine: FakeMachine, state: State, event: str, request: EventRequest | None = None) -> None:
+        machine.state = state
+        self._record(machine, event, state, request)
+
+    def _record(self, machine: FakeMachine, event: str, state: State, request: EventRequest | None = None) -> None:
+        machine.updated_at = self._now()
+        machine.events.insert(
+            0,
+            Event(
+                id=ids.ulid(),
+                type=event,
+                status=state.value,
+                source="user" if event != "exit" else "flyd",
+                timestamp=unix_ms(self._clock.now()),
+                request=request,
+            ),
+        )
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _now(self) -> str:
+        return rfc3339(self._clock.now())
+
+
+def image_digest(image: str) -> str:
+    return f"sha256:{hashlib.sha256(image.encode()).hexdigest()}"
+
+
+class FakeRegistry:
+    """Resolves every reference but those of `missing`; remembers the tokens it was shown."""
+
+    def __init__(self) -> None:
+        self.missing: set[str] = set()
+        self.tokens: dict[str, str] = {}
+
+    async def resolve(self, image: str, *, token: str) -> ImageRef:
+        self.tokens[image] = token
+        if image in self.missing:
+            raise NotFound(f"no such image: {image}")
+        name, _, digest = image.partition("@")
+        registry, _, rest = name.rpartition("/")
+        repository, _, tag = rest.partition(":")
+        return ImageRef(
+            registry=registry or "docker.io", repository=repository, tag=tag, digest=digest or image_digest(image)
+        )
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    """The claims of a JWT, not verified."""
+    segment = token.split(".")[1]
+    claims: dict[str, Any] = msgspec.json.decode(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
+    return claims

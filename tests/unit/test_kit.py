@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pantala.errors import InvalidRequest
+from pantala.kit import ids
+from pantala.kit.sealing import Opener, Signer, seal, verify
+from pantala.kit.secret import Secret, SecretMap
+from pantala.kit.units import format_go_duration, parse_go_duration
+from pantala.testing.bus import matches
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("300ms", 0.3), ("10s", 10), ("1m21s", 81), ("2h45m", 9900), ("0", 0), ("1.5s", 1.5)]
+)
+def test_go_durations(text: str, seconds: float) -> None:
+    assert parse_go_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "10", "s", "10 s", "-5s", "1m x"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_go_duration(text)
+
+
+@given(st.integers(0, 10**8))
+def test_durations_survive_writing_and_reading(ms: int) -> None:
+    assert round(parse_go_duration(format_go_duration(ms / 1000)) * 1000) == ms
+
+
+def test_ids_have_the_references_shapes() -> None:
+    assert re.fullmatch(r"[0-9a-f]{14}", ids.machine_id())
+    assert re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{26}", ids.ulid())
+    assert re.fullmatch(r"[a-z]+-[a-z]+-\d{4}", ids.generated_name())
+    assert ids.ulid(1) < ids.ulid(2)
+
+
+def test_secrets_do_not_print() -> None:
+    assert "hunter2" not in f"{Secret('hunter2')!r} {Secret('hunter2')} {SecretMap({'A': 'hunter2'})!r}"
+
+
+def test_sealed_boxes_open_only_with_their_key() -> None:
+    ours, theirs = Opener(b"1" * 32), Opener(b"2" * 32)
+    sealed = seal(ours.public_key, b"secret")
+    assert ours.open(sealed) == b"secret"
+    with pytest.raises(InvalidRequest):
+        theirs.open(sealed)
+
+
+def test_signatures_hold_for_their_data_only() -> None:
+    signer = Signer(b"3" * 32)
+    assert verify(signer.verify_key, b"a", signer.sign(b"a"))
+    assert not verify(signer.verify_key, b"b", signer.sign(b"a"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "does"),
+    [("a.*.c", "a.b.c", True), ("a.>", "a.b.c", True), ("a.>", "a", False), ("a.*", "a.b.c", False), ("a", "a", True)],
+)
+def test_bus_patterns(pattern: str, subject: str, does: bool) -> None:
+    assert matches(pattern, subject) is does
