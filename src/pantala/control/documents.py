@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pantala.store.records import PlacementRecord
-from pantala.wire.machine import Guest, Machine, MachineConfig
+from pantala.wire.machine import Machine
 
 Document = dict[str, Any]
 _AUTOSTOP = {"off": False, "stop": True}
@@ -60,18 +60,6 @@ def fill(into: Any, extra: Any) -> Any:
     if isinstance(into, list) and isinstance(extra, list) and len(into) == len(extra):
         return [fill(left, right) for left, right in zip(into, extra, strict=True)]
     return into
-
-
-def guest_of(config: MachineConfig) -> Guest:
-    """CPUs and memory that a config asks for, defaults filled in (`machines.md` section 4)."""
-    guest = config.guest or Guest()
-    kind, cpus = guest.cpu_kind or "shared", guest.cpus or 1
-    if config.size:
-        kind, _, count = config.size.removesuffix("x").partition("-")
-        count = count.removeprefix("cpu-")
-        kind, cpus = kind or "shared", int(count) if count.isdigit() else 1
-    memory_mb = guest.memory_mb or cpus * (256 if kind == "shared" else 2048)
-    return Guest(cpu_kind=kind, cpus=cpus, memory_mb=memory_mb)
 
 
 def _submitted(placement: PlacementRecord, instance_id: str) -> Document:

@@ -16,6 +16,13 @@ from pantala.store import ledger
 KEY_LENGTH_MAX = 255
 
 
+class KeyReused(Conflict):
+    """The same key with another body."""
+
+    http_code = 422
+    status = "idempotency_key_reused"
+
+
 class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True):
     code: int
     content_type: str
@@ -36,7 +43,7 @@ class Idempotency:
         def claim(connection: Connection) -> str | None:
             known = ledger.find_answer(connection, scope=scope, key=key)
             if known is not None and known.digest != digest:
-                raise InvalidRequest("was used for another request", field="Idempotency-Key", hint="make a new key")
+                raise KeyReused("Idempotency-Key: was used for another request", hint="make a new key")
             if known is not None and known.sealed_answer is not None:
                 return known.sealed_answer
             if known is not None and known.boot == boot:

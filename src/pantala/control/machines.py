@@ -24,6 +24,7 @@ from pantala.control.documents import Document
 from pantala.control.images import Images
 from pantala.control.nodes import Nodes
 from pantala.control.secrets import Secrets
+from pantala.domain import guests
 from pantala.domain.validate import validate_config
 from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound
 from pantala.kit import ids
@@ -164,13 +165,13 @@ class Machines:
         return found
 
     def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Sequence[frozenset[str]]) -> Ask:
-        guest = documents.guest_of(request.config)
+        size = guests.resolve(request.config)
         return Ask(
             org=app.org_id,
             regions=wanted,
-            cpus=guest.cpus or 1,
-            shared_cpu=guest.cpu_kind != "performance",
-            memory_mib=guest.memory_mb or 256,
+            cpus=size.cpus,
+            shared_cpu=size.cpu_kind == "shared",
+            memory_mib=size.memory_mb,
             shared_kernel=self._context.settings.shared_kernel,
         )
 

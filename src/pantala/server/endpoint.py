@@ -72,7 +72,7 @@ class Call:
         value = self.query(name)
         if value is None:
             return default
-        if not value.isdigit() or len(value) > 18:
+        if not value.isdigit() or len(value) > 19:
             raise InvalidRequest(f"{value!r} is not a whole number", field=name)
         return int(value)
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import anyio
 import uvicorn
-from anyio.abc import TaskStatus
 from litestar.types import ASGIApp
 
+from pantala.errors import InvalidRequest
+
 GRACE_S = 10
+BACKLOG = 1024
 
 
 class HttpServer(uvicorn.Server):
-    """`address` is known once `run` has started. `stop` lets requests in flight end, for `GRACE_S` at most."""
+    """Listens as soon as it is made; `run` answers. `stop` lets requests in flight end, for `GRACE_S` at most."""
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app,  # pyright: ignore[reportArgumentType]  # Litestar's and uvicorn's ASGI types differ in name only
-                host=host,
-                port=port,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -29,6 +29,7 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
+        self._listener = listen(host, port)
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -37,19 +38,27 @@ class HttpServer(uvicorn.Server):
 
     @property
     def address(self) -> tuple[str, int]:
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host, port = self._listener.getsockname()[:2]
         return str(host), int(port)
 
-    async def run_in(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._tell, task_status)
-            await self.serve()
-            tasks.cancel_scope.cancel()
+    async def run_until_stopped(self) -> None:
+        await self.serve(sockets=[self._listener])
 
-    async def _tell(self, task_status: TaskStatus[None]) -> None:
-        while not self.started:
-            await anyio.sleep(0.01)
-        task_status.started()
-
-    def stop(self) -> None:
+    def stop(self, *, now: bool = False) -> None:
+        """`now` waits for no request."""
         self.should_exit = True
+        self.force_exit = now
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises InvalidRequest when the address cannot be had (uvicorn itself would end the process)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}", field="listen") from error
+    return listener

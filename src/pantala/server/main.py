@@ -71,7 +71,7 @@ async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncConte
                     log.info("serving", listen=settings.listen, epoch=lease.epoch)
                     server = HttpServer(make_app(control, limits), host, port)
                     tasks.start_soon(_stop_on_signal, server)
-                    await server.run_in()
+                    await server.run_until_stopped()
                     tasks.cancel_scope.cancel()
     finally:
         db.close()

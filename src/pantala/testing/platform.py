@@ -23,6 +23,7 @@ from pantala.control.service import Control, make_context
 from pantala.kit.clock import Clock, SystemClock
 from pantala.kit.rows import Row
 from pantala.kit.sealing import Opener
+from pantala.kit.secret import Secret
 from pantala.server.app import make_app
 from pantala.server.http import HttpServer
 from pantala.server.limits import RateLimits
@@ -69,12 +70,14 @@ class FakeBuilder:
 
     def __init__(self) -> None:
         self.contexts: list[list[str]] = []
+        self.push_tokens: list[str] = []
 
     async def build(
-        self, *, app: str, context_dir: Path, options: BuildOptions, image: str
+        self, *, app: str, context_dir: Path, options: BuildOptions, image: str, push_token: Secret
     ) -> AsyncIterator[BuildEvent]:
         found = sorted(str(path.relative_to(context_dir)) for path in context_dir.rglob("*"))
         self.contexts.append(found)
+        self.push_tokens.append(push_token.reveal())
         yield BuildEvent(type="step", text=f"building {app} with {options.dockerfile}")
         yield BuildEvent(type="done", image=image, digest=image_digest(image))
 
@@ -159,7 +162,9 @@ async def serve_http(platform: TestPlatform, *, per_s: float = 1000, burst: int 
     app = make_app(platform.control, RateLimits(platform.control.context.clock, per_s=per_s, burst=burst))
     server = HttpServer(app, "127.0.0.1", 0)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(server.run_in)
+        tasks.start_soon(server.run_until_stopped)
         host, port = server.address
-        yield f"http://{host}:{port}"
-        tasks.cancel_scope.cancel()
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.stop(now=True)
