@@ -176,10 +176,10 @@ class MachineTask:
             return await self._destroy()
         if record.state is State.STARTED and self._is_gone.is_set():
             return await self._exited()
-        if record.next_version is not None or record.state is State.UPDATING:
-            return await self._update()
         if record.state is State.STOPPING:
             return await self._finish_stop()
+        if record.next_version is not None or record.state is State.UPDATING:
+            return await self._update()
         if record.state is State.STARTED:
             if wanted.goal == "stopped" or wanted.restart:
                 return await self._stop()

@@ -109,13 +109,13 @@ class World:
         self.capacity = Capacity(cpus=8, memory_mib=8192)
 
     @asynccontextmanager
-    async def agent(self, journal: Journal | None = None) -> AsyncGenerator[RunningAgent]:
+    async def agent(self, wrap: Callable[[Journal], Any] = lambda journal: journal) -> AsyncGenerator[RunningAgent]:
         """One agent on this world, adopted and serving; cancelled without ceremony at the end, as if it were killed."""
         async with Journal.open(self.folder / "journal.db") as own:
             context = Context(
                 node="node-1",
                 region="iad",
-                journal=journal or own,
+                journal=wrap(own),
                 driver=self.driver,
                 network=self.network,
                 images=self.images,
