@@ -261,7 +261,7 @@ async def test_leases(world: World) -> None:
         with pytest.raises(NodeFailure, match="lease not found"):
             await agent.call(node.GetLease(machine_id=ID))
         lease = await agent.do(node.AcquireLease, ttl_s=60, owner="ann@example.test")
-        with pytest.raises(NodeFailure, match="lease currently held by ann@example.test") as caught:
+        with pytest.raises(NodeFailure, match=r"lease currently held by ann@example.test") as caught:
             await agent.do(node.AcquireLease, ttl_s=60, owner="bob@example.test")
         assert caught.value.error.http_code == 409
         with pytest.raises(NodeFailure, match="lease currently held by"):
