@@ -16,7 +16,7 @@ from pantala.agent.events import event
 from pantala.agent.health import Health
 from pantala.agent.outcomes import can_start_at_once
 from pantala.domain.machine import TERMINAL, Ignored, Refused, State, Verb, judge, may_follow
-from pantala.errors import InternalError
+from pantala.errors import InternalError, PantalaError
 from pantala.journal import Change, MachineRecord, Step
 from pantala.kit.clock import unix_ms
 from pantala.kit.rows import Row
@@ -167,7 +167,12 @@ class Keeper:
         return self._changed
 
     async def publish(self) -> None:
-        await self._context.rows.put(self.rows())
+        """Never raises: a row that cannot be written now is written with the machine's next change, at the latest by
+        the next agent. The proxy notices by itself what does not answer."""
+        try:
+            await self._context.rows.put(self.rows())
+        except PantalaError as error:
+            log.exception("machine row not published", machine=self.record.id, error=str(error))
 
     def rows(self) -> list[Row]:
         """The machine's rows as they are now; never says ready of one that is not."""

@@ -115,12 +115,15 @@ class MachineTask:
         log.exception("machine step failed", machine=self.record.id, state=str(self.record.state), exc_info=error)
         reason = error.sentence() if isinstance(error, PantalaError) else "the host failed; its log says how"
         if reason != self._stuck_on:
-            self._stuck_on = reason
             at_ms = self.keeper.now_ms()
-            await self.keeper.change(
-                lambda r: replace(r, reason=reason),
-                events=(event("stuck", str(self.record.state), "flyd", at_ms, reason=reason),),
-            )
+            try:
+                await self.keeper.change(
+                    lambda r: replace(r, reason=reason),
+                    events=(event("stuck", str(self.record.state), "flyd", at_ms, reason=reason),),
+                )
+                self._stuck_on = reason
+            except PantalaError as refused:
+                log.warning("the journal takes nothing", machine=self.record.id, error=str(refused))
         return self._context.pace.retry_prepare_s
 
     # -- starting ------------------------------------------------------------------------------------------------------

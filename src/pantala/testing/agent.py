@@ -31,6 +31,7 @@ FAST = Pace(
     drain_s=0.05,
     retry_prepare_s=0.05,
     explain_after_s=0.05,
+    explain_nothing_s=0.1,
     ready_first_s=0.001,
     ready_most_s=0.01,
     log_poll_s=0.02,
