@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from pantala.agent.wakes import Wakes
+from pantala.journal import Journal
 from pantala.kit.sealing import seal
 from pantala.testing.agent import APP, IMAGE, NodeFailure, RunningAgent, World, config, service
 from pantala.testing.driver import Behaviour
+from pantala.testing.killing import KillingJournal
 from pantala.testing.poll import until
 from pantala.wire import node
 from pantala.wire.machine import Check, Guest, Machine, Restart
@@ -455,6 +457,24 @@ async def test_a_new_agent_adopts_what_runs_without_touching_it(world: World) ->
         assert world.driver.starts[ID] == 1
         world.driver.crash(ID)
         await agent.until(lambda m: m.state == "started" and world.driver.starts[ID] == 2)
+
+
+async def test_an_app_whose_start_was_not_journaled_any_more_is_adopted_not_started_twice(world: World) -> None:
+    journals: list[KillingJournal] = []
+
+    def wrap(journal: Journal) -> KillingJournal:
+        journals.append(KillingJournal(journal, at=5, after_write=False))
+        return journals[0]
+
+    async with world.agent(wrap) as agent:
+        await agent.create()
+        with anyio.fail_after(5):
+            await journals[0].dead.wait()
+        assert agent.host.machines[ID].record.state == "starting"
+        assert world.driver.running() == {ID}
+    async with world.agent() as agent:
+        await agent.wait("started")
+        assert world.driver.starts[ID] == 1
 
 
 async def test_an_exit_while_no_agent_was_there_is_seen_by_the_next(world: World) -> None:

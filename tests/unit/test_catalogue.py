@@ -224,6 +224,19 @@ async def test_the_newest_generation_of_a_machine_wins(tmp_path: Path) -> None:
             assert row["node"] == "n2"
 
 
+async def test_nothing_after_a_gap_is_shown_before_the_gap_is_filled(tmp_path: Path) -> None:
+    bus = HostileBus(random.Random(0), 0.0)
+    async with reader(tmp_path, bus) as (view, replica), owner(tmp_path, bus, "control") as control:
+        await control.publisher.put([app_row("first")])
+        bus.down = True
+        await control.publisher.put([app_row("lost")])
+        bus.down = False
+        await control.publisher.put([app_row("after")])
+        assert set(shown(view)) == {("routes", "app/first")}
+        assert await replica.catch_up("control")
+        assert shown(view) == shown(control.view)
+
+
 async def test_a_replayed_frame_changes_nothing(tmp_path: Path) -> None:
     bus = MemoryBus()
     async with reader(tmp_path, bus) as (view, replica), owner(tmp_path, bus, "control") as control:
