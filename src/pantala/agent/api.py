@@ -145,7 +145,7 @@ class NodeApi:
             nonce = wanted.lease.nonce if wanted.lease and request.lease_ttl_s > 0 else None
             return answer.keep(self._queries.document(wanted, nonce=nonce))
 
-        await task.admit(Verb.UPDATE, want, guard=guard, outcome=outcome)
+        await task.keeper.admit(Verb.UPDATE, want, guard=guard, outcome=outcome)
         return answer.bytes
 
     async def _start(self, request: node.StartMachine) -> bytes:
@@ -156,7 +156,7 @@ class NodeApi:
             leases.check(record, request.nonce, self._now_ms())
             self._host.check_room(guests.resolve(record.latest.config), without=record.id)
 
-        await task.admit(
+        await task.keeper.admit(
             Verb.START,
             lambda record: replace(record, desired=Desired(goal="started"), restarts_ms=(), restart_at_ms=0),
             guard=guard,
@@ -184,7 +184,7 @@ class NodeApi:
         if record.state in TERMINAL and verb is Verb.DESTROY:
             return encode(None)
         task = self._host.get(request.machine_id)
-        await task.admit(
+        await task.keeper.admit(
             verb,
             lambda record: replace(record, desired=wanted),
             force=wanted.force,
@@ -201,7 +201,7 @@ class NodeApi:
                 return replace(record, cordoned=request.cordoned)
             return _with_metadata(record, request.key, request.value)
 
-        await self._host.get(request.machine_id).alter(
+        await self._host.get(request.machine_id).keeper.alter(
             update,
             guard=lambda record: leases.check(record, request.nonce, self._now_ms()),
             outcome=lambda met, wanted: answer.keep(None),
@@ -228,7 +228,7 @@ class NodeApi:
                 ),
             )
 
-        await self._host.get(request.machine_id).alter(
+        await self._host.get(request.machine_id).keeper.alter(
             update,
             outcome=lambda met, wanted: answer.keep(leases.shown(wanted.lease) if wanted.lease else None),
         )

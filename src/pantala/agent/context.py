@@ -75,6 +75,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     ready_first_s: float = 0.005
     ready_most_s: float = 0.25
     explain_after_s: float = 3.0
+    explain_nothing_s: float = 15.0
     log_poll_s: float = 0.2
 
 

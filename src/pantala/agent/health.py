@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import structlog
@@ -27,6 +28,7 @@ INTERVAL_S = 15.0
 TIMEOUT_S = 2.0
 GRACE_S = 1.0
 OUTPUT_MAX = 500
+AGAIN_S = 5.0
 
 
 class _Probe:
@@ -89,13 +91,22 @@ class Health:
     def start(self, tasks: TaskGroup) -> None:
         for index, _ in enumerate(self._services):
             if not any(probe.service == index for probe in self._probes):
-                tasks.start_soon(self._until_it_accepts, index)
+                tasks.start_soon(self._guarded, partial(self._until_it_accepts, index))
         for probe in self._probes:
-            tasks.start_soon(self._check_for_ever, probe)
+            tasks.start_soon(self._guarded, partial(self._check_for_ever, probe))
         if self._services:
-            tasks.start_soon(self._explain_silence)
+            tasks.start_soon(self._guarded, self._explain_silence)
 
     # -- footnotes -----------------------------------------------------------------------------------------------------
+
+    async def _guarded(self, watch: Callable[[], Awaitable[None]]) -> None:
+        """A probe that fails in a way nobody foresaw is begun again; the machine itself is not touched."""
+        while True:
+            try:
+                return await watch()
+            except Exception as error:
+                log.exception("health probe failed", machine=self._record.id, error=str(error))
+                await self._context.clock.sleep(AGAIN_S)
 
     def _now_ms(self) -> int:
         return unix_ms(self._context.clock.now())
@@ -163,17 +174,27 @@ class Health:
         return f"{refused}; {self.explanation}" if refused and self.explanation else refused
 
     async def _explain_silence(self) -> None:
-        """Once, some seconds after the start: where does the app listen if not where its services say?"""
-        await self._context.clock.sleep(self._context.pace.explain_after_s)
-        wrong: list[str] = []
-        for service in self._services:
-            port = service.internal_port or 0
-            if await self._context.prober.tcp(self._record.ip4, port, timeout_s=TIMEOUT_S):
-                sockets = await self._context.network.listening(self._record.id)
-                wrong.append(wrong_address(sockets, port))
-        if wrong:
-            self.explanation = "; ".join(dict.fromkeys(wrong))
-            await self._explain(self.explanation)
+        """Once, some seconds after the start: where does the app listen if not where its services say? An app that
+        listens nowhere yet gets more time."""
+        pace = self._context.pace
+        waited_s = 0.0
+        while True:
+            await self._context.clock.sleep(pace.explain_after_s)
+            waited_s += pace.explain_after_s
+            silent = [port for port in self._ports() if await self._refuses(port)]
+            if not silent:
+                return
+            sockets = await self._context.network.listening(self._record.id)
+            if sockets or waited_s >= pace.explain_nothing_s:
+                self.explanation = "; ".join(dict.fromkeys(wrong_address(sockets, port) for port in silent))
+                await self._explain(self.explanation)
+                return
+
+    def _ports(self) -> list[int]:
+        return [service.internal_port or 0 for service in self._services]
+
+    async def _refuses(self, port: int) -> str:
+        return await self._context.prober.tcp(self._record.ip4, port, timeout_s=TIMEOUT_S)
 
 
 def wrong_address(sockets: list[ListenSocket], port: int) -> str:

@@ -98,7 +98,7 @@ class Idle:
                     await self._feed.undrain(choice.machine)
                 return
             try:
-                await task.admit(
+                await task.keeper.admit(
                     Verb.STOP,
                     lambda record: replace(record, desired=Desired(goal="stopped", source="proxy")),
                     source="proxy",

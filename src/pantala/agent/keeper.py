@@ -12,9 +12,11 @@ from msgspec.structs import replace
 
 from pantala.agent import view
 from pantala.agent.context import Context
+from pantala.agent.events import event
 from pantala.agent.health import Health
-from pantala.domain.machine import TERMINAL, State, may_follow
-from pantala.errors import InternalError
+from pantala.agent.outcomes import can_start_at_once
+from pantala.domain.machine import TERMINAL, Ignored, Refused, State, Verb, judge, may_follow
+from pantala.errors import InternalError, PantalaError
 from pantala.journal import Change, MachineRecord, Step
 from pantala.kit.clock import unix_ms
 from pantala.kit.rows import Row
@@ -24,6 +26,8 @@ log = structlog.get_logger()
 
 Update = Callable[[MachineRecord], MachineRecord]
 Outcome = tuple[str, bytes]
+Guard = Callable[[MachineRecord], None]
+MakeOutcome = Callable[[MachineRecord, MachineRecord], Outcome | None]
 
 
 class Keeper:
@@ -33,6 +37,7 @@ class Keeper:
         self.health: Health | None = None
         self.turn = anyio.Lock()
         self._context = context
+        self.accepted: Callable[[Verb], None] = lambda verb: None
         self._changed = anyio.Event()
 
     def now_ms(self) -> int:
@@ -91,6 +96,66 @@ class Keeper:
         if outcome is not None:
             await self._context.journal.commit(Change(outcome=outcome, at_ms=self.now_ms()))
 
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    async def admit(
+        self,
+        verb: Verb,
+        want: Update,
+        *,
+        force: bool = False,
+        source: str = "user",
+        guard: Guard | None = None,
+        outcome: MakeOutcome | None = None,
+    ) -> MachineRecord:
+        """Journal what a request wants; the record it met.
+
+        `guard` (leases, expected versions) raises before anything is written, so does a refusal of the judge.
+        `outcome` makes, of the record met and the new one, what a repetition of the request will be answered.
+        """
+        async with self.turn:
+            met = self.record
+            if guard is not None:
+                guard(met)
+            judgement = judge(met.state, met.queued(), verb, force=force)
+            if isinstance(judgement, Refused):
+                raise judgement.error(judgement.reason)
+            if isinstance(judgement, Ignored):
+                await self.note(outcome(met, met) if outcome else None)
+                return met
+            wanted = want(met)
+            kept = outcome(met, wanted) if outcome else None
+            at_ms = self.now_ms()
+            if verb is Verb.START and can_start_at_once(met):
+                # A wake is one write: what is wanted and the step that does it go to disk together.
+                await self.write(
+                    replace(wanted, state=State.STARTING, reason=""),
+                    events=(event("start", "starting", source, at_ms),),
+                    begin="start",
+                    outcome=kept,
+                )
+            else:
+                await self.write(wanted, outcome=kept)
+            self.accepted(verb)
+        return met
+
+    async def alter(
+        self,
+        update: Update,
+        *,
+        guard: Guard | None = None,
+        outcome: MakeOutcome | None = None,
+    ) -> MachineRecord:
+        """A change that needs no work on the machine: cordon, metadata, leases. The new record."""
+        async with self.turn:
+            met = self.record
+            if guard is not None:
+                guard(met)
+            changed = update(met)
+            await self.write(changed, outcome=outcome(met, changed) if outcome else None)
+        await self.publish()
+        return self.record
+
     # -- who looks at it -----------------------------------------------------------------------------------------------
 
     def announce(self) -> None:
@@ -102,7 +167,12 @@ class Keeper:
         return self._changed
 
     async def publish(self) -> None:
-        await self._context.rows.put(self.rows())
+        """Never raises: a row that cannot be written now is written with the machine's next change, at the latest by
+        the next agent. The proxy notices by itself what does not answer."""
+        try:
+            await self._context.rows.put(self.rows())
+        except PantalaError as error:
+            log.exception("machine row not published", machine=self.record.id, error=str(error))
 
     def rows(self) -> list[Row]:
         """The machine's rows as they are now; never says ready of one that is not."""

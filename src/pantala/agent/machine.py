@@ -1,4 +1,4 @@
-"""One task per machine. `admit` judges a request and journals what it wants: that is the acknowledgement. `run` looks
+"""One task per machine. Requests are admitted by its keeper, which journals what they want; `run` looks
 at what is wanted and what is, does the next thing, journals what it learnt, and looks again.
 
 Between two looks nothing is remembered but the record, so a new agent goes on where the old one died:
@@ -9,7 +9,7 @@ Between two looks nothing is remembered but the record, so a new agent goes on w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import anyio
@@ -17,14 +17,14 @@ import structlog
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from pantala.agent import view
+from pantala.agent import adoption, outcomes, view
 from pantala.agent.body import Body
 from pantala.agent.context import Context, ProxyLink
 from pantala.agent.events import event, exit_event
 from pantala.agent.health import Health
-from pantala.agent.keeper import Keeper, Outcome, Update
+from pantala.agent.keeper import Keeper
 from pantala.domain import restart
-from pantala.domain.machine import TERMINAL, Ignored, Refused, State, Verb, judge
+from pantala.domain.machine import TERMINAL, State, Verb
 from pantala.domain.runtime import UnpackedImage
 from pantala.drivers.protocol import Runtime
 from pantala.errors import DriverError, PantalaError
@@ -34,12 +34,12 @@ log = structlog.get_logger()
 
 AT_ONCE = 0.0
 WHEN_NUDGED = math.inf
-READY = frozenset({State.STOPPED, State.CREATED})
 
 
 class MachineTask:
     def __init__(self, context: Context, keeper: Keeper, proxy: ProxyLink, tasks: TaskGroup) -> None:
         self.keeper = keeper
+        keeper.accepted = self._accepted
         self._context = context
         self._proxy = proxy
         self._tasks = tasks
@@ -60,95 +60,15 @@ class MachineTask:
     def nudge(self) -> None:
         self._nudged.set()
 
-    # -- requests ------------------------------------------------------------------------------------------------------
-
-    async def admit(
-        self,
-        verb: Verb,
-        want: Update,
-        *,
-        force: bool = False,
-        source: str = "user",
-        guard: Callable[[MachineRecord], None] | None = None,
-        outcome: Callable[[MachineRecord, MachineRecord], Outcome | None] | None = None,
-    ) -> MachineRecord:
-        """Journal what a request wants; the record it met.
-
-        `guard` (leases, expected versions) raises before anything is written, so does a refusal of the judge.
-        `outcome` makes, of the record met and the new one, what a repetition of the request will be answered.
-        """
-        async with self.keeper.turn:
-            met = self.record
-            if guard is not None:
-                guard(met)
-            judgement = judge(met.state, met.queued(), verb, force=force)
-            if isinstance(judgement, Refused):
-                raise judgement.error(judgement.reason)
-            if isinstance(judgement, Ignored):
-                await self.keeper.note(outcome(met, met) if outcome else None)
-                return met
-            wanted = want(met)
-            kept = outcome(met, wanted) if outcome else None
-            at_ms = self.keeper.now_ms()
-            if verb is Verb.START and _can_start_at_once(met):
-                # A wake is one write: what is wanted and the step that does it go to disk together.
-                await self.keeper.write(
-                    replace(wanted, state=State.STARTING, reason=""),
-                    events=(event("start", "starting", source, at_ms),),
-                    begin="start",
-                    outcome=kept,
-                )
-            else:
-                await self.keeper.write(wanted, outcome=kept)
-            if self._interruptible is not None and verb is not Verb.START:
-                self._interruptible.cancel()
-            self.nudge()
-        return met
-
-    async def alter(
-        self,
-        update: Update,
-        *,
-        guard: Callable[[MachineRecord], None] | None = None,
-        outcome: Callable[[MachineRecord, MachineRecord], Outcome | None] | None = None,
-    ) -> MachineRecord:
-        """A change that needs no work on the machine: cordon, metadata, leases. The new record."""
-        async with self.keeper.turn:
-            met = self.record
-            if guard is not None:
-                guard(met)
-            changed = update(met)
-            await self.keeper.write(changed, outcome=outcome(met, changed) if outcome else None)
-        await self.keeper.publish()
-        return self.record
-
     async def adopt(self) -> None:
         """Make record and driver agree after another agent died at any point; what runs is left alone."""
-        record = self.record
-        found = await self._context.driver.inspect(record.id)
-        current = found is not None and found.instance_id == record.version.instance_id
-        if record.state in (State.DESTROYING, State.STOPPING, State.UPDATING):
-            return  # `run` repeats these from their beginning; every part of them is safe to repeat.
-        if record.state is State.STARTED:
-            if found is not None and (found.phase == "prepared" or not current):
-                await self._body.clear(record)
-            return
-        if record.state is State.STARTING and found is not None and current and found.phase != "prepared":
-            at_ms = self.keeper.now_ms()
-            await self.keeper.change(
-                lambda r: _started(r, at_ms), events=(event("start", "started", "flyd", at_ms),), end=("start",)
-            )
-            return
-        if found is not None and current and found.phase == "prepared" and record.state not in TERMINAL:
-            await self.keeper.change(
-                lambda r: replace(r, runtime="prepared", runtime_instance=r.version.instance_id), end=("prepare",)
-            )
-            return
-        await self._body.clear(record)
-        kept_open = () if record.state is State.STARTING else ("start",)
-        await self.keeper.change(
-            lambda r: replace(r, runtime="none", runtime_instance=""), end=("prepare", "clear", *kept_open)
-        )
+        await adoption.adopt(self.keeper, self._body, self._context.driver)
+
+    def _accepted(self, verb: Verb) -> None:
+        """A request was admitted: whatever waits for an image, a drain or an end looks again."""
+        if self._interruptible is not None and verb is not Verb.START:
+            self._interruptible.cancel()
+        self.nudge()
 
     # -- the story -----------------------------------------------------------------------------------------------------
 
@@ -176,10 +96,10 @@ class MachineTask:
             return await self._destroy()
         if record.state is State.STARTED and self._is_gone.is_set():
             return await self._exited()
-        if record.next_version is not None or record.state is State.UPDATING:
-            return await self._update()
         if record.state is State.STOPPING:
             return await self._finish_stop()
+        if record.next_version is not None or record.state is State.UPDATING:
+            return await self._update()
         if record.state is State.STARTED:
             if wanted.goal == "stopped" or wanted.restart:
                 return await self._stop()
@@ -195,12 +115,15 @@ class MachineTask:
         log.exception("machine step failed", machine=self.record.id, state=str(self.record.state), exc_info=error)
         reason = error.sentence() if isinstance(error, PantalaError) else "the host failed; its log says how"
         if reason != self._stuck_on:
-            self._stuck_on = reason
             at_ms = self.keeper.now_ms()
-            await self.keeper.change(
-                lambda r: replace(r, reason=reason),
-                events=(event("stuck", str(self.record.state), "flyd", at_ms, reason=reason),),
-            )
+            try:
+                await self.keeper.change(
+                    lambda r: replace(r, reason=reason),
+                    events=(event("stuck", str(self.record.state), "flyd", at_ms, reason=reason),),
+                )
+                self._stuck_on = reason
+            except PantalaError as refused:
+                log.warning("the journal takes nothing", machine=self.record.id, error=str(refused))
         return self._context.pace.retry_prepare_s
 
     # -- starting ------------------------------------------------------------------------------------------------------
@@ -227,7 +150,7 @@ class MachineTask:
         at_ms = self.keeper.now_ms()
         self._is_gone = anyio.Event()
         await self.keeper.change(
-            lambda r: _started(r, at_ms), events=(event("start", "started", "flyd", at_ms),), end=("start",)
+            lambda r: outcomes.started(r, at_ms), events=(event("start", "started", "flyd", at_ms),), end=("start",)
         )
         self._watch()
         await self.keeper.publish()
@@ -379,12 +302,12 @@ class MachineTask:
                 return replace(
                     r, state=State.RESTARTING, reason=reason, restart_at_ms=restart_at_ms, restarts_ms=(*kept, at_ms)
                 )
-            return _at_rest(replace(r, state=State.STOPPED, reason=reason, stop_requested=False))
+            return outcomes.at_rest(replace(r, state=State.STOPPED, reason=reason, stop_requested=False))
 
         self._stop_watching()
         shown = exit_event(runtime, at_ms, requested=requested, restarting=again, restart_count=count, reason=reason)
         await self.keeper.change(settle, events=(shown,), begin="clear")
-        await self._say(_exit_sentence(runtime, reason), "info" if code == 0 else "warning")
+        await self._say(outcomes.exit_sentence(runtime, reason), "info" if code == 0 else "warning")
         return await self._cleared()
 
     async def _cleared(self) -> float:
@@ -434,10 +357,10 @@ class MachineTask:
             wanted = stopped.desired
             if wanted.restart or wanted.goal == "started":
                 return replace(stopped, restarts_ms=())
-            return _at_rest(stopped)
+            return outcomes.at_rest(stopped)
 
         await self.keeper.change(settle, events=(shown,), end=("stop",))
-        await self._say(_exit_sentence(runtime, "stopped on request"), "info")
+        await self._say(outcomes.exit_sentence(runtime, "stopped on request"), "info")
         return AT_ONCE
 
     async def _end_app(self) -> Runtime | None:
@@ -472,7 +395,7 @@ class MachineTask:
         if record.runtime != "none" or record.state in (State.STARTING, State.RESTARTING):
             await self._body.clear(record)
         await self.keeper.change(
-            lambda r: _settled(
+            lambda r: outcomes.settled(
                 replace(r, state=State.STOPPED, reason="", runtime="none", runtime_instance="", restarts_ms=())
             ),
             end=("start", "prepare", "clear"),
@@ -482,7 +405,7 @@ class MachineTask:
     async def _get_ready(self) -> float:
         """A stopped machine that requests may wake is prepared again, so that its wake is one message."""
         record = self.record
-        if record.state not in READY or self._is_prepared() or not view.wants_wake(record.version.config):
+        if record.state not in outcomes.READY or self._is_prepared() or not view.wants_wake(record.version.config):
             return WHEN_NUDGED
         wait_s = self._prepare_again_at - self._context.clock.monotonic()
         if wait_s > 0:
@@ -620,52 +543,3 @@ class MachineTask:
         await self._context.logs.platform_line(
             app=self.record.app.name, machine_id=self.record.id, message=message, level=level
         )
-
-
-def _started(record: MachineRecord, at_ms: int) -> MachineRecord:
-    return replace(
-        record,
-        state=State.STARTED,
-        reason="",
-        runtime="running",
-        runtime_instance=record.version.instance_id,
-        started_at_ms=at_ms,
-        stop_requested=False,
-    )
-
-
-def _can_start_at_once(record: MachineRecord) -> bool:
-    return (
-        record.state in READY
-        and record.next_version is None
-        and record.runtime == "prepared"
-        and record.runtime_instance == record.version.instance_id
-    )
-
-
-def _settled(record: MachineRecord) -> MachineRecord:
-    """Nothing is wanted any more of a machine that was to be stopped and is."""
-    if record.desired.goal not in ("stopped", "created"):
-        return record
-    return replace(record, desired=replace(record.desired, goal="rest"))
-
-
-def _at_rest(record: MachineRecord) -> MachineRecord:
-    """Stopped for good, unless something else was asked for meanwhile; `auto_destroy` ends it."""
-    if record.version.config.auto_destroy:
-        return replace(record, desired=Desired(goal="destroyed", source="flyd", force=True), restarts_ms=())
-    if record.desired.goal == "destroyed" or record.next_version is not None:
-        return record
-    return replace(record, desired=replace(record.desired, goal="rest", restart=False), restarts_ms=())
-
-
-def _exit_sentence(runtime: Runtime | None, reason: str) -> str:
-    record = runtime.exit if runtime else None
-    if record is None:
-        return f"Main child was killed ({reason})" if reason else "Main child was killed"
-    how = f"signal {record.signal}" if record.signal else f"code {record.exit_code}"
-    said = f": {record.reason}" if record.reason else ""
-    if record.exit_code == 0 and not record.signal:
-        return f"Main child exited normally with code: 0{said}"
-    oom = ", out of memory" if runtime and runtime.oom_killed else ""
-    return f"Main child exited with {how}{oom}{said} ({reason})"

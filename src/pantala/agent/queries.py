@@ -159,7 +159,7 @@ def _holds(record: MachineRecord, request: node.WaitMachine, last_event_id: str)
     """Levels, not edges. A state that accepted requests are about to end does not count as reached."""
     if request.version is not None and record.version.instance_id != request.version:
         return False
-    if request.from_event_id is not None and last_event_id <= request.from_event_id:
+    if request.from_event_id is not None and last_event_id == request.from_event_id:
         return False
     if (
         record.state in SETTLED

@@ -44,7 +44,7 @@ class Wakes:
         if task is None:
             return refused(machine_id, "PM08", "the machine is not on this host")
         begun = self._host.context.clock.monotonic()
-        await task.admit(Verb.START, _wanted, source="proxy", guard=self._may_wake)
+        await task.keeper.admit(Verb.START, _wanted, source="proxy", guard=self._may_wake)
         while True:
             changed = task.keeper.changed()
             record, health = task.record, task.keeper.health

@@ -31,6 +31,7 @@ FAST = Pace(
     drain_s=0.05,
     retry_prepare_s=0.05,
     explain_after_s=0.05,
+    explain_nothing_s=0.1,
     ready_first_s=0.001,
     ready_most_s=0.01,
     log_poll_s=0.02,
@@ -109,13 +110,13 @@ class World:
         self.capacity = Capacity(cpus=8, memory_mib=8192)
 
     @asynccontextmanager
-    async def agent(self, journal: Journal | None = None) -> AsyncGenerator[RunningAgent]:
+    async def agent(self, wrap: Callable[[Journal], Any] = lambda journal: journal) -> AsyncGenerator[RunningAgent]:
         """One agent on this world, adopted and serving; cancelled without ceremony at the end, as if it were killed."""
         async with Journal.open(self.folder / "journal.db") as own:
             context = Context(
                 node="node-1",
                 region="iad",
-                journal=journal or own,
+                journal=wrap(own),
                 driver=self.driver,
                 network=self.network,
                 images=self.images,

@@ -1,0 +1,61 @@
+"""How a record looks after something happened to its machine. Pure; the machine task journals what these return."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pantala.domain.machine import State
+from pantala.drivers.protocol import Runtime
+from pantala.journal import Desired, MachineRecord
+
+READY = frozenset({State.STOPPED, State.CREATED})
+"""Nothing runs, and a start needs nothing but a prepared runtime."""
+
+
+def started(record: MachineRecord, at_ms: int) -> MachineRecord:
+    return replace(
+        record,
+        state=State.STARTED,
+        reason="",
+        runtime="running",
+        runtime_instance=record.version.instance_id,
+        started_at_ms=at_ms,
+        stop_requested=False,
+    )
+
+
+def can_start_at_once(record: MachineRecord) -> bool:
+    return (
+        record.state in READY
+        and record.next_version is None
+        and record.runtime == "prepared"
+        and record.runtime_instance == record.version.instance_id
+    )
+
+
+def settled(record: MachineRecord) -> MachineRecord:
+    """Nothing is wanted any more of a machine that was to be stopped and is."""
+    if record.desired.goal not in ("stopped", "created"):
+        return record
+    return replace(record, desired=replace(record.desired, goal="rest"))
+
+
+def at_rest(record: MachineRecord) -> MachineRecord:
+    """Stopped for good, unless something else was asked for meanwhile; `auto_destroy` ends it."""
+    if record.version.config.auto_destroy:
+        return replace(record, desired=Desired(goal="destroyed", source="flyd", force=True), restarts_ms=())
+    if record.desired.goal == "destroyed" or record.next_version is not None:
+        return record
+    return replace(record, desired=replace(record.desired, goal="rest", restart=False), restarts_ms=())
+
+
+def exit_sentence(runtime: Runtime | None, reason: str) -> str:
+    record = runtime.exit if runtime else None
+    if record is None:
+        return f"Main child was killed ({reason})" if reason else "Main child was killed"
+    how = f"signal {record.signal}" if record.signal else f"code {record.exit_code}"
+    said = f": {record.reason}" if record.reason else ""
+    if record.exit_code == 0 and not record.signal:
+        return f"Main child exited normally with code: 0{said}"
+    oom = ", out of memory" if runtime and runtime.oom_killed else ""
+    return f"Main child exited with {how}{oom}{said} ({reason})"
