@@ -88,6 +88,9 @@ async def test_a_reader_beside_a_fast_writer_sees_only_whole_lines(init: Init) -
                 number = int(words[1])
                 assert number > last if lost else number == last + 1 or last == -1
                 last = number
+            # The oldest records are the ones that are being overwritten at this moment.
+            oldest = await anyio.to_thread.run_sync(ring.read, init.ring, 0)
+            assert all(record.text.startswith(b"line ") for record in oldest.records)
             if is_over and not part.records:
                 break
     assert last == 19999
