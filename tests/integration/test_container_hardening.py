@@ -110,7 +110,7 @@ async def test_refused_calls_stay_refused_for_root(harness: h.ContainerHarness) 
         "echo 1 > /proc/sys/kernel/panic": "Read-only file system",
         "echo b > /proc/sysrq-trigger": "",
         "ls /proc/1/root/": "Permission denied",
-        "cat /proc/1/fd/4": "Permission denied",
+        "cat /proc/1/fd/5": "Permission denied",
         "echo '{}' > /proc/1/fd/5": "Permission denied",
         "cat /proc/1/environ": "Permission denied",
         "kill -9 1; kill -0 1 && false": "",
