@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
-import driver_harness as h
 import pytest
-from driver_harness import ContainerHarness, FakeHarness
 
 from pantala.drivers.protocol import Driver, LogRecord, Runtime
 from pantala.errors import DriverError
+from pantala.testing import driver_harness as h
+from pantala.testing.driver_harness import ContainerHarness, FakeHarness
 from pantala.testing.poll import until
 from pantala.wire.guest import Start
 

@@ -6,6 +6,8 @@
 //! a process with threads (unshare, setns, idmapped mounts). One program, so that both ends of the inherited
 //! descriptors always have the same version.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod guest;
 mod host;
 

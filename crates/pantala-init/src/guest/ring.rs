@@ -96,12 +96,7 @@ impl Ring {
     pub fn append(&mut self, unix_ns: u64, stream: Stream, text: &[u8]) {
         let text = &text[..text.len().min(RING_LINE_BYTES_MAX)];
         let record_bytes = (RECORD_HEADER_BYTES + text.len()) as u64;
-        while self.head + record_bytes - self.tail > self.capacity as u64 {
-            let oldest = u32::from_le_bytes(self.wrapped_array(self.tail));
-            self.tail += 4 + u64::from(oldest);
-        }
-        self.cell(AT_TAIL).store(self.tail.to_le(), Ordering::SeqCst);
-
+        self.make_room(record_bytes);
         let mut at = self.head;
         let length = (record_bytes - 4) as u32;
         for part in [
@@ -115,6 +110,15 @@ impl Ring {
         }
         self.head = at;
         self.cell(AT_HEAD).store(self.head.to_le(), Ordering::SeqCst);
+    }
+
+    /// First step of the publication: nobody may believe in records that are about to be overwritten.
+    fn make_room(&mut self, record_bytes: u64) {
+        while self.head + record_bytes - self.tail > self.capacity as u64 {
+            let oldest = u32::from_le_bytes(self.wrapped_array(self.tail));
+            self.tail += 4 + u64::from(oldest);
+        }
+        self.cell(AT_TAIL).store(self.tail.to_le(), Ordering::SeqCst);
     }
 
     fn cell(&self, offset: usize) -> &AtomicU64 {
@@ -221,6 +225,16 @@ mod tests {
         for (offset, (_, text)) in kept.iter().enumerate() {
             assert!(text.starts_with(format!("line {} ", first + offset).as_bytes()));
         }
+    }
+
+    #[test]
+    fn room_is_announced_before_anything_is_overwritten() {
+        let (file, mut ring) = ring(CAPACITY_MIN);
+        for _ in 0..2 {
+            ring.append(0, Stream::Stdout, &[b'a'; RING_LINE_BYTES_MAX]);
+        }
+        ring.make_room(100);
+        assert_eq!(read(&file), [(1, vec![b'a'; RING_LINE_BYTES_MAX])]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use serde::Deserialize;
 
 use super::{Doing, HostError, Result, loops, mounts, namespaces, plan};
@@ -238,6 +238,9 @@ fn build(plan: &Plan, sources: &Sources) -> Result<()> {
     mounts::attach(&sources.init, Path::new("init")).doing(|| "attach init".to_owned())?;
     if let Some(netns) = &sources.netns {
         bind_namespace(netns.as_fd(), "ns/net")?;
+        if plan.userns.is_none() {
+            mount_sysfs_of(netns)?;
+        }
     }
     if plan.userns.is_some() {
         bind_namespace(sources.userns.as_fd(), "ns/user")?;
@@ -248,6 +251,16 @@ fn build(plan: &Plan, sources: &Sources) -> Result<()> {
         chown(&path, owner, owner).doing(|| format!("give {} to the machine", path.display()))?;
     }
     fs::write("bundle/config.json", plan.config.to_string()).doing(|| "write config.json".to_owned())
+}
+
+/// sysfs at `sys`, showing the devices of a namespace that the machine does not own and so cannot mount itself.
+fn mount_sysfs_of(netns: &File) -> Result<()> {
+    fs::create_dir("sys").doing(|| "create sys".to_owned())?;
+    let own = File::open("/proc/self/ns/net").doing(|| "open our network namespace".to_owned())?;
+    setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).doing(|| "enter the machine's network namespace".to_owned())?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("sysfs"), "sys", Some("sysfs"), flags, None::<&str>).doing(|| "mount sysfs".to_owned())?;
+    setns(own.as_fd(), CloneFlags::CLONE_NEWNET).doing(|| "return to our network namespace".to_owned())
 }
 
 fn bind_namespace(namespace: BorrowedFd<'_>, target: &str) -> Result<()> {

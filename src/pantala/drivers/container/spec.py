@@ -97,11 +97,11 @@ def _mounts(*, owns_network: bool, cgroup_mount: bool) -> list[dict[str, Any]]:
         return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
     quiet = ("nosuid", "noexec", "nodev")
-    # sysfs shows the devices of a network namespace, so only its owner may mount it; a foreign one is shown read-only.
+    # sysfs shows the devices of a network namespace, so only its owner may mount it; otherwise the helper did.
     sys = (
         mount("/sys", "sysfs", "sysfs", *quiet, "ro")
         if owns_network
-        else mount("/sys", "bind", "/sys", "bind", *quiet, "ro")
+        else mount("/sys", "bind", f"{ENCLOSURE}/sys", "bind", *quiet, "ro")
     )
     mounts = [
         mount("/proc", "proc", "proc", *quiet),

@@ -1,0 +1,395 @@
+"""The network of a host, for real: namespaces, packets, and nothing left.
+
+[outside]  198.51.100.1 (a server), 10.50.0.1, 169.254.169.254
+    │ veth
+[host]     198.51.100.2, 10.50.0.2     HostNetwork runs in here, in a process of its own
+    │ veth        │ veth
+machine a       machine b …
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pantala.domain.runtime import NetworkPlan
+from pantala.kit import binaries, ids
+from pantala.net import links, sixpn, slots
+from pantala.testing.poll import until_sync
+
+pytestmark = [pytest.mark.root]
+SERVER = "198.51.100.1"
+HOST = "198.51.100.2"
+METADATA = "169.254.169.254"
+PRIVATE = "10.50.0.1"
+
+# Serves calls of `HostNetwork` inside the host's namespace, a line each; the object is made anew for every call.
+CALLS = """
+import anyio, json, msgspec, sys
+from pathlib import Path
+from pantala.domain.runtime import NetworkPlan
+from pantala.net import HostNetwork
+async def call(request):
+    network = HostNetwork(run_dir=Path(request["run_dir"]), init=Path(request["init"]), **request["options"])
+    argument = request["argument"]
+    if request["method"] == "ensure":
+        argument = msgspec.convert(argument, NetworkPlan)
+    method = getattr(network, request["method"])
+    return await (method() if argument is None else method(argument))
+for line in sys.stdin:
+    print(json.dumps(msgspec.to_builtins(anyio.run(call, json.loads(line)), enc_hook=str)), flush=True)
+"""
+
+
+class Namespace:
+    """A network namespace held by a process."""
+
+    def __init__(self) -> None:
+        self.holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        own = Path("/proc/self/ns/net").readlink()
+        until_sync(
+            Path(f"/proc/{self.holder.pid}/ns/net").readlink, lambda seen: seen != own, within_s=5, every_s=0.005
+        )
+        self.run("ip", "link", "set", "lo", "up")
+
+    def run(self, *command: str, stdin: str = "") -> str:
+        prefix = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", "--"]
+        done = subprocess.run([*prefix, *command], capture_output=True, text=True, input=stdin, timeout=30, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def close(self) -> None:
+        self.holder.kill()
+        self.holder.wait()
+
+
+class Host:
+    """A host's namespace with a way out, and `HostNetwork` in it, a new process for each call."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.outside, self.host = Namespace(), Namespace()
+        self.listeners: list[subprocess.Popen[bytes]] = []
+        self.others: list[subprocess.Popen[str]] = []
+        self.options: dict[str, Any] = {}
+        self.outside.run(
+            "ip",
+            "link",
+            "add",
+            "out0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "up0",
+            "netns",
+            f"/proc/{self.host.holder.pid}/ns/net",
+        )
+        for address in (f"{SERVER}/24", f"{PRIVATE}/24", f"{METADATA}/32", "2001:db8::1/64"):
+            self.outside.run("ip", "addr", "add", address, "dev", "out0", *(["nodad"] if ":" in address else []))
+        self.outside.run("ip", "link", "set", "out0", "up")
+        for address in (f"{HOST}/24", "10.50.0.2/24", "2001:db8::2/64"):
+            self.host.run("ip", "addr", "add", address, "dev", "up0", *(["nodad"] if ":" in address else []))
+        self.host.run("ip", "link", "set", "up0", "up")
+        self.host.run("ip", "route", "add", "default", "via", SERVER)
+        self.host.run("ip", "-6", "route", "add", "default", "via", "2001:db8::1")
+        self.caller = subprocess.Popen(
+            [*where_prefix(self.host), sys.executable, "-c", CALLS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def call(self, method: str, argument: Any = None) -> Any:
+        request = {
+            "run_dir": str(self.base / "net"),
+            "init": str(binaries.find("pantala-init")),
+            "options": self.options,
+            "method": method,
+            "argument": argument,
+        }
+        assert self.caller.stdin is not None
+        assert self.caller.stdout is not None
+        self.caller.stdin.write(json.dumps(request).encode() + b"\n")
+        self.caller.stdin.flush()
+        answer = self.caller.stdout.readline()
+        assert answer, f"{method} failed, see stderr"
+        return json.loads(answer)
+
+    def add(self, network: int, slot: int) -> Machine:
+        given_out = slots.addresses(slot)
+        plan = NetworkPlan(
+            machine_id=ids.machine_id(),
+            slot=slot,
+            network=network,
+            ip4=str(given_out.machine),
+            gateway4=str(given_out.gateway),
+            ip6=str(sixpn.machine_address(network, 1, slot + 1)),
+            uid_base=1_000_000 + 65_536 * slot,
+        )
+        return Machine(self, plan)
+
+    def serve(self, where: Namespace | Machine, address: str, port: int) -> None:
+        """Something that answers with the caller's address."""
+        command = [*PYTHON, ECHO, address, str(port)]
+        listener = subprocess.Popen([*where_prefix(where), *command], stdout=subprocess.PIPE)
+        self.listeners.append(listener)
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == b"ready\n"
+
+    def close(self) -> None:
+        for listener in (*self.listeners, *self.others):
+            listener.kill()
+            listener.wait()
+            if listener.stdout is not None:
+                listener.stdout.close()
+        if self.caller.poll() is None:
+            for machine_id in self.call("list"):
+                self.call("remove", machine_id)
+        self.caller.kill()
+        self.caller.communicate()
+        self.host.close()
+        self.outside.close()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+PYTHON = [sys.executable, "-I", "-S", "-c"]
+ECHO = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+server = socket.create_server((sys.argv[1], int(sys.argv[2])), family=family)
+print("ready", flush=True)
+while True:
+    connection, peer = server.accept()
+    connection.sendall(peer[0].encode())
+    connection.close()
+"""
+RECEIVE = """
+import socket, sys
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.bind((sys.argv[1], int(sys.argv[2])))
+print("ready", flush=True)
+while True:
+    print(server.recvfrom(100)[1][0], flush=True)
+"""
+SEND = """
+import socket, sys
+client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+client.bind((sys.argv[1], 0))
+client.sendto(b"hello", (sys.argv[2], int(sys.argv[3])))
+"""
+CONNECT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])) as s:
+        print(s.makefile().read())
+except OSError as error:
+    print("refused", error)
+"""
+
+
+class Machine:
+    def __init__(self, host: Host, plan: NetworkPlan) -> None:
+        self.host, self.plan = host, plan
+        self.handle: dict[str, str] = host.call("ensure", {f: getattr(plan, f) for f in plan.__struct_fields__})
+
+    def reach(self, address: str, port: int = 7000) -> str:
+        """What was answered, or "refused …"."""
+        command = [*where_prefix(self), *PYTHON, CONNECT, address, str(port), "3"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+
+def where_prefix(where: Namespace | Machine) -> list[str]:
+    if isinstance(where, Namespace):
+        return ["nsenter", f"--net=/proc/{where.holder.pid}/ns/net", "--"]
+    return ["nsenter", f"--net={where.handle['netns']}", "--"]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    # A short path of its own: it is bound to by name.
+    made = Host(Path("/tmp") / f"pantala-net-{secrets.token_hex(4)}")
+    try:
+        made.call("setup")
+        yield made
+    finally:
+        made.close()
+
+
+def test_machines_of_one_network_reach_each_other_and_others_do_not(host: Host) -> None:
+    a, b, c = host.add(7, 0), host.add(7, 1), host.add(8, 2)
+    for machine in (b, c):
+        host.serve(machine, machine.plan.ip6, 7000)
+        host.serve(machine, machine.plan.ip4, 7000)
+    assert a.reach(b.plan.ip6) == a.plan.ip6
+    assert a.reach(c.plan.ip6).startswith("refused")
+    assert a.reach(b.plan.ip4).startswith("refused")
+    assert a.reach(c.plan.ip4).startswith("refused")
+    assert c.reach(b.plan.ip6).startswith("refused")
+
+
+def test_the_host_reaches_its_machines(host: Host) -> None:
+    a = host.add(7, 0)
+    host.serve(a, "0.0.0.0", 80)
+    host.serve(a, a.plan.ip6, 7000)
+    answer = host.host.run(*PYTHON, CONNECT, a.plan.ip4, "80", "3").strip()
+    assert answer == a.plan.gateway4
+    assert host.host.run(*PYTHON, CONNECT, a.plan.ip6, "7000", "3").strip() == "fdaa::3"
+
+
+def test_egress_is_translated(host: Host) -> None:
+    a = host.add(7, 0)
+    host.serve(host.outside, SERVER, 7000)
+    host.serve(host.outside, "2001:db8::1", 7000)
+    assert a.reach(SERVER) == HOST
+    assert a.reach("2001:db8::1") == "2001:db8::2"
+
+
+def test_closed_addresses_are_refused_at_once(host: Host) -> None:
+    a = host.add(7, 0)
+    host.host.run("ip", "route", "add", f"{METADATA}/32", "via", SERVER)
+    for where, address in (
+        (host.outside, METADATA),
+        (host.outside, PRIVATE),
+        (host.host, HOST),
+        (host.host, "10.50.0.2"),
+        (host.host, a.plan.gateway4),
+        (host.host, "2001:db8::2"),
+    ):
+        host.serve(where, address, 7000)
+        answer = a.reach(address)
+        assert answer.startswith("refused"), (address, answer)
+        assert "timed out" not in answer, (address, answer)
+
+
+def test_private_ranges_open_when_the_operator_says_so(host: Host) -> None:
+    a = host.add(7, 0)
+    host.options = {"allow_private_ranges": True}
+    host.call("setup")
+    host.host.run("ip", "route", "add", f"{METADATA}/32", "via", SERVER)
+    host.serve(host.outside, PRIVATE, 7000)
+    host.serve(host.outside, METADATA, 7000)
+    assert a.reach(PRIVATE) == "10.50.0.2"
+    assert a.reach(METADATA).startswith("refused")
+
+
+def test_the_platforms_address_serves_dns_and_api_only(host: Host) -> None:
+    a = host.add(7, 0)
+    for port in (53, 4280, 7000):
+        host.serve(host.host, "fdaa::3", port)
+    assert a.reach("fdaa::3", 53) == a.plan.ip6
+    assert a.reach("fdaa::3", 4280) == a.plan.ip6
+    assert a.reach("fdaa::3", 7000).startswith("refused")
+
+
+def test_a_forged_source_goes_nowhere(host: Host) -> None:
+    """Root of the host plays a machine that could change its addresses, which a machine itself cannot.
+
+    Datagrams, since they need no answer: the resolver would take them for the other machine's.
+    """
+    a, c = host.add(7, 0), host.add(8, 2)
+    resolver = subprocess.Popen(
+        [*where_prefix(host.host), *PYTHON, RECEIVE, "fdaa::3", "53"], stdout=subprocess.PIPE, text=True
+    )
+    host.others.append(resolver)
+    assert resolver.stdout is not None
+    assert resolver.stdout.readline() == "ready\n"
+    inside = ["nsenter", f"--net={c.handle['netns']}", "--"]
+    subprocess.run([*inside, "ip", "addr", "add", f"{a.plan.ip6}/128", "dev", "eth0", "nodad"], check=True)
+    for source in (a.plan.ip6, c.plan.ip6):
+        subprocess.run([*inside, *PYTHON, SEND, source, "fdaa::3", "53"], check=True)
+    assert resolver.stdout.readline().strip() == c.plan.ip6
+
+
+def test_a_machine_owns_its_namespace_with_its_ids(host: Host) -> None:
+    a = host.add(7, 0)
+    shown = subprocess.run(
+        [
+            *("nsenter", f"--net={a.handle['netns']}", f"--user={a.handle['userns']}", "--"),
+            *("cat", "/proc/self/uid_map", "/proc/sys/net/ipv4/ip_unprivileged_port_start"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert shown == ["0", str(a.plan.uid_base), "65536", "0"]
+
+
+def test_listening_sockets_of_a_machine(host: Host) -> None:
+    a = host.add(7, 0)
+    assert host.call("listening", a.plan.machine_id) == []
+    host.serve(a, "127.0.0.1", 8080)
+    found = host.call("listening", a.plan.machine_id)
+    assert [(s["proto"], s["address"], s["port"]) for s in found] == [("tcp", "127.0.0.1", 8080)]
+    assert found[0]["inode"] > 0
+
+
+def test_everything_repeats_safely(host: Host) -> None:
+    a = host.add(7, 0)
+    host.serve(a, a.plan.ip6, 7000)
+    again = Machine(host, a.plan)
+    assert again.handle == a.handle
+    host.call("setup")
+    b = host.add(7, 1)
+    assert b.reach(a.plan.ip6) == b.plan.ip6
+    assert host.call("list") == sorted([a.plan.machine_id, b.plan.machine_id])
+
+
+def test_removal_leaves_nothing(host: Host) -> None:
+    a = host.add(7, 0)
+    name = links.link_name(a.plan.machine_id)
+    assert name in host.host.run("ip", "link")
+    for _ in range(2):
+        host.call("remove", a.plan.machine_id)
+        assert host.call("list") == []
+    assert name not in host.host.run("ip", "link")
+    assert a.plan.ip6 not in host.host.run("nft", "list", "table", "inet", "pantala")
+    assert name not in host.host.run("nft", "list", "table", "inet", "pantala")
+    assert str(host.base) not in Path("/proc/self/mountinfo").read_text()
+    assert [path for path in host.base.rglob("*") if path.is_file()] == []
+
+
+def test_removal_finds_what_has_lost_its_plan(host: Host) -> None:
+    a = host.add(7, 0)
+    (host.base / "net/plans" / f"{a.plan.machine_id}.json").unlink()
+    assert host.call("list") == [a.plan.machine_id]
+    host.call("remove", a.plan.machine_id)
+    assert host.call("list") == []
+    assert a.plan.ip6 not in host.host.run("nft", "list", "table", "inet", "pantala")
+
+
+def test_a_running_machine_keeps_its_namespace_when_pins_are_lost(host: Host) -> None:
+    """As after the death of an agent whose mounts were its own."""
+    a, b = host.add(7, 0), host.add(7, 1)
+    host.serve(a, a.plan.ip6, 7000)
+    for name in ("netns", "userns"):
+        subprocess.run(["umount", a.handle[name]], check=True)
+    again = Machine(host, a.plan)
+    assert b.reach(a.plan.ip6) == b.plan.ip6
+    assert [s["port"] for s in host.call("listening", a.plan.machine_id)] == [7000]
+    assert again.handle == a.handle
+
+
+def test_a_namespace_without_pins_and_processes_is_made_anew(host: Host) -> None:
+    a, b = host.add(7, 0), host.add(7, 1)
+    for name in ("netns", "userns"):
+        subprocess.run(["umount", a.handle[name]], check=True)
+    again = Machine(host, a.plan)
+    host.serve(again, a.plan.ip6, 7000)
+    assert b.reach(a.plan.ip6) == b.plan.ip6
+
+
+def test_teardown_leaves_no_firewall(host: Host) -> None:
+    host.add(7, 0)
+    host.call("teardown")
+    assert host.host.run("nft", "list", "tables") == ""
+    assert "fdaa::3" not in host.host.run("ip", "-6", "addr")
+    assert host.call("list") == []
+    host.call("setup")
+    host.call("setup")
+    assert "pantala" in host.host.run("nft", "list", "tables")

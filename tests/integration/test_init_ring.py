@@ -1,0 +1,149 @@
+"""The real `pantala-init` as PID 1 of a process namespace, without a container: its ring and the reader of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+import pytest
+
+from pantala.drivers import guest, ring
+from pantala.kit import binaries
+from pantala.testing.poll import until
+from pantala.wire.guest import ExitRecord, Start, Started, Status, StatusReply
+
+pytestmark = [pytest.mark.anyio, pytest.mark.root]
+
+
+class Init:
+    """PID 1 with a socket, a ring and an exit record, as an enclosure would give them."""
+
+    def __init__(self, folder: Path, capacity: int) -> None:
+        self.ring, self.socket, self.record = folder / "ring", folder / "init.sock", folder / "exit.json"
+        ring.create(self.ring, capacity)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.socket))
+        listener.listen()
+        fds = [listener.detach()]
+
+        # bash, since other shells know only descriptors of one digit.
+        init = binaries.find("pantala-init")
+        command = f"exec unshare --pid --fork {init} 3<&{fds[0]} 4<>{self.ring} 5<>{self.record}"
+        self.process = subprocess.Popen(["bash", "-c", command], pass_fds=fds[:1])
+        for fd in fds:
+            os.close(fd)
+
+    async def start(self, script: str) -> None:
+        reply = await guest.call(self.socket, Start(argv=["/bin/sh", "-c", script], env={"PATH": "/usr/bin:/bin"}))
+        assert isinstance(reply, Started)
+
+    async def code(self) -> int:
+        return await anyio.to_thread.run_sync(self.process.wait, 20)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("i")
+
+
+@pytest.fixture
+def init(folder: Path) -> Iterator[Init]:
+    made = Init(folder, ring.RING_CAPACITY_MIN)
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+async def test_it_waits_until_it_is_told_to_start(init: Init) -> None:
+    reply = await guest.call(init.socket, Status())
+    assert isinstance(reply, StatusReply)
+    assert (reply.phase, reply.pid) == ("prepared", 0)
+
+
+async def test_a_reader_beside_a_fast_writer_sees_only_whole_lines(init: Init) -> None:
+    """The ring wraps dozens of times while it is read; what is read is in order, what is lost is said."""
+    await init.start("i=0; while [ $i -lt 20000 ]; do echo line $i of many, with some length to it; i=$((i+1)); done")
+    position, last, lost = 0, -1, 0
+    finished = anyio.Event()
+
+    async def wait() -> None:
+        await init.code()
+        finished.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait)
+        while True:
+            is_over = finished.is_set()
+            part = await anyio.to_thread.run_sync(ring.read, init.ring, position)
+            position, lost = part.position, lost + part.lost_bytes
+            for record in part.records:
+                words = record.text.split()
+                assert (words[0], b" ".join(words[2:])) == (b"line", b"of many, with some length to it")
+                number = int(words[1])
+                assert number > last if lost else number == last + 1 or last == -1
+                last = number
+            # The oldest records are the ones that are being overwritten at this moment.
+            oldest = await anyio.to_thread.run_sync(ring.read, init.ring, 0)
+            assert all(record.text.startswith(b"line ") for record in oldest.records)
+            if is_over and not part.records:
+                break
+    assert last == 19999
+
+
+async def test_long_lines_become_several_and_the_last_partial_one_is_kept(init: Init) -> None:
+    await init.start("head -c 40000 /dev/zero | tr '\\0' a; echo; printf end; exit 5")
+    assert await init.code() == 5
+    part = ring.read(init.ring, 0)
+    assert [len(record.text) for record in part.records[-2:]] == [40000 - 2 * 16384, 3]
+    record = msgspec.json.decode(init.record.read_bytes(), type=ExitRecord)
+    assert (record.exit_code, record.signal, record.requested_stop) == (5, 0, False)
+
+
+async def test_what_the_app_leaves_behind_ends_with_it(init: Init) -> None:
+    """A child in a session of its own holds the pipes open and ignores everything that can be ignored."""
+    flag = init.ring.with_name("child-is-there")
+    child = f"trap '' TERM HUP INT; echo child; touch {flag}; sleep 1000"
+    await init.start(f'setsid sh -c "{child}" & while [ ! -e {flag} ]; do sleep 0.01; done; echo parent')
+    with anyio.fail_after(20):
+        assert await init.code() == 0
+    assert sorted(record.text for record in ring.read(init.ring, 0).records) == [b"child", b"parent"]
+
+
+async def test_zombies_are_reaped(init: Init) -> None:
+    await init.start("for i in 1 2 3 4 5; do (sh -c 'exit 0' &) ; done; echo done; sleep 1000")
+    await until(_lines(init), lambda lines: lines == [b"done"], within_s=10)
+    children = Path(f"/proc/{_pid_1(init)}/task/{_pid_1(init)}/children")
+
+    async def states() -> list[str]:
+        return [
+            Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] for pid in children.read_text().split()
+        ]
+
+    await until(states, lambda seen: len(seen) == 1 and "Z" not in seen, within_s=10)
+
+
+async def test_an_unreadable_request_is_refused_and_nothing_else_happens(init: Init) -> None:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(init.socket))
+        peer.sendall(b'{"type": "dance"}\n{"type": "status"}\n')
+        file = peer.makefile()
+        assert '"refused"' in file.readline()
+        assert '"prepared"' in file.readline()
+        file.close()
+
+
+def _lines(init: Init) -> Callable[[], Awaitable[list[bytes]]]:
+    async def look() -> list[bytes]:
+        return [record.text for record in ring.read(init.ring, 0).records]
+
+    return look
+
+
+def _pid_1(init: Init) -> int:
+    return int(Path(f"/proc/{init.process.pid}/task/{init.process.pid}/children").read_text().split()[0])

@@ -1,0 +1,65 @@
+"""Control groups over plain directories that stand in for the kernel's, so that both versions are tried anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pantala.domain.runtime import Limits
+from pantala.drivers.container.cgroups import Cgroups, Hierarchies
+from pantala.testing.clock import ManualClock
+
+LIMITS = Limits(cpus=1, shared_cpu=True, memory_mib=256, pids=50)
+
+
+def unified(top: Path) -> Cgroups:
+    return Cgroups(root="pantala/n1", clock=ManualClock(), hierarchies=Hierarchies(v1={}, unified=top))
+
+
+def test_version_2_enables_controllers_on_the_way_down_and_limits_the_machine(tmp_path: Path) -> None:
+    procs = unified(tmp_path).create("m1", LIMITS)
+    assert procs == [tmp_path / "pantala/n1/m1/cgroup.procs"]
+    for folder in (tmp_path, tmp_path / "pantala", tmp_path / "pantala/n1"):
+        assert (folder / "cgroup.subtree_control").read_text() == "+memory +cpu +pids"
+    machine = tmp_path / "pantala/n1/m1"
+    assert (machine / "pids.max").read_text() == "50"
+    assert (machine / "cpu.max").read_text() == "80000 80000"
+    assert not (machine / "cgroup.subtree_control").exists()
+
+
+def test_version_2_counts_kills_for_memory(tmp_path: Path) -> None:
+    cgroups = unified(tmp_path)
+    cgroups.create("m1", LIMITS)
+    events = tmp_path / "pantala/n1/m1/memory.events"
+    events.write_text("low 0\noom 3\noom_kill 0\n")
+    assert not cgroups.oom_killed("m1")
+    events.write_text("low 0\noom 3\noom_kill 1\n")
+    assert cgroups.oom_killed("m1")
+    assert not cgroups.oom_killed("unknown")
+
+
+def test_version_1_makes_a_group_in_every_hierarchy(tmp_path: Path) -> None:
+    v1 = {name: tmp_path / name for name in ("memory", "cpu", "pids", "freezer")}
+    cgroups = Cgroups(root="pantala/n1", clock=ManualClock(), hierarchies=Hierarchies(v1=v1, unified=None))
+    procs = cgroups.create("m1", LIMITS)
+    assert procs == [tmp_path / name / "pantala/n1/m1/cgroup.procs" for name in v1]
+    assert (tmp_path / "cpu/pantala/n1/m1/cpu.cfs_quota_us").read_text() == "80000"
+    assert cgroups.list() == {"m1"}
+    (tmp_path / "memory/pantala/n1/m1/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert cgroups.oom_killed("m1")
+
+
+def test_processes_of_a_machine_are_those_of_any_hierarchy(tmp_path: Path) -> None:
+    v1 = {name: tmp_path / name for name in ("memory", "pids")}
+    cgroups = Cgroups(root="pantala/n1", clock=ManualClock(), hierarchies=Hierarchies(v1=v1, unified=None))
+    cgroups.create("m1", LIMITS)
+    (tmp_path / "memory/pantala/n1/m1/cgroup.procs").write_text("10\n11\n")
+    (tmp_path / "pids/pantala/n1/m1/cgroup.procs").write_text("11\n12\n")
+    assert cgroups.pids("m1") == {10, 11, 12}
+    assert cgroups.pids("m2") == set()
+
+
+def test_a_host_without_controllers_is_refused() -> None:
+    with pytest.raises(Exception, match="no cgroup controller"):
+        Cgroups(root="pantala/n1", clock=ManualClock(), hierarchies=Hierarchies(v1={}, unified=None))
