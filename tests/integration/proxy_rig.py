@@ -7,11 +7,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,7 +66,7 @@ def app_rows(app: str, host: str) -> list[FeedRow]:
 
 
 def service_row(rig_ports: Ports, app: str, internal_port: int, **changes: Any) -> FeedRow:
-    options = {
+    options: dict[str, Any] = {
         "protocol": "tcp",
         "ports": [
             Port(port=rig_ports.http, handlers=["http"]),
@@ -159,7 +158,7 @@ class Authority:
 
 
 class FakeAgent:
-    """Listens on the feed's socket; keeps the rows, answers a proxy's hello with all of them, and records what it says."""
+    """Listens on the feed's socket; keeps the rows, answers a hello with all of them, records what the proxy says."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -461,7 +460,7 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, **settings: Any) -> AsyncIterator[Rig]:
+async def running(folder: Path, **settings: Any) -> AsyncGenerator[Rig]:
     rig = Rig(folder, **settings)
     await rig.agent.start()
     try:

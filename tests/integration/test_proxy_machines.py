@@ -1,18 +1,30 @@
-"""Which machine serves, and what happens when none does at this moment: wakes, drains, queues, retries, an absent agent."""
+"""Which machine serves, and what happens when none does at once: wakes, drains, queues, retries, an absent agent."""
 
 from __future__ import annotations
 
 import asyncio
 import collections
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx2
 import pytest
-from proxy_rig import WITHIN_S, Backend, Request, Rig, answer, app_rows, free_port, machine_row, row, running, service_row
+from proxy_rig import (
+    WITHIN_S,
+    Backend,
+    Request,
+    Rig,
+    answer,
+    app_rows,
+    free_port,
+    machine_row,
+    row,
+    running,
+    service_row,
+)
 
 from pantala.testing.poll import until
 from pantala.wire.feed import Drain, ProxyFrame, Undrain, Wake, WakeResult
@@ -37,7 +49,7 @@ def wakes_of(rig: Rig) -> list[Wake]:
     return [frame for frame in rig.agent.frames if isinstance(frame, Wake)]
 
 
-async def load_of(rig: Rig, machine: str, wanted: Any) -> Any:
+async def load_of(rig: Rig, machine: str, wanted: Callable[[Any], bool]) -> Any:
     def found(frames: list[Any]) -> bool:
         return any(wanted(load) for load in frames[-1].machines if load.machine == machine)
 
@@ -82,7 +94,8 @@ async def test_a_cordoned_or_failing_machine_gets_nothing(rig: Rig) -> None:
     port = free_port()
     one = await rig.backend("one", ONE, port)
     await rig.backend("two", TWO, port)
-    for change in ({"cordoned": True}, {"passing": [False]}):
+    changes: list[dict[str, Any]] = [{"cordoned": True}, {"passing": [False]}]
+    for change in changes:
         await web(rig, port, machine_row("web", "m1", ONE, **change), machine_row("web", "m2", TWO))
         assert {(await rig.get(HOST)).text for _ in range(10)} == {"two"}
     assert one.requests == []
@@ -333,6 +346,10 @@ async def test_the_deadline_closes_websockets_with_1001(rig: Rig) -> None:
     writer.close()
 
 
+def ends_with(drain: int) -> Callable[[list[Any]], bool]:
+    return lambda frames: bool(frames) and frames[-1].id == drain
+
+
 async def test_no_request_is_lost_while_machines_are_replaced(rig: Rig) -> None:
     """Kept and new connections, no retry in the client, twelve replacements of both machines in turn."""
     port = free_port()
@@ -359,7 +376,7 @@ async def test_no_request_is_lost_while_machines_are_replaced(rig: Rig) -> None:
         for version in range(12):
             machine = f"m{version % 2 + 1}"
             await rig.agent.send(Drain(id=version, machine=machine, deadline_ms=5_000))
-            await rig.agent.frames_of("Drained", lambda frames, n=version: frames and frames[-1].id == n)
+            await rig.agent.frames_of("Drained", ends_with(version))
             await rig.agent.rows(machine_row("web", machine, places[machine], "updating"))
             await backends[machine].stop()
             backends[machine] = await rig.backend(f"v{version}", places[machine], port)

@@ -183,10 +183,10 @@ impl Exchange {
     }
 
     fn answer(&mut self, response: Response<Incoming>, lease: Lease, slot: Option<Slot>) -> Response<OutBody> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            if let Some(client) = self.client_upgrade.take() {
-                return upgrade::switch(&self.shared, response, client, slot);
-            }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(client) = self.client_upgrade.take()
+        {
+            return upgrade::switch(&self.shared, response, client, slot);
         }
         let (parts, incoming) = response.into_parts();
         Response::from_parts(

@@ -118,10 +118,10 @@ impl Selection {
                     }
                 }
                 Choice::Wake(target, meanwhile) => {
-                    if let Some(target) = self.wake(target, meanwhile, view.seq).await? {
-                        if let Some(slot) = self.take(target) {
-                            return Ok(slot);
-                        }
+                    if let Some(target) = self.wake(target, meanwhile, view.seq).await?
+                        && let Some(slot) = self.take(target)
+                    {
+                        return Ok(slot);
                     }
                 }
                 Choice::Queue => match &place {

@@ -71,10 +71,10 @@ impl Wakes {
     pub fn resolve(&self, result: WakeResult) {
         let mut pending = self.pending();
         // The id guards against the late answer to a wake that was given up.
-        if pending.get(&*result.machine).is_some_and(|wake| wake.id == result.id) {
-            if let Some(wake) = pending.remove(&*result.machine) {
-                wake.done.send_replace(Some(Arc::new(result)));
-            }
+        if pending.get(&*result.machine).is_some_and(|wake| wake.id == result.id)
+            && let Some(wake) = pending.remove(&*result.machine)
+        {
+            wake.done.send_replace(Some(Arc::new(result)));
         }
     }
 
