@@ -118,6 +118,7 @@ impl Selection {
                     }
                 }
                 Choice::Wake(target, meanwhile) => {
+                    place = None; // those behind must not wait for a wake that is not theirs
                     if let Some(target) = self.wake(target, meanwhile, view.seq).await?
                         && let Some(slot) = self.take(target)
                     {
@@ -128,7 +129,10 @@ impl Selection {
                     None => place = Some(self.queue(&shared)?),
                     Some(place) => self.called(place.called()).await?,
                 },
-                Choice::Wait(why) => self.change(why, view.seq, &app).await?,
+                Choice::Wait(why) => {
+                    place = None;
+                    self.change(why, view.seq, &app).await?;
+                }
                 Choice::Exhausted => self.breathe(view.seq).await?,
                 Choice::Fail(failure) => return Err(self.fail(failure)),
             }
@@ -145,6 +149,9 @@ impl Selection {
 
     /// Answers with a machine to use at once if the wake failed and one can help out.
     async fn wake(&mut self, target: Target, meanwhile: Option<Target>, seq: u64) -> Result<Option<Target>, Refusal> {
+        if meanwhile.is_some() && self.shared.wakes.refused_lately(&target.machine.id) {
+            return Ok(meanwhile);
+        }
         let (mut outcome, began) = self.shared.wakes.join(&target.machine.id);
         if began {
             self.shared.metrics.wakes.fetch_add(1, Relaxed);
