@@ -441,7 +441,7 @@ class Rig:
 
     async def get(self, host: str, path: str = "/", **headers: str) -> httpx2.Response:
         """Over plain HTTP, on a connection of its own."""
-        async with httpx2.AsyncClient(trust_env=False, timeout=WITHIN_S) as client:
+        async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=WITHIN_S) as client:
             return await client.get(
                 f"http://127.0.0.1:{self.ports.http}{path}", headers={"host": f"{host}:{self.ports.http}", **headers}
             )

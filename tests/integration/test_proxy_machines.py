@@ -166,6 +166,23 @@ async def test_no_second_try_once_the_app_may_have_acted(rig: Rig) -> None:
     assert len(one.requests) == 1 + 3
 
 
+async def test_a_client_may_ask_for_a_machine(rig: Rig) -> None:
+    port = free_port()
+    one = await rig.backend("one", ONE, port)
+    await rig.backend("two", TWO, port)
+    await web(rig, port, machine_row("web", "m1", ONE), machine_row("web", "m2", TWO))
+    for _ in range(5):
+        assert (await rig.get(HOST, **{"fly-force-instance-id": "m1"})).text == "one"
+        assert (await rig.get(HOST, **{"fly-prefer-instance-id": "m2"})).text == "two"
+        assert (await rig.get(HOST, **{"fly-force-region": "lhr, iad"})).status_code == 200
+    assert (await rig.get(HOST, **{"fly-force-instance-id": "m9"})).status_code == 503
+    assert (await rig.get(HOST, **{"fly-force-region": "lhr"})).status_code == 503
+    await rig.agent.rows(machine_row("web", "m2", TWO, cordoned=True))
+    response = await rig.get(HOST, **{"fly-prefer-instance-id": "m2", "fly-preferred-instance-unavailable": "x"})
+    assert response.text == "one"
+    assert one.requests[-1].header("fly-preferred-instance-unavailable") == "m2"
+
+
 # -- wakes -------------------------------------------------------------------------------------------------------
 
 

@@ -139,7 +139,7 @@ proptest! {
         let knows = Knows(&machines);
         let fit: Vec<&One> = machines.iter().filter(|one| serves(one)).collect();
         let least = fit.iter().map(|one| one.load).min();
-        match choose(offer, &knows) {
+        match choose(&offer.targets, &knows) {
             Choice::Use(target) => {
                 let one = knows.one(&target.machine);
                 prop_assert!(serves(one), "{one:?}");
@@ -177,7 +177,7 @@ proptest! {
         let knows = Knows(&machines);
         let free: u32 = machines.iter().filter(|one| serves(one)).map(|one| HARD - one.load).sum();
         let mut taken = 0;
-        while let Choice::Use(target) = choose(offer, &knows) {
+        while let Choice::Use(target) = choose(&offer.targets, &knows) {
             prop_assert!(target.machine.gauge.acquire(target.service.hard));
             taken += 1;
         }
@@ -187,7 +187,7 @@ proptest! {
 
 fn chosen(machines: &[One]) -> Choice {
     let table = fleet(machines, true);
-    choose(app(&table).offer(80).unwrap(), &Knows(machines))
+    choose(&app(&table).offer(80).unwrap().targets, &Knows(machines))
 }
 
 fn of(state: &'static str, load: u32) -> One {
@@ -294,7 +294,7 @@ fn ties_are_spread() {
     let app = app(&table);
     let mut seen = HashSet::new();
     for _ in 0..200 {
-        if let Choice::Use(target) = choose(app.offer(80).unwrap(), &Knows(&machines)) {
+        if let Choice::Use(target) = choose(&app.offer(80).unwrap().targets, &Knows(&machines)) {
             seen.insert(target.machine.id.to_string());
         }
     }
