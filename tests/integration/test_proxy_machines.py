@@ -380,7 +380,8 @@ async def test_no_request_is_lost_while_machines_are_replaced(rig: Rig) -> None:
         url, headers = f"http://127.0.0.1:{rig.ports.http}/", {"host": HOST}
         while not ended:
             try:
-                response = await (client.get(url, headers=headers) if client else rig.get(HOST))
+                posted = client.post(url, headers=headers, content=b"x" * 1000) if client else rig.get(HOST)
+                response = await posted
                 outcomes[response.status_code] += 1
             except httpx2.TransportError as error:
                 outcomes[repr(error)] += 1
@@ -408,7 +409,10 @@ async def test_a_kept_connection_that_the_app_closed_costs_no_request(rig: Rig) 
     one = await rig.backend("one", ONE, port)
     await web(rig, port, machine_row("web", "m1", ONE))
     for _ in range(20):
-        assert (await rig.get(HOST)).status_code == 200
+        async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+            url = f"http://127.0.0.1:{rig.ports.http}/"
+            response = await client.post(url, headers={"host": HOST}, content=b"pay")
+        assert response.status_code == 200
         await one.stop()
         await one.start()
 
