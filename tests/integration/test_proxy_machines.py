@@ -293,16 +293,20 @@ async def test_an_agent_that_stays_away_is_not_waited_for_for_ever(rig: Rig) -> 
 
 
 async def test_a_drain_waits_for_what_is_in_flight_and_sends_others_elsewhere(rig: Rig) -> None:
-    gate, port = Gate(), free_port()
+    gate, other_gate, port = Gate(), Gate(), free_port()
     one = await rig.backend("one", ONE, port, gate)
-    await rig.backend("two", TWO, port)
+    two = await rig.backend("two", TWO, port, other_gate)
     await web(rig, port, machine_row("web", "m1", ONE))
     held = asyncio.create_task(rig.get(HOST))
     await until_busy(1, one)
     await web(rig, port, machine_row("web", "m2", TWO))
     await rig.agent.send(Drain(id=5, machine="m1", deadline_ms=10_000))
     await load_unchanged(rig)
-    assert {(await rig.get(HOST)).text for _ in range(5)} == {"two"}
+    others = [asyncio.create_task(rig.get(HOST)) for _ in range(5)]
+    await until_busy(6, one, two)
+    assert (one.busy, two.busy) == (1, 5)
+    other_gate.open.set()
+    assert {(await other).text for other in others} == {"two"}
     assert not [f for f in rig.agent.frames if type(f).__name__ == "Drained"]
     gate.open.set()
     assert (await held).text == "one"
@@ -415,6 +419,27 @@ async def test_a_kept_connection_that_the_app_closed_costs_no_request(rig: Rig) 
         assert response.status_code == 200
         await one.stop()
         await one.start()
+
+
+async def test_a_kept_connection_that_ends_with_the_request_on_it_costs_none(rig: Rig) -> None:
+    served: set[int] = set()
+
+    async def once_per_connection(backend: Backend, request: Request) -> bytes:
+        if backend.connections in served:
+            raise ConnectionError
+        served.add(backend.connections)
+        return answer(b"ok")
+
+    port = free_port()
+    one = await rig.backend("one", ONE, port, once_per_connection)
+    await web(rig, port, machine_row("web", "m1", ONE))
+    async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+        for _ in range(5):
+            response = await client.post(
+                f"http://127.0.0.1:{rig.ports.http}/", headers={"host": HOST}, content=b"x" * 100_000
+            )
+            assert response.status_code == 200
+    assert (one.connections, len(one.requests)) == (5, 9)
 
 
 # -- without an agent --------------------------------------------------------------------------------------------
