@@ -10,7 +10,7 @@ import json
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -66,7 +66,7 @@ def app_rows(app: str, host: str) -> list[FeedRow]:
 
 
 def service_row(rig_ports: Ports, app: str, internal_port: int, **changes: Any) -> FeedRow:
-    options = {
+    options: dict[str, Any] = {
         "protocol": "tcp",
         "ports": [
             Port(port=rig_ports.http, handlers=["http"]),
@@ -158,7 +158,7 @@ class Authority:
 
 
 class FakeAgent:
-    """Listens on the feed's socket; keeps the rows, answers a proxy's hello with all of them, and records what it says."""
+    """Listens on the feed's socket; keeps the rows, answers a hello with all of them, records what the proxy says."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -441,7 +441,7 @@ class Rig:
 
     async def get(self, host: str, path: str = "/", **headers: str) -> httpx2.Response:
         """Over plain HTTP, on a connection of its own."""
-        async with httpx2.AsyncClient(trust_env=False, timeout=WITHIN_S) as client:
+        async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=WITHIN_S) as client:
             return await client.get(
                 f"http://127.0.0.1:{self.ports.http}{path}", headers={"host": f"{host}:{self.ports.http}", **headers}
             )
@@ -460,7 +460,7 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, **settings: Any) -> AsyncIterator[Rig]:
+async def running(folder: Path, **settings: Any) -> AsyncGenerator[Rig]:
     rig = Rig(folder, **settings)
     await rig.agent.start()
     try:

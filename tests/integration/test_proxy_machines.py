@@ -1,11 +1,11 @@
-"""Which machine serves, and what happens when none does at this moment: wakes, drains, queues, retries, an absent agent."""
+"""Which machine serves, and what happens when none does at once: wakes, drains, queues, retries, an absent agent."""
 
 from __future__ import annotations
 
 import asyncio
 import collections
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def wakes_of(rig: Rig) -> list[Wake]:
     return [frame for frame in rig.agent.frames if isinstance(frame, Wake)]
 
 
-async def load_of(rig: Rig, machine: str, wanted: Any) -> Any:
+async def load_of(rig: Rig, machine: str, wanted: Callable[[Any], bool]) -> Any:
     def found(frames: list[Any]) -> bool:
         return any(wanted(load) for load in frames[-1].machines if load.machine == machine)
 
@@ -94,7 +94,8 @@ async def test_a_cordoned_or_failing_machine_gets_nothing(rig: Rig) -> None:
     port = free_port()
     one = await rig.backend("one", ONE, port)
     await rig.backend("two", TWO, port)
-    for change in ({"cordoned": True}, {"passing": [False]}):
+    changes: list[dict[str, Any]] = [{"cordoned": True}, {"passing": [False]}]
+    for change in changes:
         await web(rig, port, machine_row("web", "m1", ONE, **change), machine_row("web", "m2", TWO))
         assert {(await rig.get(HOST)).text for _ in range(10)} == {"two"}
     assert one.requests == []
@@ -163,6 +164,23 @@ async def test_no_second_try_once_the_app_may_have_acted(rig: Rig) -> None:
     assert (response.status_code, len(one.requests)) == (502, 1)
     assert (await rig.get(HOST)).status_code == 502
     assert len(one.requests) == 1 + 3
+
+
+async def test_a_client_may_ask_for_a_machine(rig: Rig) -> None:
+    port = free_port()
+    one = await rig.backend("one", ONE, port)
+    await rig.backend("two", TWO, port)
+    await web(rig, port, machine_row("web", "m1", ONE), machine_row("web", "m2", TWO))
+    for _ in range(5):
+        assert (await rig.get(HOST, **{"fly-force-instance-id": "m1"})).text == "one"
+        assert (await rig.get(HOST, **{"fly-prefer-instance-id": "m2"})).text == "two"
+        assert (await rig.get(HOST, **{"fly-force-region": "lhr, iad"})).status_code == 200
+    assert (await rig.get(HOST, **{"fly-force-instance-id": "m9"})).status_code == 503
+    assert (await rig.get(HOST, **{"fly-force-region": "lhr"})).status_code == 503
+    await rig.agent.rows(machine_row("web", "m2", TWO, cordoned=True))
+    response = await rig.get(HOST, **{"fly-prefer-instance-id": "m2", "fly-preferred-instance-unavailable": "x"})
+    assert response.text == "one"
+    assert one.requests[-1].header("fly-preferred-instance-unavailable") == "m2"
 
 
 # -- wakes -------------------------------------------------------------------------------------------------------
@@ -275,16 +293,20 @@ async def test_an_agent_that_stays_away_is_not_waited_for_for_ever(rig: Rig) -> 
 
 
 async def test_a_drain_waits_for_what_is_in_flight_and_sends_others_elsewhere(rig: Rig) -> None:
-    gate, port = Gate(), free_port()
+    gate, other_gate, port = Gate(), Gate(), free_port()
     one = await rig.backend("one", ONE, port, gate)
-    await rig.backend("two", TWO, port)
+    two = await rig.backend("two", TWO, port, other_gate)
     await web(rig, port, machine_row("web", "m1", ONE))
     held = asyncio.create_task(rig.get(HOST))
     await until_busy(1, one)
     await web(rig, port, machine_row("web", "m2", TWO))
     await rig.agent.send(Drain(id=5, machine="m1", deadline_ms=10_000))
     await load_unchanged(rig)
-    assert {(await rig.get(HOST)).text for _ in range(5)} == {"two"}
+    others = [asyncio.create_task(rig.get(HOST)) for _ in range(5)]
+    await until_busy(6, one, two)
+    assert (one.busy, two.busy) == (1, 5)
+    other_gate.open.set()
+    assert {(await other).text for other in others} == {"two"}
     assert not [f for f in rig.agent.frames if type(f).__name__ == "Drained"]
     gate.open.set()
     assert (await held).text == "one"
@@ -345,6 +367,10 @@ async def test_the_deadline_closes_websockets_with_1001(rig: Rig) -> None:
     writer.close()
 
 
+def ends_with(drain: int) -> Callable[[list[Any]], bool]:
+    return lambda frames: bool(frames) and frames[-1].id == drain
+
+
 async def test_no_request_is_lost_while_machines_are_replaced(rig: Rig) -> None:
     """Kept and new connections, no retry in the client, twelve replacements of both machines in turn."""
     port = free_port()
@@ -358,7 +384,8 @@ async def test_no_request_is_lost_while_machines_are_replaced(rig: Rig) -> None:
         url, headers = f"http://127.0.0.1:{rig.ports.http}/", {"host": HOST}
         while not ended:
             try:
-                response = await (client.get(url, headers=headers) if client else rig.get(HOST))
+                posted = client.post(url, headers=headers, content=b"x" * 1000) if client else rig.get(HOST)
+                response = await posted
                 outcomes[response.status_code] += 1
             except httpx2.TransportError as error:
                 outcomes[repr(error)] += 1
@@ -371,7 +398,7 @@ async def test_no_request_is_lost_while_machines_are_replaced(rig: Rig) -> None:
         for version in range(12):
             machine = f"m{version % 2 + 1}"
             await rig.agent.send(Drain(id=version, machine=machine, deadline_ms=5_000))
-            await rig.agent.frames_of("Drained", lambda frames, n=version: frames and frames[-1].id == n)
+            await rig.agent.frames_of("Drained", ends_with(version))
             await rig.agent.rows(machine_row("web", machine, places[machine], "updating"))
             await backends[machine].stop()
             backends[machine] = await rig.backend(f"v{version}", places[machine], port)
@@ -386,9 +413,33 @@ async def test_a_kept_connection_that_the_app_closed_costs_no_request(rig: Rig) 
     one = await rig.backend("one", ONE, port)
     await web(rig, port, machine_row("web", "m1", ONE))
     for _ in range(20):
-        assert (await rig.get(HOST)).status_code == 200
+        async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+            url = f"http://127.0.0.1:{rig.ports.http}/"
+            response = await client.post(url, headers={"host": HOST}, content=b"pay")
+        assert response.status_code == 200
         await one.stop()
         await one.start()
+
+
+async def test_a_kept_connection_that_ends_with_the_request_on_it_costs_none(rig: Rig) -> None:
+    served: set[int] = set()
+
+    async def once_per_connection(backend: Backend, request: Request) -> bytes:
+        if backend.connections in served:
+            raise ConnectionError
+        served.add(backend.connections)
+        return answer(b"ok")
+
+    port = free_port()
+    one = await rig.backend("one", ONE, port, once_per_connection)
+    await web(rig, port, machine_row("web", "m1", ONE))
+    async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+        for _ in range(5):
+            response = await client.post(
+                f"http://127.0.0.1:{rig.ports.http}/", headers={"host": HOST}, content=b"x" * 100_000
+            )
+            assert response.status_code == 200
+    assert (one.connections, len(one.requests)) == (5, 9)
 
 
 # -- without an agent --------------------------------------------------------------------------------------------

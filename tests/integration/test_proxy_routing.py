@@ -65,7 +65,7 @@ async def test_http_2_to_the_client_http_1_to_the_app(rig: Rig) -> None:
 async def test_a_new_certificate_serves_the_next_handshake(rig: Rig) -> None:
     async def over_tls(name: str) -> bytes:
         context = rig.ca.context()
-        reader, writer = await asyncio.open_connection("127.0.0.1", rig.ports.https, ssl=context, server_hostname=name)
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.ports.https, ssl=context, server_hostname=name)
         certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.close()
         return certificate

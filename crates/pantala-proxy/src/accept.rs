@@ -37,7 +37,7 @@ const HEAD_MAX: Duration = Duration::from_secs(60);
 const HEADERS_MAX: usize = 128;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const STREAMS_MAX: u32 = 250;
-const CONNECTIONS_PER_WORKER_MAX: u64 = 100_000;
+const CONNECTIONS_MAX: u64 = 100_000;
 /// Accepting fails when descriptors run out; connections that end give some back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -48,11 +48,15 @@ pub type Bound = Vec<(ListenAddress, std::net::TcpListener)>;
 pub fn bind(listeners: &[ListenAddress], workers: usize) -> std::io::Result<Vec<Bound>> {
     for listener in listeners {
         // Without SO_REUSEPORT, which would share the port with a stranger of the same user.
-        listen(listener.socket, false).map_err(|e| named(e, listener.socket))?;
+        listen(listener.socket, false, false).map_err(|e| named(e, listener.socket))?;
     }
     (0..workers)
         .map(|_| {
-            let one = |l: &ListenAddress| listen(l.socket, true).map(|s| (*l, s)).map_err(|e| named(e, l.socket));
+            let one = |l: &ListenAddress| {
+                listen(l.socket, true, false)
+                    .map(|s| (*l, s))
+                    .map_err(|e| named(e, l.socket))
+            };
             listeners.iter().map(one).collect()
         })
         .collect()
@@ -62,12 +66,18 @@ pub fn named(error: std::io::Error, socket: SocketAddr) -> std::io::Error {
     std::io::Error::new(error.kind(), format!("cannot listen on {socket}: {error}"))
 }
 
-pub fn listen(address: SocketAddr, shared_port: bool) -> std::io::Result<std::net::TcpListener> {
+/// `early`: the address may be added to an interface a moment later.
+pub fn listen(address: SocketAddr, shared_port: bool, early: bool) -> std::io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared_port)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    match (early, address.is_ipv6()) {
+        (true, true) => socket.set_freebind_v6(true)?,
+        (true, false) => socket.set_freebind_v4(true)?,
+        (false, _) => {}
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -119,7 +129,7 @@ async fn accept(worker: Rc<Worker>, address: ListenAddress, listener: TcpListene
         };
         let metrics = &worker.shared.metrics;
         match accepted {
-            Ok((stream, peer)) if metrics.connections_open.load(Relaxed) < CONNECTIONS_PER_WORKER_MAX => {
+            Ok((stream, peer)) if metrics.connections_open.load(Relaxed) < CONNECTIONS_MAX => {
                 metrics.connections.fetch_add(1, Relaxed);
                 spawn_local(connection(worker.clone(), address, stream, peer, tls.clone()));
             }

@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use pantala_route::snapshot::Phase;
 use pantala_route::table::{Changes, Table};
-use pantala_wire::feed::{AgentFrame, FeedRow, MachineLoad, ProxyFrame, WakeResult};
+use pantala_wire::feed::{AgentFrame, FeedRow, MachineLoad, ProxyFrame, ProxyLog, WakeResult};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -184,7 +185,7 @@ impl Control {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Wake => self.send_wakes(),
-            Command::Log(entry) => self.send(ProxyFrame::Log(entry)),
+            Command::Log(entry) => self.send_log(entry),
         }
     }
 
@@ -292,6 +293,16 @@ impl Control {
 
     fn send_all(&mut self, frames: Vec<ProxyFrame>) {
         frames.into_iter().for_each(|frame| self.send(frame));
+    }
+
+    /// A flood of errors must not crowd out wakes and drains.
+    fn send_log(&mut self, entry: ProxyLog) {
+        match &self.agent {
+            Some(agent) if agent.capacity() > agent.max_capacity() / 2 => self.send(ProxyFrame::Log(entry)),
+            _ => {
+                self.shared.metrics.logs_dropped.fetch_add(1, Relaxed);
+            }
+        }
     }
 
     /// An agent that reads nothing any more is as good as away: it connects anew and gets what still matters.

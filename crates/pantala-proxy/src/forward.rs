@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use pantala_route::retry::{Attempt, Fault, Verdict, judge};
 
 use crate::body::{ClientBody, OutBody, Upstream};
+use crate::headers;
 use crate::pool::{Lease, Pool, Route};
 use crate::respond::Refusal;
 use crate::select::{Selection, Slot};
@@ -46,6 +47,11 @@ impl Exchange {
         let mut fresh = self.client_upgrade.is_some();
         loop {
             let (route, slot) = self.route(&mut upstreams).await?;
+            if let Upstreams::App(selection) = &upstreams
+                && let Some(machine) = &selection.unavailable
+            {
+                headers::unavailable(&mut self.parts.headers, machine);
+            }
             attempts += 1;
             let failed = match self.attempt(&route, slot, fresh).await {
                 Ok(response) => return Ok(response),
@@ -183,10 +189,10 @@ impl Exchange {
     }
 
     fn answer(&mut self, response: Response<Incoming>, lease: Lease, slot: Option<Slot>) -> Response<OutBody> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            if let Some(client) = self.client_upgrade.take() {
-                return upgrade::switch(&self.shared, response, client, slot);
-            }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(client) = self.client_upgrade.take()
+        {
+            return upgrade::switch(&self.shared, response, client, slot);
         }
         let (parts, incoming) = response.into_parts();
         Response::from_parts(

@@ -65,7 +65,7 @@ impl Generations {
         });
         let mut suspects = 0;
         for row in newest.map(|saved| saved.rows).unwrap_or_default() {
-            let known = base.rows.iter().any(|b| *b == row);
+            let known = base.rows.contains(&row);
             if let (false, Some(value)) = (known, &row.value) {
                 suspects += 1;
                 table.quarantine((row.stream.clone(), row.key.clone()), value.to_string().into());

@@ -8,6 +8,7 @@ use hyper::header::{
     VIA,
 };
 use hyper::{HeaderMap, Version};
+use pantala_route::prefer::Wishes;
 use pantala_wire::feed::HTTPResponseOptions;
 use serde_json::Value;
 
@@ -22,12 +23,13 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
+const UNAVAILABLE: HeaderName = HeaderName::from_static("fly-preferred-instance-unavailable");
 /// Set by the proxy on redelivery only: a client that sends them would pass for it.
 const PROXY_ONLY: [HeaderName; 4] = [
     HeaderName::from_static("fly-replay-src"),
     HeaderName::from_static("fly-replay-failed"),
     HeaderName::from_static("fly-replay-cache-status"),
-    HeaderName::from_static("fly-preferred-instance-unavailable"),
+    UNAVAILABLE,
 ];
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
@@ -73,6 +75,30 @@ pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, versi
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         put(headers, UPGRADE, token);
     }
+}
+
+/// What the client says about the machine it wants.
+pub fn wishes(headers: &HeaderMap) -> Wishes {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let one = |name| text(name).filter(|value| !value.is_empty()).map(str::to_owned);
+    let list = |name| {
+        let parts = text(name).into_iter().flat_map(|value| value.split(','));
+        parts
+            .map(|part| part.trim().to_ascii_lowercase())
+            .filter(|part| !part.is_empty())
+            .collect()
+    };
+    Wishes {
+        prefer_instance: one("fly-prefer-instance-id"),
+        force_instance: one("fly-force-instance-id"),
+        prefer_region: list("fly-prefer-region"),
+        force_region: list("fly-force-region"),
+    }
+}
+
+/// Tells the app which machine the client would have preferred.
+pub fn unavailable(headers: &mut HeaderMap, machine: &str) {
+    put(headers, UNAVAILABLE, machine);
 }
 
 /// `upgraded`: the `Upgrade` token of a 101 stays.

@@ -139,14 +139,14 @@ struct SideListeners {
 
 impl SideListeners {
     fn bind(settings: &settings::Settings) -> std::io::Result<SideListeners> {
-        let listen = |socket| accept::listen(socket, false).map_err(|e| accept::named(e, socket));
-        let admin = settings.admin_listen.map(listen).transpose()?;
+        let listen = |socket, early| accept::listen(socket, false, early).map_err(|e| accept::named(e, socket));
+        let admin = settings.admin_listen.map(|socket| listen(socket, false)).transpose()?;
         let pairs = settings
             .api_forward
             .into_iter()
             .flat_map(|to| settings.api_listen.iter().map(move |from| (*from, to)));
         let api = pairs
-            .map(|(from, to)| Ok((listen(from)?, to)))
+            .map(|(from, to)| Ok((listen(from, true)?, to)))
             .collect::<std::io::Result<_>>()?;
         Ok(SideListeners { admin, api })
     }

@@ -67,10 +67,10 @@ impl Queues {
 
     /// A slot of the app became free: its first in line looks again.
     pub fn call(&self, app: &str) {
-        if self.len() > 0 {
-            if let Some(first) = self.apps().get(app).and_then(|waiting| waiting.line.values().next()) {
-                first.notify_one();
-            }
+        if self.len() > 0
+            && let Some(first) = self.apps().get(app).and_then(|waiting| waiting.line.values().next())
+        {
+            first.notify_one();
         }
     }
 

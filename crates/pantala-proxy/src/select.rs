@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use pantala_route::choose::{Choice, Failure, Knowledge, Waiting, choose};
 use pantala_route::matching::Matched;
+use pantala_route::prefer::Wishes;
 use pantala_route::snapshot::{App, Machine, Target};
 use pantala_wire::feed::WakeResult;
 use tokio::time::{Instant, timeout_at};
@@ -49,6 +50,9 @@ pub struct Selection {
     port: u16,
     local: IpAddr,
     host: String,
+    wishes: Wishes,
+    /// the machine that the client prefers and does not get
+    pub unavailable: Option<String>,
     tried: Vec<Arc<str>>,
     wakes_joined: u32,
     pause: Duration,
@@ -76,6 +80,8 @@ impl Selection {
             port,
             local,
             host: host.to_owned(),
+            wishes: Wishes::default(),
+            unavailable: None,
             tried: Vec::new(),
             wakes_joined: 0,
             pause: PAUSE_FIRST,
@@ -110,7 +116,11 @@ impl Selection {
                 None => !shared.queues.waits(&self.app),
                 Some(place) => crate::queue::Place::first(place),
             };
-            let choice = if in_turn { choose(offer, self) } else { Choice::Queue };
+            let choice = if in_turn {
+                self.choose(&offer.targets)?
+            } else {
+                Choice::Queue
+            };
             match choice {
                 Choice::Use(target) => {
                     if let Some(slot) = self.take(target) {
@@ -118,21 +128,40 @@ impl Selection {
                     }
                 }
                 Choice::Wake(target, meanwhile) => {
-                    if let Some(target) = self.wake(target, meanwhile, view.seq).await? {
-                        if let Some(slot) = self.take(target) {
-                            return Ok(slot);
-                        }
+                    place = None; // those behind must not wait for a wake that is not theirs
+                    if let Some(target) = self.wake(target, meanwhile, view.seq).await?
+                        && let Some(slot) = self.take(target)
+                    {
+                        return Ok(slot);
                     }
                 }
                 Choice::Queue => match &place {
                     None => place = Some(self.queue(&shared)?),
                     Some(place) => self.called(place.called()).await?,
                 },
-                Choice::Wait(why) => self.change(why, view.seq, &app).await?,
+                Choice::Wait(why) => {
+                    place = None;
+                    self.change(why, view.seq, &app).await?;
+                }
                 Choice::Exhausted => self.breathe(view.seq).await?,
                 Choice::Fail(failure) => return Err(self.fail(failure)),
             }
         }
+    }
+
+    pub fn with_wishes(self, wishes: Wishes) -> Selection {
+        Selection { wishes, ..self }
+    }
+
+    fn choose(&mut self, targets: &[Target]) -> Result<Choice, Refusal> {
+        if !self.wishes.any() {
+            return Ok(choose(targets, self));
+        }
+        let wished = self.wishes.choose(targets, self);
+        self.unavailable = wished.unavailable;
+        wished
+            .choice
+            .ok_or_else(|| self.refuse("PR01", "The app has no machine where the request demands one."))
     }
 
     fn take(&mut self, target: Target) -> Option<Slot> {
@@ -145,6 +174,9 @@ impl Selection {
 
     /// Answers with a machine to use at once if the wake failed and one can help out.
     async fn wake(&mut self, target: Target, meanwhile: Option<Target>, seq: u64) -> Result<Option<Target>, Refusal> {
+        if meanwhile.is_some() && self.shared.wakes.refused_lately(&target.machine.id) {
+            return Ok(meanwhile);
+        }
         let (mut outcome, began) = self.shared.wakes.join(&target.machine.id);
         if began {
             self.shared.metrics.wakes.fetch_add(1, Relaxed);

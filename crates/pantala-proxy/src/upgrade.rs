@@ -105,9 +105,8 @@ async fn downstream(
                     let boundary = frames.as_mut().map_or(n, |frames| frames.see(&buffer[..n]));
                     let n = if ending.is_some() && boundary > 0 { boundary } else { n };
                     if to.write_all(&buffer[..n]).await.is_err() { return }
-                    if ending.is_some() && boundary > 0 {
-                        if let Some(frames) = &mut frames { frames.reset(); }
-                    }
+                    if ending.is_some() && boundary > 0
+                        && let Some(frames) = &mut frames { frames.reset(); }
                 }
                 _ => break,
             }

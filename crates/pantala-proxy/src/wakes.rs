@@ -21,8 +21,12 @@ pub struct Pending {
 #[derive(Default)]
 pub struct Wakes {
     pending: Mutex<HashMap<Arc<str>, Pending>>,
+    /// machines that could not be woken, and when: others serve meanwhile without asking again at each request
+    refused: Mutex<HashMap<String, Instant>>,
     last_id: AtomicU64,
 }
+
+const REFUSAL_HOLDS: Duration = Duration::from_secs(2);
 
 impl Wakes {
     fn pending(&self) -> MutexGuard<'_, HashMap<Arc<str>, Pending>> {
@@ -68,13 +72,28 @@ impl Wakes {
         self.pending().values_mut().for_each(|wake| wake.sent = false);
     }
 
+    pub fn refused_lately(&self, machine: &str) -> bool {
+        self.refusals()
+            .get(machine)
+            .is_some_and(|at| at.elapsed() < REFUSAL_HOLDS)
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn resolve(&self, result: WakeResult) {
+        if !result.ok {
+            let mut refused = self.refusals();
+            refused.retain(|_, at| at.elapsed() < REFUSAL_HOLDS);
+            refused.insert(result.machine.clone(), Instant::now());
+        }
         let mut pending = self.pending();
         // The id guards against the late answer to a wake that was given up.
-        if pending.get(&*result.machine).is_some_and(|wake| wake.id == result.id) {
-            if let Some(wake) = pending.remove(&*result.machine) {
-                wake.done.send_replace(Some(Arc::new(result)));
-            }
+        if pending.get(&*result.machine).is_some_and(|wake| wake.id == result.id)
+            && let Some(wake) = pending.remove(&*result.machine)
+        {
+            wake.done.send_replace(Some(Arc::new(result)));
         }
     }
 

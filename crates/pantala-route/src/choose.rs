@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::snapshot::{App, Machine, Offer, Phase, Target};
+use crate::snapshot::{App, Machine, Phase, Target};
 
 /// Up to so many candidates are compared one by one; above, two are drawn and the less loaded one taken.
 const COMPARED_MAX: usize = 8;
@@ -62,11 +62,11 @@ pub trait Knowledge {
     fn waking(&self, machine: &Machine) -> bool;
 }
 
-pub fn choose(offer: &Offer, known: &impl Knowledge) -> Choice {
-    if let Some(quick) = draw_two(&offer.targets, known) {
+pub fn choose(targets: &[Target], known: &impl Knowledge) -> Choice {
+    if let Some(quick) = draw_two(targets, known) {
         return Choice::Use(quick);
     }
-    let seen = Seen::of(&offer.targets, known);
+    let seen = Seen::of(targets, known);
     if let Some(target) = least_loaded(&seen.below_soft) {
         return Choice::Use(target.clone());
     }

@@ -49,7 +49,7 @@ impl Gauge {
                 return None;
             }
             let seq = word.wrapping_add(1 << IN_FLIGHT_BITS) & SEQ;
-            Some(seq | (word & IN_FLIGHT) + 1)
+            Some(seq | ((word & IN_FLIGHT) + 1))
         });
         taken.is_ok()
     }

@@ -4,6 +4,7 @@
 //! - [`table`]: rows become a [`snapshot`]; unreadable ones are set aside
 //! - [`matching`]: address and host name to an app or a platform service
 //! - [`choose`]: which machine, or wake, wait, queue, fail
+//! - [`prefer`]: the same within what the client wishes
 //! - [`gauge`]: what is in flight on a machine, shared by all threads; also the drain switch
 //! - [`retry`]: whether another attempt is allowed
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@ pub mod choose;
 pub mod gauge;
 pub mod matching;
 pub mod names;
+pub mod prefer;
 pub mod retry;
 pub mod snapshot;
 pub mod table;

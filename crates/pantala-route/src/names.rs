@@ -120,10 +120,8 @@ mod tests {
     proptest! {
         #[test]
         fn normalising_twice_changes_nothing(host in "\\PC{0,40}") {
-            if let Some(once) = normalise(&host) {
-                if !once.contains(':') {
-                    prop_assert_eq!(normalise(&once), Some(once));
-                }
+            if let Some(once) = normalise(&host).filter(|once| !once.contains(':')) {
+                prop_assert_eq!(normalise(&once), Some(once));
             }
         }
     }

@@ -302,11 +302,11 @@ impl Table {
                 }
             }
             ("routes", Some(("svc", rest))) => {
-                if let Some((app, digest)) = rest.split_once('/') {
-                    if let Some(entry) = self.apps.get_mut(app) {
-                        entry.services.remove(digest);
-                        batch.apps.insert(app.to_owned());
-                    }
+                if let Some((app, digest)) = rest.split_once('/')
+                    && let Some(entry) = self.apps.get_mut(app)
+                {
+                    entry.services.remove(digest);
+                    batch.apps.insert(app.to_owned());
                 }
             }
             ("routes", Some(("m", id))) => {

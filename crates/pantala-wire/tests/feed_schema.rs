@@ -1,6 +1,7 @@
 //! The serde mirror against `schemas/feed.json`. For every type: a full sample carries exactly the schema's properties with
 //! values that the schema admits; a sample of the required fields alone can be read and takes the schema's defaults. A
 //! field added, renamed or retyped on either side fails here.
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not see as such
 
 use pantala_wire::feed::*;
 use serde::{Serialize, de::DeserializeOwned};

@@ -23,10 +23,10 @@ pub async fn ask(query: &[u8], resolvers: &[SocketAddr]) -> Option<Vec<u8>> {
         let Ok(Ok(mut answer)) = timeout(UDP_TIMEOUT, over_udp(&query, *resolver)).await else {
             continue;
         };
-        if answer[2] & TRUNCATED != 0 {
-            if let Ok(Ok(whole)) = timeout(TCP_TIMEOUT, over_tcp(&query, *resolver)).await {
-                answer = whole;
-            }
+        if answer[2] & TRUNCATED != 0
+            && let Ok(Ok(whole)) = timeout(TCP_TIMEOUT, over_tcp(&query, *resolver)).await
+        {
+            answer = whole;
         }
         answer[..2].copy_from_slice(&asked_id);
         return Some(answer);

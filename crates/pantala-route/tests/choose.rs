@@ -1,0 +1,302 @@
+//! Properties of the choice over random fleets, asked through rows as the proxy asks.
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not see as such
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use pantala_route::choose::{Choice, Failure, Knowledge, Waiting, choose};
+use pantala_route::matching::Matched;
+use pantala_route::snapshot::{App, Machine, Phase};
+use pantala_route::table::Table;
+use pantala_wire::feed::FeedRow;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const STATES: [&str; 14] = [
+    "created",
+    "started",
+    "started",
+    "started",
+    "stopped",
+    "suspended",
+    "failed",
+    "starting",
+    "stopping",
+    "restarting",
+    "updating",
+    "replacing",
+    "destroyed",
+    "a later word",
+];
+const SOFT: u32 = 2;
+const HARD: u32 = 4;
+
+#[derive(Clone, Debug)]
+struct One {
+    state: &'static str,
+    load: u32,
+    cordoned: bool,
+    passing: bool,
+    draining: bool,
+    here: bool,
+    tried: bool,
+    waking: bool,
+}
+
+fn machine() -> impl Strategy<Value = One> {
+    let flags = (any::<bool>(), 0..8u8, 0..8u8, 0..8u8, 0..8u8, 0..8u8, any::<bool>());
+    (prop::sample::select(STATES.to_vec()), 0..=HARD, flags).prop_map(|(state, load, flags)| One {
+        state,
+        load: if state == "started" { load } else { 0 },
+        cordoned: flags.1 == 0,
+        passing: flags.2 != 0,
+        draining: flags.3 == 0 && state == "started",
+        here: flags.4 != 0,
+        tried: flags.5 == 0,
+        waking: flags.6 && flags.0,
+    })
+}
+
+fn row(key: String, value: Value) -> FeedRow {
+    FeedRow {
+        stream: "routes".into(),
+        key,
+        value: Some(value),
+    }
+}
+
+fn fleet(machines: &[One], autostart: bool) -> Table {
+    let mut table = Table::new("n1");
+    let mut rows = vec![
+        row("app/web".into(), json!({"app": "web", "org": "o", "network": 1})),
+        row("host/web.test".into(), json!({"app": "web"})),
+        row(
+            "svc/web/d".into(),
+            json!({"app": "web", "protocol": "tcp", "internal_port": 8080, "autostart": autostart,
+                "ports": [{"port": 80, "handlers": ["http"]}],
+                "concurrency": {"type": "requests", "soft_limit": SOFT, "hard_limit": HARD}}),
+        ),
+    ];
+    for (index, one) in machines.iter().enumerate() {
+        rows.push(row(
+            format!("m/m{index}"),
+            json!({"id": format!("m{index}"), "app": "web", "region": "iad", "node": if one.here { "n1" } else { "n2" },
+                "instance_id": "01A", "generation": 1, "state": one.state, "ip4": "10.0.0.1", "ip6": "", "services": ["d"],
+                "passing": [one.passing], "cordoned": one.cordoned}),
+        ));
+    }
+    table.apply(1, rows);
+    for (index, one) in machines.iter().enumerate() {
+        let gauge = table.gauge(&format!("m{index}")).unwrap();
+        (0..one.load).for_each(|_| assert!(gauge.acquire(HARD)));
+        if one.draining {
+            assert!(gauge.drain(None));
+        }
+    }
+    table
+}
+
+fn app(table: &Table) -> std::sync::Arc<App> {
+    let any: IpAddr = "127.0.0.1".parse().unwrap();
+    match table.snapshot().find(any, Some("web.test")) {
+        Matched::App(app) => app,
+        other => panic!("{other:?}"),
+    }
+}
+
+struct Knows<'a>(&'a [One]);
+
+impl Knows<'_> {
+    fn one(&self, machine: &Machine) -> &One {
+        &self.0[machine.id[1..].parse::<usize>().unwrap()]
+    }
+}
+
+impl Knowledge for Knows<'_> {
+    fn tried(&self, machine: &Machine) -> bool {
+        self.one(machine).tried
+    }
+    fn waking(&self, machine: &Machine) -> bool {
+        self.one(machine).waking
+    }
+}
+
+fn serves(one: &One) -> bool {
+    one.state == "started" && one.here && !one.cordoned && one.passing && !one.draining && !one.tried
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_choice_keeps_every_rule(machines in prop::collection::vec(machine(), 0..14), autostart in any::<bool>()) {
+        let table = fleet(&machines, autostart);
+        let app = app(&table);
+        let Some(offer) = app.offer(80) else {
+            prop_assert!(machines.is_empty());
+            return Ok(());
+        };
+        let knows = Knows(&machines);
+        let fit: Vec<&One> = machines.iter().filter(|one| serves(one)).collect();
+        let least = fit.iter().map(|one| one.load).min();
+        match choose(&offer.targets, &knows) {
+            Choice::Use(target) => {
+                let one = knows.one(&target.machine);
+                prop_assert!(serves(one), "{one:?}");
+                prop_assert!(one.load < HARD);
+                // at or above the soft limit only if nobody is below
+                prop_assert!(one.load < SOFT || least >= Some(SOFT));
+                if machines.len() <= 8 {
+                    prop_assert_eq!(Some(one.load), least);
+                }
+                prop_assert!(target.machine.gauge.acquire(target.service.hard));
+            }
+            Choice::Wake(target, meanwhile) => {
+                let one = knows.one(&target.machine);
+                prop_assert!(autostart && one.here && !one.cordoned && !one.tried);
+                prop_assert!(matches!(Phase::of(one.state), Phase::Asleep(_)));
+                // never while somebody is below the soft limit
+                prop_assert!(least.is_none_or(|load| load >= SOFT));
+                if let Some(target) = meanwhile {
+                    prop_assert!(serves(knows.one(&target.machine)) && knows.one(&target.machine).load < HARD);
+                }
+            }
+            Choice::Queue => prop_assert!(!fit.is_empty() && fit.iter().all(|one| one.load >= HARD)),
+            Choice::Wait(_) | Choice::Exhausted | Choice::Fail(_) => {
+                // nobody could have served
+                prop_assert!(fit.iter().all(|one| one.load >= HARD));
+            }
+        }
+    }
+
+    #[test]
+    fn all_slots_are_taken_and_none_twice(machines in prop::collection::vec(machine(), 1..12)) {
+        let table = fleet(&machines, false);
+        let app = app(&table);
+        let offer = app.offer(80).unwrap();
+        let knows = Knows(&machines);
+        let free: u32 = machines.iter().filter(|one| serves(one)).map(|one| HARD - one.load).sum();
+        let mut taken = 0;
+        while let Choice::Use(target) = choose(&offer.targets, &knows) {
+            prop_assert!(target.machine.gauge.acquire(target.service.hard));
+            taken += 1;
+        }
+        prop_assert_eq!(taken, free);
+    }
+}
+
+fn chosen(machines: &[One]) -> Choice {
+    let table = fleet(machines, true);
+    choose(&app(&table).offer(80).unwrap().targets, &Knows(machines))
+}
+
+fn of(state: &'static str, load: u32) -> One {
+    let no = false;
+    One {
+        state,
+        load,
+        cordoned: no,
+        passing: true,
+        draining: no,
+        here: true,
+        tried: no,
+        waking: no,
+    }
+}
+
+#[test]
+fn a_single_sleeper_is_woken_and_the_quickest_first() {
+    let Choice::Wake(target, None) = chosen(&[of("created", 0), of("stopped", 0), of("suspended", 0)]) else {
+        panic!()
+    };
+    assert_eq!(&*target.machine.id, "m2");
+}
+
+#[test]
+fn a_full_fleet_wakes_one_more_but_not_two() {
+    assert!(matches!(
+        chosen(&[of("started", SOFT), of("stopped", 0)]),
+        Choice::Wake(_, Some(_))
+    ));
+    let waking = One {
+        waking: true,
+        ..of("stopped", 0)
+    };
+    assert!(matches!(
+        chosen(&[of("started", SOFT), waking.clone(), of("stopped", 0)]),
+        Choice::Use(_)
+    ));
+    let Choice::Wake(target, None) = chosen(&[of("started", HARD), waking, of("stopped", 0)]) else {
+        panic!()
+    };
+    assert_eq!(&*target.machine.id, "m1", "the one on its way is joined");
+}
+
+#[test]
+fn what_comes_back_by_itself_is_waited_for() {
+    for state in ["starting", "updating", "replacing", "restarting", "stopping"] {
+        assert!(
+            matches!(chosen(&[of(state, 0)]), Choice::Wait(Waiting::Change)),
+            "{state}"
+        );
+    }
+    let draining = One {
+        draining: true,
+        ..of("started", 0)
+    };
+    assert!(matches!(
+        chosen(std::slice::from_ref(&draining)),
+        Choice::Wait(Waiting::Change)
+    ));
+    assert!(
+        matches!(chosen(&[draining, of("stopped", 0)]), Choice::Wake(..)),
+        "a sleeper serves sooner"
+    );
+    assert!(matches!(
+        chosen(&[One {
+            passing: false,
+            ..of("started", 0)
+        }]),
+        Choice::Wait(Waiting::Checks)
+    ));
+}
+
+#[test]
+fn why_nothing_serves() {
+    assert!(matches!(
+        chosen(&[One {
+            cordoned: true,
+            ..of("started", 0)
+        }]),
+        Choice::Fail(Failure::Cordoned)
+    ));
+    assert!(matches!(
+        chosen(&[One {
+            here: false,
+            ..of("started", 0)
+        }]),
+        Choice::Fail(Failure::Elsewhere)
+    ));
+    assert!(matches!(chosen(&[of("failed", 0)]), Choice::Fail(Failure::Unstartable)));
+    assert!(matches!(
+        chosen(&[One {
+            tried: true,
+            ..of("started", 0)
+        }]),
+        Choice::Exhausted
+    ));
+}
+
+#[test]
+fn ties_are_spread() {
+    let machines = [of("started", 0), of("started", 0), of("started", 0)];
+    let table = fleet(&machines, true);
+    let app = app(&table);
+    let mut seen = HashSet::new();
+    for _ in 0..200 {
+        if let Choice::Use(target) = choose(&app.offer(80).unwrap().targets, &Knows(&machines)) {
+            seen.insert(target.machine.id.to_string());
+        }
+    }
+    assert_eq!(seen.len(), 3);
+}

@@ -1,0 +1,208 @@
+//! Rows to snapshots: set aside, deltas, epochs, wakes ahead of their row.
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not see as such
+
+use std::net::IpAddr;
+
+use pantala_route::matching::Matched;
+use pantala_route::snapshot::Phase;
+use pantala_route::table::Table;
+use pantala_wire::feed::FeedRow;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn row(key: &str, value: Value) -> FeedRow {
+    let stream = if key.starts_with("cert/") { "certs" } else { "routes" };
+    FeedRow {
+        stream: stream.into(),
+        key: key.into(),
+        value: (!value.is_null()).then_some(value),
+    }
+}
+
+fn machine(state: &str, instance: &str) -> FeedRow {
+    row(
+        "m/m1",
+        json!({"id": "m1", "app": "web", "region": "iad", "node": "n1", "instance_id": instance, "generation": 1,
+            "state": state, "ip4": "10.0.0.2", "ip6": "", "services": ["d"], "passing": [true]}),
+    )
+}
+
+fn service(port: u16) -> FeedRow {
+    row(
+        "svc/web/d",
+        json!({"app": "web", "protocol": "tcp", "internal_port": port, "ports": [{"port": 80, "handlers": ["http"]},
+            {"start_port": 1000, "end_port": 2000}], "concurrency": {}}),
+    )
+}
+
+fn set_aside(table: &Table) -> Vec<String> {
+    table.set_aside().map(|(key, _)| key.to_owned()).collect()
+}
+
+#[test]
+fn the_order_of_rows_does_not_matter() {
+    let rows = [
+        machine("started", "a"),
+        service(8080),
+        row("host/web.test", json!({"app": "web"})),
+    ];
+    for first in 0..rows.len() {
+        let mut table = Table::new("n1");
+        let mut rows = rows.to_vec();
+        rows.rotate_left(first);
+        for one in rows {
+            table.apply(1, vec![one]);
+        }
+        let snapshot = table.snapshot();
+        let Matched::App(app) = snapshot.find("10.0.0.1".parse().unwrap(), Some("web.test")) else {
+            panic!()
+        };
+        assert_eq!(
+            app.offer(80).unwrap().targets[0].socket(),
+            Some("10.0.0.2:8080".parse().unwrap())
+        );
+        assert_eq!(app.offer(1500).unwrap().targets.len(), 1);
+        assert!(app.offer(81).is_none());
+    }
+}
+
+#[test]
+fn unreadable_rows_are_set_aside_and_older_ones_stay() {
+    let mut table = Table::new("n1");
+    table.apply(1, vec![machine("started", "a"), service(8080)]);
+    for (key, value) in [
+        ("m/m1", json!({"id": "m1"})),
+        ("m/other", json!({"id": "not the key"})),
+        (
+            "svc/web/d",
+            json!({"app": "web", "protocol": "tcp", "internal_port": 1, "ports": [{}], "concurrency": {}}),
+        ),
+        ("host/a b", json!({"app": "web"})),
+        ("host/both.test", json!({"app": "web", "backend": "10.0.0.1:5"})),
+        ("host/name.test", json!({"backend": "registry:5000"})),
+        ("addr/10.0.0.9", json!({"kind": "dedicated"})),
+        ("addr/nowhere", json!({"kind": "shared"})),
+        ("cert/x", json!({"names": [], "chain_pem": "", "not_after_ms": 0})),
+    ] {
+        table.apply(2, vec![row(key, value)]);
+        assert!(set_aside(&table).contains(&key.to_owned()), "{key}");
+    }
+    assert_eq!(set_aside(&table).len(), 9);
+    let app = table.snapshot().apps["web"].clone();
+    assert_eq!(app.machines[0].phase, Phase::Running);
+    assert_eq!(app.offer(80).unwrap().targets[0].service.row.internal_port, 8080);
+    table.replace(3, vec![machine("started", "a"), service(8080)]);
+    assert!(set_aside(&table).is_empty());
+}
+
+#[test]
+fn a_whole_view_removes_what_it_does_not_name() {
+    let mut table = Table::new("n1");
+    table.apply(
+        1,
+        vec![
+            machine("started", "a"),
+            service(8080),
+            row("host/web.test", json!({"app": "web"})),
+        ],
+    );
+    table.apply(
+        1,
+        vec![row("addr/10.0.0.9", json!({"kind": "dedicated", "app": "web"}))],
+    );
+    table.replace(2, vec![row("app/new", json!({"app": "new", "org": "o", "network": 1}))]);
+    let snapshot = table.snapshot();
+    assert_eq!(snapshot.apps.keys().map(|k| &**k).collect::<Vec<_>>(), ["new"]);
+    assert!(snapshot.hosts.is_empty() && snapshot.addresses.is_empty());
+    assert_eq!(table.rows().count(), 1);
+}
+
+#[test]
+fn an_epoch_ends_with_the_process_it_led_to() {
+    let mut table = Table::new("n1");
+    table.apply(1, vec![machine("started", "a"), service(8080)]);
+    let gauge = table.gauge("m1").unwrap().clone();
+    let mut epoch = gauge.epoch();
+    for (state, instance, moves) in [
+        ("started", "a", false),
+        ("stopping", "a", true),
+        ("stopped", "a", false),
+        ("started", "a", false),
+        ("started", "b", true),
+        ("updating", "b", true),
+    ] {
+        table.apply(2, vec![machine(state, instance)]);
+        assert_eq!(gauge.epoch() != epoch, moves, "{state} {instance}");
+        epoch = gauge.epoch();
+        assert_eq!(table.snapshot().apps["web"].machines[0].epoch, epoch);
+    }
+    table.apply(3, vec![row("m/m1", Value::Null)]);
+    assert!(gauge.epoch() != epoch);
+}
+
+#[test]
+fn a_drain_ends_when_the_row_moves_on() {
+    let mut table = Table::new("n1");
+    table.apply(1, vec![machine("started", "a"), service(8080)]);
+    for (state, instance, ends) in [("started", "a", false), ("stopping", "a", true), ("started", "b", true)] {
+        table.gauge("m1").unwrap().drain(None);
+        let changes = table.apply(2, vec![machine(state, instance)]);
+        assert_eq!(!changes.undrained.is_empty(), ends, "{state} {instance}");
+        assert_eq!(table.gauge("m1").unwrap().read().draining, !ends);
+    }
+}
+
+#[test]
+fn a_wake_is_ahead_of_its_row() {
+    let mut table = Table::new("n1");
+    table.apply(1, vec![machine("stopped", "a"), service(8080)]);
+    table.woken("m1", "10.0.0.7");
+    let woken = table.snapshot().apps["web"].machines[0].clone();
+    assert_eq!(
+        (woken.phase, woken.ip4),
+        (Phase::Running, Some("10.0.0.7".parse::<IpAddr>().unwrap()))
+    );
+    table.apply(2, vec![machine("stopped", "a")]);
+    assert_eq!(
+        table.snapshot().apps["web"].machines[0].phase,
+        Phase::Asleep(1),
+        "the same row again counts"
+    );
+}
+
+proptest! {
+    /// Whatever comes as JSON: nothing panics, and a good row beside it is in force.
+    #[test]
+    fn no_row_stops_another(key in "(app|host|addr|svc|m|cert|x)/[a-z0-9./]{0,12}", value in any_json()) {
+        let mut table = Table::new("n1");
+        table.apply(1, vec![row(&key, value), row("host/good.test", json!({"app": "good"}))]);
+        prop_assert!(table.snapshot().hosts.contains_key("good.test"));
+        table.apply(2, vec![row(&key, Value::Null)]);
+        prop_assert!(set_aside(&table).is_empty());
+    }
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(json!(7)),
+        Just(json!(-1)),
+        Just(json!("web")),
+        Just(json!("10.0.0.1")),
+        Just(json!(true)),
+        Just(json!([])),
+    ];
+    let names = [
+        "id",
+        "app",
+        "backend",
+        "kind",
+        "state",
+        "ip4",
+        "ports",
+        "services",
+        "passing",
+        "names",
+        "internal_port",
+    ];
+    prop::collection::hash_map(prop::sample::select(names.to_vec()), leaf, 0..6).prop_map(|map| json!(map))
+}
