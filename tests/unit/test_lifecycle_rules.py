@@ -265,13 +265,13 @@ def test_stop_defaults() -> None:
 )
 def test_what_is_wrong_is_named(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        validate.config(config(**wrong))
+        validate.validate_config(config(**wrong))
     assert (caught.value.field or "").startswith(field)
 
 
 def test_a_good_config_is_accepted_and_made_explicit() -> None:
     good = config(services=[service(ports=[Port(port=443, handlers=["tls", "http"])])], guest=Guest(cpus=2))
-    validate.config(good)
+    validate.validate_config(good)
     guest = validate.normalized(good).guest
     assert guest is not None
     assert msgspec.to_builtins(guest) == {"cpu_kind": "shared", "cpus": 2, "memory_mb": 512}

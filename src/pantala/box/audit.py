@@ -37,11 +37,17 @@ def leaks(box: Box | None) -> list[str]:
     found += [f"link {UPLINK}" for line in links if f" {UPLINK}@" in line or f" {UPLINK}:" in line]
     found += [f"firewall table ip {TABLE}" for line in _lines(["nft", "list", "tables"]) if line == f"table ip {TABLE}"]
     found += [f"mount {path}" for path in _mounts()]
-    found += [f"control group {path}" for path in sorted(CGROUPS.glob(f"*/{CGROUP_NAME}/*/*"))]
-    found += [f"control group {path}" for path in sorted(CGROUPS.glob(f"{CGROUP_NAME}/*/*"))]
+    found += [f"control group {path}" for path in control_groups()]
     if box is not None and box.run_dir.exists():
         found.append(f"folder {box.run_dir}")
     return found
+
+
+def control_groups() -> list[Path]:
+    """Of machines, hosts and the platform, the deepest first; in every v1 hierarchy or the one of v2."""
+    roots = [*CGROUPS.glob(f"*/{CGROUP_NAME}"), *CGROUPS.glob(CGROUP_NAME)]
+    found = [path for root in roots for path in (root, *root.rglob("*")) if path.is_dir()]
+    return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 
 def command_of(pid: int) -> str:

@@ -105,6 +105,7 @@ def down(*, state: Path, say: Say, purge: bool = False) -> None:
     say("==> Removing the network")
     kill_leftovers(box)
     lower_network(box)
+    remove_control_groups()
     if box is not None:
         shutil.rmtree(box.run_dir, ignore_errors=True)
     (state / "status.json").unlink(missing_ok=True)
@@ -112,10 +113,22 @@ def down(*, state: Path, say: Say, purge: bool = False) -> None:
         shutil.rmtree(state, ignore_errors=True)
 
 
+def remove_control_groups() -> None:
+    """The empty ones that hosts leave; one that is not empty stays for `audit leaks` to name."""
+    from pantala.box.audit import control_groups
+
+    for path in control_groups():
+        try:
+            path.rmdir()
+        except OSError:
+            continue
+
+
 def kill_leftovers(box: Box | None) -> None:
     """Whatever still lives in a namespace of the box, found by the namespace itself."""
     from pantala.box.audit import processes_in_box
 
+    left: list[int] = []
     for _ in range(20):
         left = processes_in_box()
         if not left:

@@ -11,11 +11,12 @@ from pantala.control.context import Context
 from pantala.control.ports import Registry
 from pantala.control.registry_tokens import RegistryTokens
 from pantala.errors import InvalidRequest, NotFound, TransientError
+from pantala.images.bootstrap import RECIPES
 from pantala.kit.secret import Secret
 from pantala.wire.machine import ImageRef
 
 FIELD = "config.image"
-BASES = tuple(f"library/{name}" for name in ("python", "debian", "nginx", "busybox"))
+BASES = tuple(recipe.repository for recipe in RECIPES)
 """Repositories that anyone's build may read: the bases made where no registry is in reach."""
 
 

@@ -60,7 +60,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):
-    """What `python -m pantala.server.bootstrap` prints. `verify_key` is that of control's catalogue rows; `registry_*` is what the registry's configuration wants."""
+    """What `python -m pantala.server.bootstrap` prints. `verify_key` is that of control's catalogue rows; `registry_*`
+    is what the registry's configuration wants."""
 
     token: str
     expires_at: str
