@@ -196,7 +196,7 @@ def app_processes() -> list[str]:
                 groups = (entry / "cgroup").read_text()
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-            if "gunicorn" in command and "/pantala/" in groups:
+            if "gunicorn" in command and "/pantala" in groups:
                 found.append(command)
     return found
 

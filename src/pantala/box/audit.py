@@ -6,11 +6,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from pantala.box.layout import TABLE, UPLINK, Box
+from pantala.box.layout import CGROUP, PREFIX, RUN_NAME, TABLE, UPLINK, Box
 from pantala.box.network import RUN_NETNS, leftover_namespaces
 
 CGROUPS = Path("/sys/fs/cgroup")
-CGROUP_NAME = "pantala"
 
 
 def processes_in_box() -> list[int]:
@@ -24,7 +23,7 @@ def processes_in_box() -> list[int]:
                 groups = (entry / "cgroup").read_text()
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-            if inode in namespaces or f":/{CGROUP_NAME}/" in groups:
+            if inode in namespaces or f":/{CGROUP}/" in groups:
                 found.append(int(entry.name))
     return found
 
@@ -45,7 +44,7 @@ def leaks(box: Box | None) -> list[str]:
 
 def control_groups() -> list[Path]:
     """Of machines, hosts and the platform, the deepest first; in every v1 hierarchy or the one of v2."""
-    roots = [*CGROUPS.glob(f"*/{CGROUP_NAME}"), *CGROUPS.glob(CGROUP_NAME)]
+    roots = [*CGROUPS.glob(f"*/{CGROUP}"), *CGROUPS.glob(CGROUP)]
     found = [path for root in roots for path in (root, *root.rglob("*")) if path.is_dir()]
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
@@ -60,7 +59,7 @@ def command_of(pid: int) -> str:
 def _mounts() -> list[str]:
     """Mount points of this namespace below a folder that bears our name."""
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return sorted(point for point in points if "/pantala/" in point or "/run/netns/pnt-" in point)
+    return sorted(point for point in points if f"/{RUN_NAME}/" in point or f"/run/netns/{PREFIX}" in point)
 
 
 def _lines(command: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from pantala.box import audit as auditing
 from pantala.box.at import run_at
-from pantala.box.layout import APP_DOMAIN, EDGE_ADDRESS, REGISTRY_NAME, Box, load_box
+from pantala.box.layout import APP_DOMAIN, EDGE_ADDRESS, REGISTRY_NAME, RUN_NAME, Box, load_box
 from pantala.box.supervisor import read_status
 from pantala.box.up import down as bring_down
 from pantala.box.up import is_running
@@ -21,8 +21,8 @@ from pantala.cli.session import json_option
 from pantala.errors import InvalidRequest, NotFound
 from pantala.images.bootstrap import RECIPES, BaseCache, recipe_for
 
-STATE = Path("/var/lib/pantala/box")
-RUN = Path("/run/pantala/box")
+STATE = Path("/var/lib") / RUN_NAME
+RUN = Path("/run") / RUN_NAME
 
 state_option = click.option(
     "--state", type=click.Path(path_type=Path), default=None, metavar="DIR", help=f"The box's state; default {STATE}."

@@ -4,11 +4,13 @@
     100.96.<i>.0/30   router ⇄ host i                100.96.200.0/30      router ⇄ builds
     100.96.255.1      the edge address, on every host, reached through the router
 
-The router has the first address of each link, what is behind it the second.
+The router has the first address of each link, what is behind it the second. Several boxes can run side by side: the
+variable PANTALA_BOX_INSTANCE (0 to 9) chooses other names and another second number of all addresses.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -16,18 +18,23 @@ import msgspec
 from pantala.errors import InvalidRequest
 from pantala.kit.ids import ulid
 
-SUBNET = "100.96"
+INSTANCE = int(os.environ.get("PANTALA_BOX_INSTANCE", "0")) % 10
+SUFFIX = str(INSTANCE) if INSTANCE else ""
+SUBNET = f"100.{96 + INSTANCE}"
 EDGE_ADDRESS = f"{SUBNET}.255.1"
+PREFIX = f"pnt{SUFFIX}-"
+CGROUP = f"pantala{SUFFIX}"
+RUN_NAME = f"pantala/box{SUFFIX}"
 APP_DOMAIN = "apps.pantala.test"
 PLATFORM_DOMAIN = "pantala.test"
 API_NAME = f"api.{PLATFORM_DOMAIN}"
 REGISTRY_NAME = f"registry.{PLATFORM_DOMAIN}"
 API_PORT, REGISTRY_PORT, BUS_PORT = 4280, 5000, 4222
 HOSTS_MAX = 99
-ROUTER = "pnt-router"
-BUILDS = "pnt-builds"
-UPLINK = "pnt-uplink"
-TABLE = "pantala_box"
+ROUTER = f"{PREFIX}router"
+BUILDS = f"{PREFIX}builds"
+UPLINK = f"{PREFIX}uplink"
+TABLE = f"pantala_box{SUFFIX}"
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +90,7 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
 
     def hosts(self) -> list[Host]:
         return [
-            Host(node=f"{region}-1", region=region, link=Link(netns=f"pnt-{region}-1", third=index))
+            Host(node=f"{region}-1", region=region, link=Link(netns=f"{PREFIX}{region}-1", third=index))
             for index, region in enumerate(self.regions, start=1)
         ]
 
@@ -92,7 +99,9 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
         return self.hosts()[0]
 
     def clients(self) -> list[Link]:
-        return [Link(netns=f"pnt-at-{region}", third=100 + index) for index, region in enumerate(self.regions, start=1)]
+        return [
+            Link(netns=f"{PREFIX}at-{region}", third=100 + index) for index, region in enumerate(self.regions, start=1)
+        ]
 
     def client_at(self, region: str) -> Link:
         if region not in self.regions:

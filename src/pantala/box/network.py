@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pantala.box.layout import API_PORT, EDGE_ADDRESS, REGISTRY_PORT, ROUTER, SUBNET, TABLE, UPLINK, Box
+from pantala.box.layout import API_PORT, EDGE_ADDRESS, PREFIX, REGISTRY_PORT, ROUTER, SUBNET, TABLE, UPLINK, Box
 from pantala.errors import InternalError, InvalidRequest
 
 RUN_NETNS = Path("/run/netns")
@@ -50,7 +50,7 @@ def lower_network(box: Box | None) -> None:
 def leftover_namespaces() -> list[str]:
     if not RUN_NETNS.is_dir():
         return []
-    return sorted(path.name for path in RUN_NETNS.iterdir() if path.name.startswith("pnt-"))
+    return sorted(path.name for path in RUN_NETNS.iterdir() if path.name.startswith(PREFIX))
 
 
 def up_commands(box: Box) -> list[list[str]]:
