@@ -221,7 +221,7 @@ def main() -> int:
             f"\nThe box stays. Try, in this shell:\n"
             f"    export PANTALA_CONFIG_DIR={work / 'config'} PANTALA_CACHE_DIR={CACHE} PATH={PANTALA.parent}:$PATH\n"
             f"    pantala box at iad -- curl https://{HOST}/\n"
-            f"    curl --cacert {work}/state/control/ca/ca.pem --resolve {HOST}:443:100.96.255.1 https://{HOST}/\n"
+            f"    curl --cacert {work}/state/control/ca/ca.pem --resolve {HOST}:443:{edge_of(work)} https://{HOST}/\n"
             f"    pantala status -a {APP}; pantala logs -a {APP}; pantala machine list -a {APP}\n"
             f"    pantala down --purge\n"
         )
@@ -235,6 +235,10 @@ def main() -> int:
     for what, figure in demo.figures:
         sys.stdout.write(f"    {what.ljust(width)}   {figure:>9}\n")
     return 1 if failed is not None else 0
+
+
+def edge_of(work: Path) -> str:
+    return json.loads((work / "config" / "config.json").read_text())["edge"]
 
 
 def show_logs(work: Path) -> None:

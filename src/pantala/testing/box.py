@@ -1,0 +1,112 @@
+"""A real box for end-to-end tests: brought up once, driven through the CLI as its user would, brought down whatever happens.
+
+`PANTALA_BOX_INSTANCE` keeps it apart from a box that the developer runs. Needs root and what `scripts/install --tests`
+installs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+CLI_TIMEOUT_S = 180.0
+CACHE = Path(__file__).resolve().parents[3] / ".cache"
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What a command said and how it ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
+class BoxRig:
+    """One running box. `state` is its state directory, `work` a scratch directory of the tests."""
+
+    def __init__(self, work: Path, *, region: str) -> None:
+        self.work = work
+        self.state = work / "state"
+        self.region = region
+        self.environment = os.environ | {
+            "PANTALA_CONFIG_DIR": str(work / "config"),
+            "PANTALA_CACHE_DIR": str(CACHE),
+        }
+
+    def pantala(
+        self, *arguments: str, cwd: Path | None = None, check: bool = True, timeout_s: float = CLI_TIMEOUT_S
+    ) -> Done:
+        """Run the CLI; an unexpected failure shows what it said."""
+        return self._run([sys.executable, "-m", "pantala.cli.main", *arguments], cwd, check, timeout_s)
+
+    def pantala_json(self, *arguments: str, cwd: Path | None = None) -> Any:
+        return json.loads(self.pantala(*arguments, "--json", cwd=cwd).stdout)
+
+    def at(self, *command: str, check: bool = True, timeout_s: float = 60.0) -> Done:
+        """Run a command as a client in the box's region: its names resolve, its certificates verify."""
+        return self.pantala(
+            "box", "at", self.region, "--state", str(self.state), "--", *command, check=check, timeout_s=timeout_s
+        )
+
+    def curl(self, url: str, *flags: str, check: bool = True) -> str:
+        """Body of a request from the client namespace; the certificate is verified, nothing is retried."""
+        return self.at("curl", "-sS", "--fail-with-body", "--max-time", "40", *flags, url, check=check).stdout
+
+    def machines(self, app: str) -> list[dict[str, Any]]:
+        return self.pantala_json("machine", "list", "-a", app)
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """The box's daemons by name, as its supervisor sees them."""
+        seen = self.pantala_json("box", "status", "--state", str(self.state))
+        return {process["name"]: process for process in seen["processes"]}
+
+    def logs(self, lines: int = 25) -> str:
+        """The end of every daemon's log: kept as evidence of a failure."""
+        parts: list[str] = []
+        for path in sorted((self.state / "logs").glob("*.log")):
+            text = path.read_text(errors="replace").splitlines()[-lines:]
+            parts.append(f"--- {path.name}\n" + "\n".join(text))
+        return "\n".join(parts)
+
+    def _run(self, command: list[str], cwd: Path | None, check: bool, timeout_s: float) -> Done:
+        ended = subprocess.run(
+            command,
+            cwd=cwd or self.work,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        done = Done(ended.returncode, ended.stdout, ended.stderr)
+        if check and done.code != 0:
+            raise AssertionError(f"`{' '.join(command[2:])}` exited with {done.code}:\n{done.output[-4000:]}")
+        return done
+
+
+@contextmanager
+def running_box(work: Path, *, region: str = "iad", idle_window_s: float = 3.0) -> Generator[BoxRig]:
+    """Up, and down again with everything it made; what is left behind fails the test that comes last."""
+    rig = BoxRig(work, region=region)
+    rig.pantala("down", "--purge", "--state", str(rig.state), check=False)  # what a killed run left
+    try:
+        rig.pantala(
+            "up", "--state", str(rig.state), "--regions", region, "--idle-window", str(idle_window_s), "--org", "tests",
+            timeout_s=400,
+        )  # fmt: skip
+        yield rig
+    finally:
+        rig.pantala("down", "--purge", "--state", str(rig.state), timeout_s=120)
