@@ -264,8 +264,12 @@ class MachineTask:
         self.keeper.health = None
 
     async def _health_changed(self) -> None:
+        """Requests may come at once; that it became ready is told afterwards, for those who watch a deploy."""
         await self.keeper.publish()
         self.keeper.announce()
+        health = self.keeper.health
+        if health is not None and health.ready_at_ms and not health.ready.is_set():
+            await self.keeper.change(lambda r: r, events=(event("ready", "started", "flyd", health.ready_at_ms),))
 
     async def _explain_address(self, sentence: str) -> None:
         at_ms = self.keeper.now_ms()

@@ -16,8 +16,10 @@ POLL_EVERY_S = 0.2
 EXITS_MAX = 2
 """The exit after which a version is given up, although its restart policy would go on."""
 
-SMOKE_S = 1.0
-"""How long a machine without checks must stay up after its ports accept."""
+SMOKE_FIRST_S = 3.0
+SMOKE_OTHERS_S = 0.5
+"""How long a machine without checks must stay up after its ports accept: the first of a version, and those after it.
+Servers that bind before they load the app (gunicorn does) accept and end a second later."""
 
 LOG_LINES = 20
 
@@ -33,6 +35,7 @@ class HealthWatch:
         self._client = client
         self._app = app
         self._smoke_checks = smoke_checks
+        self._proven = False
 
     async def until_well(self, machine_id: str, *, version: str, since_ms: int, timeout_s: float) -> Machine:
         """The machine once it is well. Raises Unhealthy."""
@@ -44,15 +47,19 @@ class HealthWatch:
             if machine.instance_id != version:
                 raise Unhealthy(f"machine {machine_id} was changed by someone else during the deploy")
             now = anyio.current_time()
-            if machine.state == "started" and all(check.status == "passing" for check in machine.checks):
+            if machine.state == "started" and is_ready(machine, since_ms=since_ms):
                 well_since = well_since if well_since is not None else now
-                if machine.checks or not self._smoke_checks or now - well_since >= SMOKE_S:
+                if machine.checks or not self._smoke_checks or now - well_since >= self._smoke_s():
+                    self._proven = True
                     return machine
             else:
                 well_since = None
             if now > deadline:
                 raise await self._unhealthy(machine, self._still(machine, timeout_s))
             await anyio.sleep(POLL_EVERY_S)
+
+    def _smoke_s(self) -> float:
+        return SMOKE_OTHERS_S if self._proven else SMOKE_FIRST_S
 
     async def _raise_if_hopeless(self, machine: Machine, *, since_ms: int) -> None:
         if bind := wrong_bind(machine, since_ms=since_ms):
@@ -86,6 +93,15 @@ class HealthWatch:
         return f"last lines of its log:\n{text}" if text else None
 
 
+def is_ready(machine: Machine, *, since_ms: int) -> bool:
+    """Its checks pass; without checks its ports accept (the agent says so by an event); without services it runs."""
+    if machine.checks:
+        return all(check.status == "passing" for check in machine.checks)
+    if not (machine.config and machine.config.services):
+        return True
+    return any(event.type == "ready" and event.timestamp >= since_ms for event in machine.events)
+
+
 def crashes(machine: Machine) -> list[Event]:
     """Exits nobody asked for, newest first."""
     return [
@@ -110,10 +126,14 @@ def described(exit_event: ExitEvent | None) -> str:
 
 
 def wrong_bind(machine: Machine, *, since_ms: int) -> str | None:
-    """What the agent found out about an app that listens elsewhere, if it did since the update."""
+    """What the agent found out since the update about an app that listens on the right port of the wrong address.
+
+    An app that listens elsewhere or nowhere may only be slow; that becomes the reason when the time is up.
+    """
     for event in machine.events:
-        if event.timestamp >= since_ms and event.type == "bind" and event.request and event.request.reason:
-            return f"machine {machine.id}: {event.request.reason}"
+        if event.timestamp >= since_ms and event.type == "listen" and event.request and event.request.reason:
+            reason = event.request.reason
+            return f"machine {machine.id}: {reason}" if reason.startswith("the app listens on") else None
     return None
 
 
