@@ -104,7 +104,7 @@ class Demo:
         self._hold(body == "Second version", f"the new version answered {body!r}")
 
     def broken_version(self) -> None:
-        self._edit("app = Flask(__name__)", 'raise SystemExit("the database is not configured")')
+        self._edit("app = Flask(__name__)", 'raise RuntimeError("the database is not configured")')
         begun = time.monotonic()
         done = self._pantala("deploy", cwd=self._app_dir, fails=True)
         took = time.monotonic() - begun

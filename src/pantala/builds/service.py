@@ -26,6 +26,8 @@ log = structlog.get_logger()
 BUILD_TIMEOUT_S = 1_800
 PROGRESS_LINE_BYTES_MAX = 4 * 1024 * 1024
 ERROR_CHARACTERS_MAX = 2_000
+STEP_CHARACTERS_MAX = 90
+_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}")
 _NOISE = re.compile(r"^\[internal\] |^resolve image config|^exporting|^sha256:|^importing cache")
 
 
@@ -117,7 +119,7 @@ class Progress:
         self._told.add(digest)
         took_ms = 0 if vertex.get("cached") else _between_ms(vertex.get("started"), vertex["completed"])
         suffix = " (cached)" if vertex.get("cached") else ""
-        return [BuildEvent(type="step", text=f"{name}{suffix}", took_ms=took_ms)]
+        return [BuildEvent(type="step", text=f"{_shortened(name)}{suffix}", took_ms=took_ms)]
 
     def _remember(self, line: str) -> None:
         self._tail = [*self._tail[-30:], line]
@@ -167,6 +169,12 @@ def write_credential(folder: Path, registry: str, token: Secret) -> None:
 
 def _environment(work: Path) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(work), "HOME": str(work), "PATH": "/usr/bin:/bin"}
+
+
+def _shortened(name: str) -> str:
+    """A step's name on one line: runs of spaces and full digests say nothing to a reader."""
+    text = _DIGEST.sub("", " ".join(name.split()))
+    return text if len(text) <= STEP_CHARACTERS_MAX else text[: STEP_CHARACTERS_MAX - 1] + "…"
 
 
 def _between_ms(started: str | None, completed: str) -> int:

@@ -21,7 +21,7 @@ SMOKE_OTHERS_S = 0.5
 """How long a machine without checks must stay up after its ports accept: the first of a version, and those after it.
 Servers that bind before they load the app (gunicorn does) accept and end a second later."""
 
-LOG_LINES = 20
+LOG_LINES = 45
 
 
 class Unhealthy(UserError):
@@ -120,8 +120,8 @@ def described(exit_event: ExitEvent | None) -> str:
         return "ended"
     if exit_event.oom_killed:
         return "ran out of memory; give it more with [[vm]] memory in fly.toml"
-    if exit_event.guest_signal or exit_event.signal:
-        return f"was ended by signal {exit_event.guest_signal or exit_event.signal}"
+    if exit_event.guest_signal > 0:
+        return f"was ended at start by signal {exit_event.guest_signal}"
     return f"exited at start with code {exit_event.exit_code}"
 
 

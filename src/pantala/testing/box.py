@@ -1,4 +1,4 @@
-"""A real box for end-to-end tests: brought up once, driven through the CLI as its user would, brought down whatever happens.
+"""A real box for end-to-end tests: brought up once, driven through the CLI as its user would, always brought down.
 
 `PANTALA_BOX_INSTANCE` keeps it apart from a box that the developer runs. Needs root and what `scripts/install --tests`
 installs.
