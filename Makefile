@@ -1,22 +1,68 @@
-# make demo and make test are the two commands of the README; the rest are chores.
+# `make demo` and `make test` are the README's two commands; the rest are chores.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-UV_RUN := uv run --quiet --frozen --no-sync
+export PATH := $(CURDIR)/.cache/uv/bin:$(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
+RUN := .venv/bin
+PYTEST := $(RUN)/python -m pytest -q
 
 .PHONY: help
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-.PHONY: schemas
-schemas:   ## write schemas/ from the wire types
-	$(UV_RUN) python -m pantala.wire.schemas schemas
+.PHONY: demo
+demo:  ## install, start a box and do the main job; KEEP=1 leaves the box
+	@scripts/install
+	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(RUN)/python scripts/demo.py
+
+.PHONY: test
+test: install-tests lint test-rust test-unit test-contract test-integration test-e2e  ## everything: lint and all tiers
+
+.PHONY: install-tests
+install-tests:
+	@scripts/install --tests
 
 .PHONY: lint
-lint:      ## ruff, basedpyright strict, import-linter, schemas, rustfmt, clippy
-	$(UV_RUN) ruff format --check .
-	$(UV_RUN) ruff check .
-	$(UV_RUN) basedpyright
-	$(UV_RUN) lint-imports
-	$(UV_RUN) python -m pantala.wire.schemas --check schemas
+lint:  ## ruff, basedpyright strict, import-linter, schemas, rustfmt, clippy
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/basedpyright
+	$(RUN)/lint-imports
+	$(RUN)/python -m pantala.wire.schemas --check schemas
+	$(RUN)/python -m pantala.server.openapi --check
 	cargo fmt --check
-	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+
+.PHONY: test-rust
+test-rust:
+	cargo test --quiet --workspace --locked
+
+.PHONY: test-unit
+test-unit:  ## pure code, in seconds
+	$(PYTEST) tests/unit
+
+.PHONY: test-contract
+test-contract:
+	$(PYTEST) tests/contract
+
+.PHONY: test-integration
+test-integration:
+	$(PYTEST) tests/integration
+
+.PHONY: test-e2e
+test-e2e:  ## a real box; needs root
+	$(PYTEST) tests/e2e
+
+.PHONY: schemas
+schemas:  ## write schemas/ from the wire types and the API
+	$(RUN)/python -m pantala.wire.schemas schemas
+	$(RUN)/python -m pantala.server.openapi
+
+.PHONY: format
+format:
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+	cargo fmt
+
+.PHONY: clean
+clean:  ## remove what was built; .cache (bases, BuildKit) stays
+	rm -rf .venv target dist
