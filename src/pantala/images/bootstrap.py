@@ -34,12 +34,16 @@ _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """One base: Debian packages, shell run with the new root as `$1`, and the image's config."""
+    """One base: Debian packages, shell run with the new root as `$1`, and the image's config.
+
+    `bare`: nothing but the packages' files, no Debian around them.
+    """
 
     repository: str
     tags: tuple[str, ...]
     packages: tuple[str, ...] = ()
     hook: str = ""
+    bare: bool = False
     env: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ("bash",)
     ports: tuple[int, ...] = ()
@@ -79,6 +83,12 @@ RECIPES = (
         repository="library/busybox",
         tags=("1.35", "stable", "latest"),
         packages=("busybox-static",),
+        bare=True,
+        hook=(
+            'mkdir -p "$1/tmp" "$1/root" "$1/etc" "$1/bin"; chmod 1777 "$1/tmp"; rm -rf "$1/usr/share"; '
+            'for name in $("$1/bin/busybox" --list); do [ -e "$1/bin/$name" ] || ln -s busybox "$1/bin/$name"; done; '
+            'echo root:x:0:0:root:/root:/bin/sh > "$1/etc/passwd"; echo root:x:0: > "$1/etc/group"'
+        ),
         cmd=("sh",),
     ),
 )
@@ -179,7 +189,7 @@ def mmdebstrap_command(recipe: Recipe) -> list[str]:
     command = [
         "mmdebstrap",
         "--mode=root",
-        "--variant=minbase",
+        f"--variant={'extract' if recipe.bare else 'minbase'}",
         "--format=tar",
         '--aptopt=Acquire::Languages "none"',
         "--aptopt=Acquire::Retries 3",
@@ -191,7 +201,7 @@ def mmdebstrap_command(recipe: Recipe) -> list[str]:
     if recipe.packages:
         command.append(f"--include={','.join(recipe.packages)}")
     if recipe.hook:
-        command.append(f"--customize-hook={recipe.hook}")
+        command.append(f"--{'extract' if recipe.bare else 'customize'}-hook={recipe.hook}")
     return [*command, SUITE, "-"]
 
 
