@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
+import zlib
 from pathlib import Path
 
 from pantala.builds.ignore import IgnoreRules
 from pantala.errors import InvalidRequest
 
 FILES_MAX = 200_000
+CONTENT_TIMES_FROM = 946_684_800
+CONTENT_TIMES_S = 20 * 365 * 86_400
+"""Times made from content: seconds of the twenty years after 2000, before any base was made."""
+
 OUTSIDE_DOCKERFILE = ".pantala.Dockerfile"
 """Where a Dockerfile that lies outside the context travels."""
 
@@ -18,7 +23,8 @@ OUTSIDE_DOCKERFILE = ".pantala.Dockerfile"
 def pack(root: Path, destination: Path, *, dockerfile: Path, ignorefile: Path | None = None) -> str:
     """Write the context; the Dockerfile's path inside it. Raises InvalidRequest naming what is missing.
 
-    Owners and times do not travel, so that the same source gives the same image.
+    Owners and times do not travel, so that the same source gives the same image. A file's time is made from its
+    content instead: servers that build their ETag from time and size then see that it changed.
     """
     if not dockerfile.is_file():
         raise InvalidRequest(f"there is no {dockerfile}", field="build.dockerfile")
@@ -32,9 +38,9 @@ def pack(root: Path, destination: Path, *, dockerfile: Path, ignorefile: Path | 
         inside = OUTSIDE_DOCKERFILE
     with tarfile.open(destination, "w:gz", compresslevel=3) as archive:
         for path in _walk(root, rules, always=inside):
-            archive.add(path, arcname=path.relative_to(root).as_posix(), recursive=False, filter=_plain)
+            _add(archive, path, path.relative_to(root).as_posix())
         if inside == OUTSIDE_DOCKERFILE:
-            archive.add(dockerfile, arcname=inside, filter=_plain)
+            _add(archive, dockerfile, inside)
     return inside
 
 
@@ -60,12 +66,22 @@ def _taken(path: str, rules: IgnoreRules, always: str) -> bool:
     return path == always or not rules.ignores(path)
 
 
-def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    member = archive.gettarinfo(path, arcname=name)
     if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
-        return None  # sockets and devices of the working copy are no source
+        return  # sockets and devices of the working copy are no source
     member.uid = member.gid = 0
     member.uname = member.gname = ""
-    member.mtime = 0
     executable = member.mode & stat.S_IXUSR
     member.mode = 0o755 if member.isdir() or executable else 0o644
-    return member
+    member.mtime = CONTENT_TIMES_FROM
+    if not member.isreg():
+        archive.addfile(member)
+        return
+    with path.open("rb") as file:
+        checksum = 0
+        while chunk := file.read(1 << 20):
+            checksum = zlib.crc32(chunk, checksum)
+        member.mtime += checksum % CONTENT_TIMES_S
+        file.seek(0)
+        archive.addfile(member, file)

@@ -27,6 +27,8 @@ BUILD_TIMEOUT_S = 1_800
 PROGRESS_LINE_BYTES_MAX = 4 * 1024 * 1024
 ERROR_CHARACTERS_MAX = 2_000
 STEP_CHARACTERS_MAX = 90
+EPOCH = 1_735_689_600
+"""Later times in an image are set to this one; those of its sources are earlier and stay."""
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}")
 _NOISE = re.compile(r"^\[internal\] |^resolve image config|^exporting|^sha256:|^importing cache")
 
@@ -149,7 +151,7 @@ def build_command(*, socket: Path, context: Path, options: BuildOptions, target:
         f"--local=dockerfile={context / folder}",
         f"--opt=filename={filename}",
         # Times inside the image do not depend on when it was built: the same source gives the same digest.
-        "--opt=build-arg:SOURCE_DATE_EPOCH=0",
+        f"--opt=build-arg:SOURCE_DATE_EPOCH={EPOCH}",
         f"--output=type=image,name={target},push=true,oci-mediatypes=true,compression=gzip,rewrite-timestamp=true",
         f"--metadata-file={metadata}",
     ]

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import anyio.to_thread
+import msgspec
 import structlog
 
 from pantala.auth.grants import Action, Principal
@@ -18,13 +19,29 @@ from pantala.control.context import Context
 from pantala.control.images import Images
 from pantala.control.ports import Builder
 from pantala.errors import InvalidRequest, PantalaError, RateLimited
+from pantala.images.bootstrap import recipe_for
 from pantala.kit import ids
 from pantala.wire.api import BuildEvent, BuildOptions
 
 log = structlog.get_logger()
 
 AT_ONCE_MAX = 4
+_MISSING_BASE = re.compile(r"docker\.io/library/([a-z0-9._-]+):([\w.-]+): not found")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+def with_base_hint(event: BuildEvent) -> BuildEvent:
+    """A failed build whose base could not be had says what to do about it."""
+    missing = _MISSING_BASE.search(event.text) if event.type == "failed" else None
+    if missing is None:
+        return event
+    name, tag = missing[1], missing[2]
+    try:
+        hint = f"an operator can make it with `pantala images bootstrap {recipe_for(f'{name}:{tag}').name}`"
+    except InvalidRequest as error:
+        hint = error.message
+    text = f"{event.text}\nNo registry with {name}:{tag} is in reach here; {hint}"
+    return msgspec.structs.replace(event, text=text)
 
 
 class Builds:
@@ -105,7 +122,7 @@ class Builds:
                 app=app, context_dir=context_dir, options=options, image=image, push_token=token
             ):
                 ended = event.type in ("done", "failed")
-                yield event
+                yield with_base_hint(event)
             if not ended:
                 yield BuildEvent(type="failed", text="the builder ended without a result")
         except PantalaError as error:
