@@ -156,6 +156,18 @@ async def test_an_image_that_is_not_there_or_not_mine_names_config_image(web: Te
     assert answer.json()["error"].startswith("config.image: image not found")
 
 
+async def test_a_base_whose_registry_is_not_in_reach_comes_from_our_own(web: TestPlatform) -> None:
+    web.registry.unreachable = ("busybox", "docker.io", "other")
+    body = launch() | {"config": {"image": "busybox:1.35"}}
+    answer = await web.http.post(MACHINES, json=body, headers=web.auth)
+    assert answer.status_code == 200, answer.text
+    (base,) = [image for image in web.registry.tokens if image.endswith("/library/busybox:1.35")]
+    assert claims_of(web.registry.tokens[base])["access"][0]["name"] == "library/busybox"
+    body["config"] = {"image": "other/busybox:1.35"}
+    answer = await web.http.post(MACHINES, json=body, headers=web.auth)
+    assert "does not answer" in answer.json()["error"]
+
+
 async def test_the_host_gets_a_digest_a_pull_token_and_the_request_s_switches(web: TestPlatform) -> None:
     body = launch() | {"skip_launch": True, "skip_service_registration": True, "lease_ttl": 30}
     made = await web.http.post(MACHINES, json=body, headers=web.auth)

@@ -12,6 +12,7 @@ from pantala.control.ports import Registry
 from pantala.control.registry_tokens import RegistryTokens
 from pantala.errors import InvalidRequest, NotFound, TransientError
 from pantala.images.bootstrap import RECIPES
+from pantala.images.reference import DOCKER_HUB, parse
 from pantala.kit.secret import Secret
 from pantala.wire.machine import ImageRef
 
@@ -31,10 +32,11 @@ class Images:
         """The image with its digest, and the token with which a host may pull it. Errors name `config.image`."""
         token = ""
         if repository := self.own_repository(image):
-            try:
-                await self._access.app(principal, repository, Action.READ)
-            except NotFound as error:
-                raise InvalidRequest(f"image not found: {image}", field=FIELD) from error
+            if repository not in BASES:
+                try:
+                    await self._access.app(principal, repository, Action.READ)
+                except NotFound as error:
+                    raise InvalidRequest(f"image not found: {image}", field=FIELD) from error
             token = self._tokens.issue(principal.email, repository, ("pull",))
         try:
             return await self._registry.resolve(image, token=token), token
@@ -43,7 +45,16 @@ class Images:
         except InvalidRequest as error:
             raise InvalidRequest(error.message, field=FIELD, hint=error.hint) from error
         except TransientError as error:
+            if base := self._base_instead(image):
+                return await self.resolve(principal, base)
             raise TransientError(f"{FIELD}: {error.message}", retry_after_s=error.retry_after_s) from error
+
+    def _base_instead(self, image: str) -> str | None:
+        """Where a registry is not in reach: the same base as made from Debian packages, in our own registry."""
+        reference = parse(image)
+        if reference.registry != DOCKER_HUB or reference.repository not in BASES or reference.digest:
+            return None
+        return f"{self._context.settings.registry}/{reference.repository}:{reference.tag}"
 
     def own_repository(self, image: str) -> str | None:
         """The app of an image of our registry; None for any other image."""

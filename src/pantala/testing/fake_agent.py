@@ -17,7 +17,15 @@ import msgspec
 from pantala.client.node import encode_error
 from pantala.client.node import subject as subject_of
 from pantala.domain.machine import SETTLED, State
-from pantala.errors import CapacityError, LeaseHeld, NotFound, PantalaError, RequestTimeout, WrongState
+from pantala.errors import (
+    CapacityError,
+    LeaseHeld,
+    NotFound,
+    PantalaError,
+    RequestTimeout,
+    TransientError,
+    WrongState,
+)
 from pantala.kit import ids
 from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock, SystemClock, rfc3339, unix_ms
@@ -422,14 +430,17 @@ def image_digest(image: str) -> str:
 
 
 class FakeRegistry:
-    """Resolves every reference but those of `missing`; remembers the tokens it was shown."""
+    """Resolves every reference but those of `missing`, and none of `unreachable` registries (as references begin)."""
 
     def __init__(self) -> None:
         self.missing: set[str] = set()
+        self.unreachable: tuple[str, ...] = ()
         self.tokens: dict[str, str] = {}
 
     async def resolve(self, image: str, *, token: str) -> ImageRef:
         self.tokens[image] = token
+        if self.unreachable and image.startswith(self.unreachable):
+            raise TransientError(f"the registry of {image} does not answer")
         if image in self.missing:
             raise NotFound(f"no such image: {image}")
         name, _, digest = image.partition("@")
