@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import structlog
 from pantala.agent.run import run
 from pantala.agent.settings import AgentSettings, load
 from pantala.errors import PantalaError
+from pantala.telemetry import configure
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     failures: list[PantalaError] = []
     try:
         settings = load(options.settings)
-        set_up_logging(settings.log_level)
+        configure(level=settings.log_level, program="agent", region=settings.region)
         anyio.run(_main, settings)
     except* PantalaError as errors:
         failures = _leaves(errors)
@@ -50,22 +50,6 @@ async def _run(settings: AgentSettings, scope: anyio.CancelScope) -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
     scope.cancel()
-
-
-def set_up_logging(level: str) -> None:
-    """One JSON object a line on stderr."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 def _leaves(group: BaseExceptionGroup[PantalaError]) -> list[PantalaError]:

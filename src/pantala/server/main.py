@@ -29,6 +29,7 @@ from pantala.server.compose import Parts, compose
 from pantala.server.http import HttpServer
 from pantala.server.limits import RateLimits
 from pantala.store.database import open_database
+from pantala.telemetry import configure
 from pantala.wire.server import ServerSettings
 
 log = structlog.get_logger()
@@ -89,6 +90,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--settings", type=Path, required=True, help="JSON file of ServerSettings")
     chosen = parser.parse_args(arguments)
     failures: list[str] = []
+    configure(program="server")
     try:
         anyio.run(serve, read_settings.read(chosen.settings), backend_options={"use_uvloop": True})
     except* PantalaError as group:
