@@ -53,6 +53,18 @@ def test_files_folders_and_links_inside_are_kept(tmp_path: Path, target: Path) -
     assert (target / "app" / "run.sh").stat().st_mode & 0o7777 == 0o755
 
 
+def test_a_files_time_follows_from_its_content_whatever_the_archive_says(tmp_path: Path) -> None:
+    def time_ns(name: str, words: bytes, claimed: int) -> int:
+        folder = tmp_path / name
+        folder.mkdir()
+        unpack(archive(tmp_path, (entry("app.py", mtime=claimed), words)), folder, Bounds())
+        return (folder / "app.py").stat().st_mtime_ns
+
+    first = time_ns("first", b"x = 1\n", 0)
+    assert time_ns("again", b"x = 1\n", 1_000) == first, "the same source gives the same image"
+    assert time_ns("edited", b"x = 2\n", 0) != first, "an edit of equal length is seen by the builder"
+
+
 BAD: dict[str, Callable[[], tuple[tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], ...]]] = {
     "dots": lambda: ((entry("../evil"), b"x"),),
     "absolute": lambda: ((entry("/etc/evil"), b"x"),),
