@@ -60,7 +60,8 @@ def _programs() -> Finding:
         except PantalaError:
             missing.append(name)
     detail = f"missing: {', '.join(missing)}" if missing else f"{len(PROGRAMS)} found"
-    return Finding(what="programs", ok=not missing, detail=detail, remedy="run scripts/install")
+    remedy = "run scripts/install in a checkout; outside of it, PANTALA_BIN_DIR names its .cache/bin"
+    return Finding(what="programs", ok=not missing, detail=detail, remedy=remedy)
 
 
 def _resolver() -> Finding:
