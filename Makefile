@@ -66,3 +66,11 @@ format:
 .PHONY: clean
 clean:  ## remove what was built; .cache (bases, BuildKit) stays
 	rm -rf .venv target dist
+
+.PHONY: bench
+bench: install-tests  ## measure what SPECIFICATION.md publishes; NAME=wake, deploy, cli or memory, all without NAME
+	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(RUN)/python -m benchmarks $(NAME)
+
+.PHONY: reference
+reference:  ## write docs/reference/cli.md from the commands
+	$(RUN)/python scripts/cli_reference.py
