@@ -5,17 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-import zlib
 from pathlib import Path
 
 from pantala.builds.ignore import IgnoreRules
 from pantala.errors import InvalidRequest
 
 FILES_MAX = 200_000
-CONTENT_TIMES_FROM = 946_684_800
-CONTENT_TIMES_S = 20 * 365 * 86_400
-"""Times made from content: seconds of the twenty years after 2000, before any base was made."""
-
 OUTSIDE_DOCKERFILE = ".pantala.Dockerfile"
 """Where a Dockerfile that lies outside the context travels."""
 
@@ -23,8 +18,7 @@ OUTSIDE_DOCKERFILE = ".pantala.Dockerfile"
 def pack(root: Path, destination: Path, *, dockerfile: Path, ignorefile: Path | None = None) -> str:
     """Write the context; the Dockerfile's path inside it. Raises InvalidRequest naming what is missing.
 
-    Owners and times do not travel, so that the same source gives the same image. A file's time is made from its
-    content instead: servers that build their ETag from time and size then see that it changed.
+    Owners and times do not travel, so that the same source gives the same image; the platform makes times of its own.
     """
     if not dockerfile.is_file():
         raise InvalidRequest(f"there is no {dockerfile}", field="build.dockerfile")
@@ -74,14 +68,9 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
     member.uname = member.gname = ""
     executable = member.mode & stat.S_IXUSR
     member.mode = 0o755 if member.isdir() or executable else 0o644
-    member.mtime = CONTENT_TIMES_FROM
+    member.mtime = 0
     if not member.isreg():
         archive.addfile(member)
         return
     with path.open("rb") as file:
-        checksum = 0
-        while chunk := file.read(1 << 20):
-            checksum = zlib.crc32(chunk, checksum)
-        member.mtime += checksum % CONTENT_TIMES_S
-        file.seek(0)
         archive.addfile(member, file)
