@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -262,6 +263,38 @@ async def test_a_machine_in_transit_is_waited_for(rig: Rig) -> None:
     [wake] = await rig.agent.frames_of("Wake")
     await rig.agent.send(WakeResult(id=wake.id, machine="m1", ok=True, ip4=ONE))
     assert (await request).status_code == 200
+
+
+async def test_a_machine_that_comes_and_goes_for_ever_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    async with running(tmp_path, wake_timeout_ms=2_000) as rig:
+        port = free_port()
+        await web(rig, port, machine_row("web", "m1", "", "stopped"))
+
+        async def wake(frame: ProxyFrame) -> None:
+            if isinstance(frame, Wake):
+                await rig.agent.send(WakeResult(id=frame.id, machine="m1", ok=True, ip4=ONE))
+
+        async def flip() -> None:
+            """A crash at start, again and again, at the pace of a real machine."""
+            for turn in itertools.count(1):
+                for state, address in (
+                    ("starting", ""),
+                    ("started", ONE),
+                    ("stopped" if turn % 8 == 0 else "starting", ""),
+                ):
+                    await rig.agent.rows(machine_row("web", "m1", address, state, instance_id=f"01{turn}"))
+                    await asyncio.sleep(0.3)
+
+        rig.agent.on_frame = wake
+        flipping = asyncio.create_task(flip())
+        try:
+            response = await asyncio.wait_for(rig.get(HOST, accept="application/json"), WITHIN_S)
+        finally:
+            flipping.cancel()
+        seen = (response.status_code, response.json()["code"])
+        assert seen == (502, "PC01")  # the machine was reached once, which says more than that it is not there now
+        [log] = await rig.agent.frames_of("ProxyLog")
+        assert (log.app, log.code, log.machine) == ("web", "PC01", "m1")
 
 
 async def load_unchanged(rig: Rig) -> None:

@@ -12,6 +12,7 @@ use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use pantala_route::retry::{Attempt, Fault, Verdict, judge};
+use tokio::time::Instant;
 
 use crate::body::{ClientBody, OutBody, Upstream};
 use crate::headers;
@@ -25,6 +26,15 @@ use crate::upgrade;
 pub enum Upstreams {
     App(Box<Selection>),
     Backend(SocketAddr),
+}
+
+impl Upstreams {
+    fn reach_by(&self) -> Option<Instant> {
+        match self {
+            Upstreams::App(selection) => Some(selection.reach_by),
+            Upstreams::Backend(_) => None,
+        }
+    }
 }
 
 pub struct Exchange {
@@ -53,7 +63,7 @@ impl Exchange {
                 headers::unavailable(&mut self.parts.headers, machine);
             }
             attempts += 1;
-            let failed = match self.attempt(&route, slot, fresh).await {
+            let failed = match self.attempt(&route, slot, fresh, upstreams.reach_by()).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
@@ -129,8 +139,14 @@ impl Exchange {
         ))
     }
 
-    async fn attempt(&mut self, route: &Route, slot: Option<Slot>, fresh: bool) -> Result<Response<OutBody>, Failed> {
-        let mut lease = match self.pool.connect(route, fresh).await {
+    async fn attempt(
+        &mut self,
+        route: &Route,
+        slot: Option<Slot>,
+        fresh: bool,
+        by: Option<Instant>,
+    ) -> Result<Response<OutBody>, Failed> {
+        let mut lease = match self.pool.connect(route, fresh, by).await {
             Ok(lease) => lease,
             Err(error) => {
                 let happened = match slot {

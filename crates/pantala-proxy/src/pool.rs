@@ -6,12 +6,13 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use pantala_route::gauge::Gauge;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 
 use crate::body::AttemptBody;
 
@@ -84,7 +85,7 @@ impl Lease {
 pub enum ConnectError {
     #[error("{0}")]
     Socket(#[from] std::io::Error),
-    #[error("no answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("no answer in time")]
     Timeout,
     #[error("{0}")]
     Http(#[from] hyper::Error),
@@ -112,8 +113,14 @@ impl ConnectError {
 }
 
 impl Pool {
-    /// A kept connection if there is one that still stands, else a new one. `fresh` never takes a kept one.
-    pub async fn connect(self: &Rc<Self>, route: &Route, fresh: bool) -> Result<Lease, ConnectError> {
+    /// A kept connection if there is one that still stands, else a new one. `fresh` never takes a kept one; `by` ends a
+    /// new one's attempt early.
+    pub async fn connect(
+        self: &Rc<Self>,
+        route: &Route,
+        fresh: bool,
+        by: Option<Instant>,
+    ) -> Result<Lease, ConnectError> {
         while let Some(mut idle) = (!fresh && route.pooled).then(|| self.take(route)).flatten() {
             if idle.usable() && idle.sender.ready().await.is_ok() {
                 return Ok(Lease {
@@ -124,7 +131,9 @@ impl Pool {
                 });
             }
         }
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(route.socket));
+        let limit = Instant::now() + CONNECT_TIMEOUT;
+        let limit = by.map_or(limit, |by| by.min(limit));
+        let connecting = timeout_at(limit, TcpStream::connect(route.socket));
         let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

@@ -56,7 +56,8 @@ pub struct Selection {
     tried: Vec<Arc<str>>,
     wakes_joined: u32,
     pause: Duration,
-    ready_by: Instant,
+    /// One end for everything that precedes the request's first byte on a machine: wakes, retries, states that pass.
+    pub reach_by: Instant,
     queue_by: Option<Instant>,
     refusing_by: Option<Instant>,
     last_failure: Option<Refusal>,
@@ -85,7 +86,7 @@ impl Selection {
             tried: Vec::new(),
             wakes_joined: 0,
             pause: PAUSE_FIRST,
-            ready_by: Instant::now() + Duration::from_millis(shared.settings.wire.wake_timeout_ms),
+            reach_by: Instant::now() + Duration::from_millis(shared.settings.wire.wake_timeout_ms),
             queue_by: None,
             refusing_by: None,
             last_failure: None,
@@ -99,8 +100,22 @@ impl Selection {
         self.last_failure = Some(why);
     }
 
-    /// The view is asked anew at each turn, because every wait may have changed it.
+    /// Each wait inside has a deadline of its own and a better reason; a machine that comes and goes for ever outlives them.
     pub async fn slot(&mut self) -> Result<Slot, Refusal> {
+        let by = self.reach_by;
+        if Instant::now() < by
+            && let Ok(found) = timeout_at(by, self.search()).await
+        {
+            return found;
+        }
+        let unready = self
+            .refuse("PM03", "No machine of the app became ready in time.")
+            .retry_after(2);
+        Err(self.last_failure.take().unwrap_or(unready))
+    }
+
+    /// The view is asked anew at each turn, because every wait may have changed it.
+    async fn search(&mut self) -> Result<Slot, Refusal> {
         let shared = self.shared.clone();
         let mut place = None;
         loop {
@@ -183,7 +198,7 @@ impl Selection {
             // A full channel is no loss: the control thread looks for unsent wakes with every tick.
             let _ = self.shared.commands.try_send(Command::Wake);
         }
-        let waited = timeout_at(self.ready_by, outcome.wait_for(Option::is_some)).await;
+        let waited = timeout_at(self.reach_by, outcome.wait_for(Option::is_some)).await;
         let result = match waited {
             Ok(Ok(result)) => result.clone(),
             _ => {
@@ -246,7 +261,7 @@ impl Selection {
     }
 
     async fn called(&mut self, called: impl Future<Output = ()>) -> Result<(), Refusal> {
-        let by = self.queue_by.unwrap_or(self.ready_by);
+        let by = self.queue_by.unwrap_or(self.reach_by);
         timeout_at(by, called).await.map_err(|_| {
             self.refuse(
                 "PR04",
@@ -258,16 +273,17 @@ impl Selection {
 
     async fn change(&mut self, why: Waiting, seq: u64, app: &App) -> Result<(), Refusal> {
         let (by, happened) = match why {
-            Waiting::Change => (self.ready_by, "The app's machine did not become ready in time."),
+            Waiting::Change => (self.reach_by, "The app's machine did not become ready in time."),
             Waiting::Checks => {
                 let limit = Duration::from_millis(self.shared.settings.wire.queue_timeout_ms);
                 let by = *self.queue_by.get_or_insert_with(|| Instant::now() + limit);
-                (by.min(self.ready_by), "No machine of the app passes its health checks.")
+                (by.min(self.reach_by), "No machine of the app passes its health checks.")
             }
         };
         timeout_at(by, self.shared.newer_than(seq)).await.map_err(|_| {
             let machine = app.machines.first().map_or("", |m| &m.id);
-            self.refuse("PR01", happened).of_machine(machine).retry_after(2)
+            let unready = self.refuse("PR01", happened).of_machine(machine).retry_after(2);
+            self.last_failure.take().unwrap_or(unready)
         })?;
         // What failed before belongs to a view that is gone.
         self.tried.clear();
@@ -277,7 +293,7 @@ impl Selection {
 
     /// All were tried: a short pause, cut short by news, and around again until they have refused for too long.
     async fn breathe(&mut self, seq: u64) -> Result<(), Refusal> {
-        let by = self.refusing_by.unwrap_or(self.ready_by);
+        let by = self.refusing_by.unwrap_or(self.reach_by);
         if Instant::now() >= by {
             let unknown = self.refuse("PR04", "No machine of the app took the request.");
             return Err(self.last_failure.take().unwrap_or(unknown));
