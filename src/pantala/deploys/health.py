@@ -46,6 +46,9 @@ class HealthWatch:
             await self._raise_if_hopeless(machine, since_ms=since_ms)
             if machine.instance_id != version:
                 raise Unhealthy(f"machine {machine_id} was changed by someone else during the deploy")
+            if is_asleep(machine, since_ms=since_ms):
+                self._proven = True
+                return machine
             now = anyio.current_time()
             if machine.state == "started" and is_ready(machine, since_ms=since_ms):
                 well_since = well_since if well_since is not None else now
@@ -99,6 +102,15 @@ def is_ready(machine: Machine, *, since_ms: int) -> bool:
         return all(check.status == "passing" for check in machine.checks)
     if not (machine.config and machine.config.services):
         return True
+    return _accepted(machine, since_ms=since_ms)
+
+
+def is_asleep(machine: Machine, *, since_ms: int) -> bool:
+    """It was ready, then stopped on request: autostop, since nobody asked it anything while it was watched."""
+    return machine.state == "stopped" and _accepted(machine, since_ms=since_ms)
+
+
+def _accepted(machine: Machine, *, since_ms: int) -> bool:
     return any(event.type == "ready" and event.timestamp >= since_ms for event in machine.events)
 
 
