@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import errno
-import json
 import os
 import secrets
 import stat
-import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -133,16 +131,16 @@ def found_in_files(box: BoxRig, needles: list[bytes]) -> list[str]:
     found: list[str] = []
     for root in (box.work, run):
         for folder, _, names in os.walk(root):
-            found += [path for name in names if holds_data(path := os.path.join(folder, name), needles)]
+            found += [str(path) for name in names if holds_data(path := Path(folder, name), needles)]
     return found
 
 
-def holds_data(path: str, needles: list[bytes]) -> bool:
+def holds_data(path: Path, needles: list[bytes]) -> bool:
     """Reads the file's data and leaves its holes: the disks of machines are large and almost empty."""
-    if not stat.S_ISREG(os.lstat(path).st_mode):
+    if not stat.S_ISREG(path.lstat().st_mode):
         return False
     overlap = max(map(len, needles)) - 1
-    with Path(path).open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file:
         at, end, kept = 0, os.fstat(file.fileno()).st_size, b""
         while at < end:
             try:
