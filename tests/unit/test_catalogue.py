@@ -80,12 +80,16 @@ class Owner:
 
 
 @asynccontextmanager
-async def owner(folder: Path, bus: MemoryBus, name: str, *, epoch: int = 1) -> AsyncGenerator[Owner]:
+async def owner(
+    folder: Path, bus: MemoryBus, name: str, *, epoch: int = 1, silent: bool = False
+) -> AsyncGenerator[Owner]:
     async with CatalogueStore.open(folder / f"{name}.db") as store:
         view = View(control="control")
         publisher = Publisher(store, view, bus, SIGNERS[name], SystemClock(), owner=name, epoch=epoch)
         await publisher.open()
         await bus.serve(frames.fetch_subject(name), publisher.answer)
+        if publisher.silent and not silent:
+            await publisher.replace_all([])
         yield Owner(store, view, publisher)
 
 
@@ -187,6 +191,36 @@ async def test_an_owner_that_comes_back_goes_on_and_a_new_epoch_replaces(tmp_pat
             await third.publisher.put([app_row("fresh")])
             await catch_up(third.publisher, replica, bus)
             assert set(shown(view)) == {("routes", "app/fresh")}
+
+
+async def test_a_new_epoch_takes_nothing_away_before_it_has_said_everything(tmp_path: Path) -> None:
+    bus = HostileBus(random.Random(0), 0.0)
+    names = [f"a{number}" for number in range(frames.FRAME_ROWS_MAX + 1)]
+    async with reader(tmp_path, bus) as (view, replica):
+        async with owner(tmp_path, bus, "control") as first:
+            await first.publisher.put([app_row(name) for name in names])
+            await catch_up(first.publisher, replica, bus)
+            before = shown(view)
+            assert len(before) == len(names)
+        bus._handlers = bus._handlers[:2]
+        async with owner(tmp_path, bus, "control", epoch=2, silent=True) as second:
+            lost: list[int] = []
+            view_apply = view.apply
+
+            def watched(*arguments: Any, **named: Any) -> None:
+                view_apply(*arguments, **named)
+                lost.append(len(before.keys() - shown(view).keys()))
+
+            view.apply = watched
+            await second.publisher.beat()
+            await replica.catch_up("control")
+            await second.publisher.put([app_row(names[0], 2)])
+            await replica.catch_up("control")
+            assert shown(view) == before
+            await second.publisher.replace_all([app_row(name, 2) for name in names])
+            await catch_up(second.publisher, replica, bus)
+            assert {value["network"] for value in shown(view).values()} == {2}
+            assert set(lost) == {0}
 
 
 async def test_unchanged_rows_cost_nothing(tmp_path: Path) -> None:

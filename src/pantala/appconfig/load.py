@@ -35,7 +35,7 @@ def find_config(directory: Path, given: str | None) -> Path | None:
         if path.is_dir():
             path = next((path / name for name in NAMES if (path / name).is_file()), path / NAMES[0])
         if not path.is_file():
-            raise NotFound(f"there is no {path}")
+            raise NotFound(f"--config: there is no {path}", hint="give the path of a fly.toml, or of its directory")
         return path
     return next((directory / name for name in NAMES if (directory / name).is_file()), None)
 

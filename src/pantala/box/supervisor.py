@@ -28,6 +28,8 @@ log = structlog.get_logger()
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+STAYS_UP_S = 2.0
+"""Ready for so long, a process is taken for sound: it is restarted at once however often it was killed before."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -89,23 +91,24 @@ class Supervisor:
             child = await start(process)
             self._running[process.name] = child
             self._set(process.name, state="starting", pid=child.pid, started=start_time(child.pid), restarts=restarts)
-            begun = anyio.current_time()
+            up = _Up()
             async with anyio.create_task_group() as watch:
-                watch.start_soon(self._mark_ready, process, ready)
+                watch.start_soon(self._mark_ready, process, ready, up)
                 await child.wait()
                 watch.cancel_scope.cancel()
             if self._stopping:
                 break
             log.warning("process ended", name=process.name, code=child.returncode)
-            restarts = restarts + 1 if anyio.current_time() - begun < 60 else 1
+            restarts = 1 if up.stayed(anyio.current_time()) else restarts + 1
             self._set(process.name, state="restarting", restarts=restarts)
             await anyio.sleep(BACKOFF_S[min(restarts, len(BACKOFF_S)) - 1])
 
-    async def _mark_ready(self, process: Process, ready: anyio.Event) -> None:
+    async def _mark_ready(self, process: Process, ready: anyio.Event, up: _Up) -> None:
         while True:
             if is_ready(process.ready):
                 break
             await anyio.sleep(0.05)
+        up.since = anyio.current_time()
         self._set(process.name, state="ready")
         ready.set()
 
@@ -143,6 +146,16 @@ class Supervisor:
         fresh = self._path.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(status))
         fresh.rename(self._path)
+
+
+class _Up:
+    """Since when one run of a process has been ready."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    def stayed(self, now: float) -> bool:
+        return self.since is not None and now - self.since >= STAYS_UP_S
 
 
 async def start(process: Process) -> Child:

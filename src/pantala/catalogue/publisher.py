@@ -27,7 +27,11 @@ _FETCH = msgspec.json.Decoder(Fetch)
 
 
 class Publisher:
-    """Made by `open`; `put` works at once, `run` answers and beats. Bus silence costs readers freshness only."""
+    """Made by `open`; `put` works at once, `run` answers and beats. Bus silence costs readers freshness only.
+
+    A new epoch replaces all that readers know of this owner, so it is `silent` until `replace_all` has said everything:
+    otherwise readers would lose what serves for as long as the owner takes to start.
+    """
 
     def __init__(
         self, store: CatalogueStore, view: View, bus: Bus, signer: Signer, clock: Clock, *, owner: str, epoch: int
@@ -35,6 +39,7 @@ class Publisher:
         self.owner = owner
         self.epoch = epoch
         self.seq = 0
+        self.silent = True
         self._store = store
         self._view = view
         self._bus = bus
@@ -54,6 +59,7 @@ class Publisher:
                 self.owner, OwnerState(epoch=self.epoch, seq=0), [], at_ms=self._now_ms(), replace=True
             )
         else:
+            self.silent = known.seq == 0
             self.seq = max(known.seq, known.reserved)
             for row in rows.get(self.owner, []):
                 self._rows[row.stream, row.key] = row
@@ -73,6 +79,7 @@ class Publisher:
                 for (stream, key), row in self._rows.items()
                 if row.value is not None and (stream, key) not in keep
             ]
+            self.silent = False
             return await self._put([*gone, *rows])
 
     async def _put(self, rows: Sequence[Row]) -> int:
@@ -97,7 +104,7 @@ class Publisher:
             self._digest.add(row)
             self._rows[row.stream, row.key] = row
         self._view.apply(self.owner, fresh)
-        for frame in self._frames(before, fresh):
+        for frame in () if self.silent else self._frames(before, fresh):
             await self._publish(frames.delta_subject(self.owner), frames.sign(self._signer, frame))
         return seq
 
@@ -111,6 +118,8 @@ class Publisher:
             await self._clock.sleep(BEAT_S)
 
     async def beat(self) -> None:
+        if self.silent:
+            return
         document = Beat(
             owner=self.owner, epoch=self.epoch, seq=self.seq, count=self._digest.count, digest=self._digest.text
         )
@@ -122,6 +131,8 @@ class Publisher:
         try:
             wanted = _FETCH.decode(payload)
         except msgspec.DecodeError:
+            return None
+        if self.silent:
             return None
         after = wanted.after_seq if wanted.epoch == self.epoch else 0
         rows = sorted((row for row in self._rows.values() if row.seq > after), key=lambda row: row.seq)

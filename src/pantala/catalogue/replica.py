@@ -95,7 +95,7 @@ class Replica:
         async with self._turn:
             known = self._owners.get(frame.owner)
             if known is None or frame.epoch > known.state.epoch:
-                if frame.after_seq == 0:
+                if frame.after_seq == 0 and frame.last:  # a part of it would take the rest away
                     await self._apply(frame.owner, frame.epoch, frame.seq, frame.rows, replace=True)
                 else:
                     self._ask(frame.owner, whole=True)

@@ -47,7 +47,11 @@ class Images:
         except TransientError as error:
             if base := self._base_instead(image):
                 return await self.resolve(principal, base)
-            raise TransientError(f"{FIELD}: {error.message}", retry_after_s=error.retry_after_s) from error
+            raise TransientError(
+                f"{FIELD}: {error.message}",
+                hint=f"the platform's own images begin with {self._context.settings.registry}/",
+                retry_after_s=error.retry_after_s,
+            ) from error
 
     def _base_instead(self, image: str) -> str | None:
         """Where a registry is not in reach: the same base as made from Debian packages, in our own registry."""

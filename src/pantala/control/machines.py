@@ -41,6 +41,7 @@ NODES_TRIED_MAX = 5
 CREATE_TIMEOUT_S = 15.0
 LEASE_TTL_S_MAX = 86_400
 MACHINE_NOT_FOUND = "machine not found"
+NO_ROOM = "could not reserve resource for machine"
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
@@ -127,8 +128,9 @@ class Machines:
             machine: Machine = await self._context.nodes.call(placement.node, call, timeout_s=CREATE_TIMEOUT_S)
         except CapacityError as error:
             # flyctl replaces the machine elsewhere when it reads this text.
+            told = error.message.startswith(NO_ROOM)
             raise CapacityError(
-                f"could not reserve resource for machine: {error.message}", excluded=error.excluded, hint=error.hint
+                error.message if told else f"{NO_ROOM}: {error.message}", excluded=error.excluded, hint=error.hint
             ) from error
         launch = _Launch(principal, app, request, config, image, pull_token)
         return await self._keep(launch, "machine.update", machine, given)

@@ -36,7 +36,7 @@ class Done(msgspec.Struct, frozen=True):
 class BoxRig:
     """One running box. `state` is its state directory, `work` a scratch directory of the tests."""
 
-    def __init__(self, work: Path, *, region: str) -> None:
+    def __init__(self, work: Path, *, region: str, instance: int | None = None) -> None:
         self.work = work
         self.state = work / "state"
         self.region = region
@@ -44,6 +44,8 @@ class BoxRig:
             "PANTALA_CONFIG_DIR": str(work / "config"),
             "PANTALA_CACHE_DIR": str(CACHE),
         }
+        if instance is not None:
+            self.environment["PANTALA_BOX_INSTANCE"] = str(instance)
 
     def pantala(
         self, *arguments: str, cwd: Path | None = None, check: bool = True, timeout_s: float = CLI_TIMEOUT_S
@@ -98,9 +100,12 @@ class BoxRig:
 
 
 @contextmanager
-def running_box(work: Path, *, region: str = "iad", idle_window_s: float = 3.0) -> Generator[BoxRig]:
+def running_box(
+    work: Path, *, region: str = "iad", idle_window_s: float = 3.0, instance: int | None = None
+) -> Generator[BoxRig]:
     """Up, and down again with everything it made; what is left behind fails the test that comes last."""
-    rig = BoxRig(work, region=region)
+    rig = BoxRig(work, region=region, instance=instance)
+    work.mkdir(parents=True, exist_ok=True)
     rig.pantala("down", "--purge", "--state", str(rig.state), check=False)  # what a killed run left
     try:
         rig.pantala(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import click
 
 from pantala.cli.commands.status import checks_summary
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
-from pantala.errors import InvalidRequest
+from pantala.errors import InvalidRequest, NotFound
 from pantala.wire.machine import Event, Port, Service
 
 WAIT_S = 60
@@ -55,7 +58,8 @@ def status(*, machine_id: str, app_name: str | None, config_path: str | None, as
 
     async def main() -> None:
         async with api() as client:
-            found = await client.machine(name, machine_id)
+            with _named(name, machine_id):
+                found = await client.machine(name, machine_id)
         if as_json:
             emit_json(found)
             return
@@ -158,7 +162,8 @@ def _action(verb: str, state: str, help_text: str) -> click.Command:
         async def main() -> None:
             async with api() as client:
                 for machine_id in machine_ids:
-                    await getattr(client, verb)(name, machine_id)
+                    with _named(name, machine_id):
+                        await getattr(client, verb)(name, machine_id)
                     found = await client.machine(name, machine_id)
                     version = found.instance_id
                     await client.wait(name, machine_id, states=[state], timeout_s=WAIT_S, version=version)
@@ -189,10 +194,24 @@ def destroy(
     async def main() -> None:
         async with api() as client:
             for machine_id in machine_ids:
-                await client.destroy(name, machine_id, force=force)
+                with _named(name, machine_id):
+                    await client.destroy(name, machine_id, force=force)
                 say(f"Machine {machine_id} is destroyed")
 
     run(main)
+
+
+@contextmanager
+def _named(app: str, machine_id: str) -> Generator[None]:
+    """The API's `machine not found` with the machine's name in it."""
+    try:
+        yield
+    except NotFound as error:
+        if not error.message.startswith("machine not found"):
+            raise
+        raise NotFound(
+            f"machine {machine_id} not found in the app {app}", hint=f"`pantala machine list -a {app}` shows them"
+        ) from error
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,0 +1,45 @@
+"""Answers what a tenant can see of the place it runs in."""
+
+import http.server
+import os
+import pathlib
+import socket
+import urllib.parse
+
+
+def reach(host, port):
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except ConnectionRefusedError:
+        return "refused"
+    except TimeoutError:
+        return "timeout"
+    except OSError as error:
+        return f"closed: {error.strerror}"
+    return "open"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        url = urllib.parse.urlsplit(self.path)
+        query = {k: v[0] for k, v in urllib.parse.parse_qs(url.query).items()}
+        if url.path == "/proc":
+            text = pathlib.Path("/proc/self", query["name"]).read_text()
+        elif url.path == "/env":
+            text = os.environ.get(query["name"], "")
+        elif url.path == "/reach":
+            text = reach(query["host"], query["port"])
+        else:
+            text = "Hello from a machine"
+        body = text.encode()
+        self.send_response(200)
+        self.send_header("content-type", "text/plain")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, code="-", size="-"):
+        """Not logged: what is asked for here is not to be found elsewhere."""
+
+
+http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
