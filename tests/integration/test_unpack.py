@@ -54,7 +54,7 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, **more: object) -> tarfile.T
 
 
 def text(name: str, content: str = "hello", **more: int) -> tuple[tarfile.TarInfo, bytes]:
-    return entry(name, **more), content.encode()
+    return entry(name, tarfile.REGTYPE, **more), content.encode()
 
 
 def run(root: Path, data: bytes, bounds: Bounds | None = None) -> subprocess.CompletedProcess[bytes]:

@@ -115,14 +115,15 @@ def exit_of(event: Event) -> ExitEvent | None:
     return event.request.exit_event if event.request else None
 
 
-def described(exit_event: ExitEvent | None) -> str:
+def described(exit_event: ExitEvent | None, *, when: str = " at start") -> str:
+    """How an app ended, as the rest of a sentence about it."""
     if exit_event is None:
         return "ended"
     if exit_event.oom_killed:
         return "ran out of memory; give it more with [[vm]] memory in fly.toml"
     if exit_event.guest_signal > 0:
-        return f"was ended at start by signal {exit_event.guest_signal}"
-    return f"exited at start with code {exit_event.exit_code}"
+        return f"was ended{when} by signal {exit_event.guest_signal}"
+    return f"exited{when} with code {exit_event.exit_code}"
 
 
 def wrong_bind(machine: Machine, *, since_ms: int) -> str | None:
