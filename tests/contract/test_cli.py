@@ -244,7 +244,7 @@ async def test_the_life_of_a_machine(cli: Cli) -> None:
     assert config.init
     assert config.init.cmd == ["serve", "--fast"]
     assert config.services
-    assert [(p.port, p.handlers) for p in config.services[0].ports] == [(443, ["http", "tls"])]
+    assert [(p.port, p.handlers) for p in config.services[0].ports or []] == [(443, ["http", "tls"])]
     await cli.ok("machine", "stop", made, "-a", "web")
     assert cli.agent.machines[made].state.value == "stopped"
     await cli.ok("machine", "start", made, "-a", "web")

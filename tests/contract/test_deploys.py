@@ -93,7 +93,7 @@ class Deploying:
 
     def mutations(self) -> list[tuple[str, str]]:
         """What the host was asked to do, in order."""
-        names = {
+        names: dict[type, str] = {
             node.CreateMachine: "create",
             node.UpdateMachine: "update",
             node.StartMachine: "start",
@@ -194,6 +194,14 @@ async def test_no_room_for_a_new_group_leaves_the_old_one(deploying: Deploying) 
     error = await deploying.failing(plan, machines)
     assert "the previous version still serves" in error.message
     assert deploying.versions() == {machines[0].id: "v1"}
+
+
+async def test_an_update_that_is_refused_leaves_every_machine_as_it_was(deploying: Deploying) -> None:
+    machines = await deploying.machines(2)
+    deploying.platform.registry.missing.add("registry.pantala.test/web:v2")
+    error = await deploying.failing(deploying.plan(machines), machines)
+    assert "registry.pantala.test/web:v2" in error.message
+    assert deploying.mutations() == []
 
 
 async def test_a_machine_that_never_accepts_is_named_when_the_time_is_up(deploying: Deploying) -> None:

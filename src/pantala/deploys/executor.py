@@ -14,7 +14,7 @@ import msgspec
 from pantala.client.api import ApiClient
 from pantala.deploys.health import HealthWatch, crashes, described, exit_of
 from pantala.deploys.leases import Leases, hold
-from pantala.errors import NotFound, PantalaError, UserError
+from pantala.errors import CapacityError, NotFound, PantalaError, RequestTimeout, UserError
 from pantala.kit.tasks import first_error
 from pantala.planner.deploy import Action, Create, Destroy, Plan, ReleaseCommand, Update, Wave
 from pantala.wire.api import LaunchMachineRequest, Release, UpdateReleaseRequest
@@ -137,7 +137,12 @@ class Executor:
         nonce = leases.nonce(action.machine_id)
         request = LaunchMachineRequest(config=action.config, skip_launch=not action.warm)
         self._touched.append(action.machine_id)
-        machine = await self._client.update_machine(self._app, action.machine_id, request, nonce=nonce)
+        try:
+            machine = await self._client.update_machine(self._app, action.machine_id, request, nonce=nonce)
+        except (UserError, CapacityError) as error:
+            if not isinstance(error, RequestTimeout):
+                self._touched.remove(action.machine_id)  # refused: it runs on as it was, there is nothing to put back
+            raise
         if action.spearhead:
             await self._client.start(self._app, machine.id, nonce=nonce)
         if check and (action.warm or action.spearhead):
