@@ -331,7 +331,6 @@ async def test_another_orgs_app_is_not_there(web: Cli) -> None:
         (["machine", "run", IMAGE, "-e", "NOVALUE"], "--env"),
         (["machine", "run", IMAGE, "--vm-memory", "much"], "--vm-memory"),
         (["machine", "run", IMAGE, "--vm-memory", "1000000"], "memory"),
-        (["machine", "run", "not an image"], "image"),
         (["machine", "run", IMAGE, "-r", "nowhere"], "region"),
         (["machine", "start", "0000000000"], "machine"),
         (["machine", "destroy", "0000000000", "-y"], "machine"),
@@ -344,7 +343,9 @@ async def test_another_orgs_app_is_not_there(web: Cli) -> None:
         (["deploy", "--strategy", "canary"], "strategy"),
         (["deploy", "--wait-timeout", "soon"], "--wait-timeout"),
         (["deploy", "-e", "x"], "--env"),
-        (["deploy", "--max-unavailable", "-1"], "max"),
+        (["deploy", "--max-unavailable", "-1"], "deploy.max_unavailable"),
+        (["deploy", "--max-unavailable", "0"], "deploy.max_unavailable"),
+        (["deploy", "--max-unavailable", "nan"], "deploy.max_unavailable"),
         (["apps", "create", "Bad_Name"], "app_name"),
         (["apps", "create", "web"], "web"),
         (["apps", "create"], "NAME"),
@@ -358,6 +359,8 @@ async def test_bad_input_names_the_field_and_changes_nothing(web: Cli, arguments
     before = {machine: web.agent.machines[machine].instance_id for machine in ids(web)}
     assert said in await web.refused(*arguments)
     assert {machine: web.agent.machines[machine].instance_id for machine in ids(web)} == before
+    listed = await web.platform.http.get("/v1/apps/web/releases", headers=web.platform.auth)
+    assert len(listed.json()["releases"]) == 1
 
 
 @pytest.mark.parametrize("arguments", [["apps", "destroy", "web"], ["scale", "count", "4"], ["launch"]])
