@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,10 +79,21 @@ def confirm(question: str, *, yes: bool) -> None:
     """Ask a person; without a terminal `--yes` is needed. Raises InvalidRequest or Abort."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not interactive():
         raise InvalidRequest(f"{question} There is no terminal to ask on", hint="add --yes to go on")
     click.confirm(question, abort=True, err=True)
 
 
 def interactive() -> bool:
     return sys.stdin.isatty()
+
+
+def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
+    """NAME=VALUE each. Raises InvalidRequest naming the flag."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise InvalidRequest(f"{name!r}: must be NAME=VALUE", field=flag)
+        found[name] = value
+    return found

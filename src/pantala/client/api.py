@@ -176,7 +176,10 @@ class ApiClient:
 
     async def build(self, app: str, context: Path, options: api.BuildOptions) -> AsyncGenerator[api.BuildEvent]:
         """Upload a context (tar.gz) and follow its build."""
-        headers = {"content-type": "application/gzip", "pantala-build": msgspec.json.encode(options).decode("ascii")}
+        headers = {
+            "content-type": "application/gzip",
+            "pantala-build-options": msgspec.json.encode(options).decode("ascii"),
+        }
         async with self._stream(
             "POST", f"/v1/apps/{app}/builds", headers=headers, content=_file_chunks(context)
         ) as lines:

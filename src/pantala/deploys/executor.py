@@ -12,9 +12,9 @@ import anyio
 import msgspec
 
 from pantala.client.api import ApiClient
-from pantala.deploys.health import HealthWatch, Unhealthy, crashes, described, exit_of
+from pantala.deploys.health import HealthWatch, crashes, described, exit_of
 from pantala.deploys.leases import Leases, hold
-from pantala.errors import PantalaError, UserError
+from pantala.errors import CapacityError, NotFound, PantalaError, RequestTimeout, UserError
 from pantala.kit.tasks import first_error
 from pantala.planner.deploy import Action, Create, Destroy, Plan, ReleaseCommand, Update, Wave
 from pantala.wire.api import LaunchMachineRequest, Release, UpdateReleaseRequest
@@ -33,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wait_timeout_s: float = 300.0
     smoke_checks: bool = True
     rollback: bool = True
+    lease_wait_s: float = 30.0
 
 
 class Executor:
@@ -52,7 +53,8 @@ class Executor:
         self._created: list[str] = []
 
     async def run(self, plan: Plan, machines: list[Machine]) -> None:
-        """Raises DeployFailed. The release ends as complete, failed or (cancelled) interrupted."""
+        """The release ends as complete, failed or (cancelled) interrupted. Raises DeployFailed, LeaseHeld and what
+        the API raises before the first machine is touched."""
         self._before = {machine.id: machine for machine in machines}
         leased = [
             action.machine_id for wave in plan.waves for action in wave.actions if isinstance(action, Update | Destroy)
@@ -61,7 +63,8 @@ class Executor:
         await self._record(status="running", plan=plan_text, cursor=0)
         outcome, reason = "interrupted", "the deploy was interrupted"
         try:
-            async with first_error(), hold(self._client, self._app, leased, description=self._title) as leases:
+            held = hold(self._client, self._app, leased, description=self._title, wait_s=self._settings.lease_wait_s)
+            async with first_error(), held as leases:
                 await self._waves(plan, leases)
             outcome, reason = "complete", ""
         except PantalaError as error:
@@ -69,18 +72,25 @@ class Executor:
             raise
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(10):
-                await self._record(status=outcome, reason=reason)
+                await self._record_end(outcome, reason)
 
     @property
     def _title(self) -> str:
         return f"deploy v{self._release.version}"
+
+    async def _record_end(self, outcome: str, reason: str) -> None:
+        """What the deploy did is done: that it could not be written down must not hide why it failed."""
+        try:
+            await self._record(status=outcome, reason=reason)
+        except PantalaError as error:
+            self._say(f"    the release could not be marked as {outcome}: {error.message}")
 
     async def _waves(self, plan: Plan, leases: Leases) -> None:
         for number, wave in enumerate(plan.waves, start=1):
             self._say(f"[{number}/{len(plan.waves)}] {wave.title}")
             try:
                 await self._wave(wave, leases)
-            except (Unhealthy, PantalaError) as error:
+            except PantalaError as error:
                 left = await self._put_back(leases)
                 raise DeployFailed(f"{error.message}; {left}", hint=error.hint) from error
             await self._record(cursor=number)
@@ -127,7 +137,12 @@ class Executor:
         nonce = leases.nonce(action.machine_id)
         request = LaunchMachineRequest(config=action.config, skip_launch=not action.warm)
         self._touched.append(action.machine_id)
-        machine = await self._client.update_machine(self._app, action.machine_id, request, nonce=nonce)
+        try:
+            machine = await self._client.update_machine(self._app, action.machine_id, request, nonce=nonce)
+        except (UserError, CapacityError) as error:
+            if not isinstance(error, RequestTimeout):
+                self._touched.remove(action.machine_id)  # refused: it runs on as it was, there is nothing to put back
+            raise
         if action.spearhead:
             await self._client.start(self._app, machine.id, nonce=nonce)
         if check and (action.warm or action.spearhead):
@@ -160,7 +175,7 @@ class Executor:
         if failed or machine.state in ("failed", "launch_failed"):
             lines = (await self._client.logs(self._app, machine_id=machine.id)).lines
             text = "\n".join(f"    {line.message}" for line in lines if line.provider == "app")
-            reason = described(exit_of(failed[0])) if failed else "could not start"
+            reason = described(exit_of(failed[0]), when="") if failed else "could not start"
             raise UserError(f"the release command {reason}", hint=f"its output:\n{text}" if text else None)
 
     # -- putting back ------------------------------------------------------------------------------------------------
@@ -183,6 +198,8 @@ class Executor:
         for machine_id in self._created:
             try:
                 await self._client.destroy(self._app, machine_id, force=True)
+            except NotFound:  # it destroyed itself
+                continue
             except PantalaError as error:
                 troubles.append(f"{machine_id}: {error.message}")
         if troubles:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import anyio
 
 from pantala.client.api import ApiClient
-from pantala.errors import PantalaError, UserError
+from pantala.errors import PantalaError, TransientError, UserError
 from pantala.wire.machine import Event, ExitEvent, Machine
 
 POLL_EVERY_S = 0.2
+AWAY_EVERY_S = 1.0
 EXITS_MAX = 2
 """The exit after which a version is given up, although its restart policy would go on."""
 
@@ -42,7 +43,14 @@ class HealthWatch:
         deadline = anyio.current_time() + timeout_s
         well_since: float | None = None
         while True:
-            machine = await self._client.machine(self._app, machine_id)
+            try:
+                machine = await self._client.machine(self._app, machine_id)
+            except TransientError:
+                # The API may be away for a moment (its server restarts); the machine is none the worse for it.
+                if anyio.current_time() > deadline:
+                    raise
+                await anyio.sleep(AWAY_EVERY_S)
+                continue
             await self._raise_if_hopeless(machine, since_ms=since_ms)
             if machine.instance_id != version:
                 raise Unhealthy(f"machine {machine_id} was changed by someone else during the deploy")
@@ -127,14 +135,15 @@ def exit_of(event: Event) -> ExitEvent | None:
     return event.request.exit_event if event.request else None
 
 
-def described(exit_event: ExitEvent | None) -> str:
+def described(exit_event: ExitEvent | None, *, when: str = " at start") -> str:
+    """How an app ended, as the rest of a sentence about it."""
     if exit_event is None:
         return "ended"
     if exit_event.oom_killed:
         return "ran out of memory; give it more with [[vm]] memory in fly.toml"
     if exit_event.guest_signal > 0:
-        return f"was ended at start by signal {exit_event.guest_signal}"
-    return f"exited at start with code {exit_event.exit_code}"
+        return f"was ended{when} by signal {exit_event.guest_signal}"
+    return f"exited{when} with code {exit_event.exit_code}"
 
 
 def wrong_bind(machine: Machine, *, since_ms: int) -> str | None:

@@ -12,7 +12,7 @@ from pantala.errors import LeaseHeld, NotFound, PantalaError
 
 TTL_S = 13
 REFRESH_EVERY_S = (TTL_S - 1) / 3
-HELD_BY_ANOTHER_S = 30.0
+POLL_EVERY_S = 0.5
 
 
 class Leases:
@@ -31,16 +31,16 @@ class Leases:
         """The machine is gone, its lease with it."""
         self._nonces.pop(machine_id, None)
 
-    async def acquire(self, machine_id: str, *, description: str) -> None:
-        """Waits for a lease that someone else holds, at most `HELD_BY_ANOTHER_S`. Raises LeaseHeld."""
-        deadline = anyio.current_time() + HELD_BY_ANOTHER_S
+    async def acquire(self, machine_id: str, *, description: str, wait_s: float) -> None:
+        """Waits at most `wait_s` for a lease that someone else holds. Raises LeaseHeld."""
+        deadline = anyio.current_time() + wait_s
         while True:
             try:
                 lease = await self._client.acquire_lease(self._app, machine_id, ttl_s=TTL_S, description=description)
             except LeaseHeld:
                 if anyio.current_time() > deadline:
                     raise
-                await anyio.sleep(1)
+                await anyio.sleep(POLL_EVERY_S)
             else:
                 self._nonces[machine_id] = lease.nonce
                 return
@@ -65,12 +65,14 @@ class Leases:
 
 
 @asynccontextmanager
-async def hold(client: ApiClient, app: str, machine_ids: Sequence[str], *, description: str) -> AsyncGenerator[Leases]:
+async def hold(
+    client: ApiClient, app: str, machine_ids: Sequence[str], *, description: str, wait_s: float
+) -> AsyncGenerator[Leases]:
     leases = Leases(client, app)
     async with anyio.create_task_group() as tasks:
         try:
             for machine_id in machine_ids:
-                await leases.acquire(machine_id, description=description)
+                await leases.acquire(machine_id, description=description, wait_s=wait_s)
             tasks.start_soon(leases.refresh_for_ever)
             yield leases
         finally:

@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import httpx2
 import msgspec
@@ -36,10 +36,24 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
+Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+"""A digest names a folder of the store: what a registry sends is none until it looks like one."""
+
+
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     media_type: str
-    digest: str
+    digest: Digest
     size: int
+
+
+class _Platform(msgspec.Struct, frozen=True):
+    os: str = ""
+    architecture: str = ""
+
+
+class _IndexEntry(msgspec.Struct, frozen=True):
+    digest: Digest
+    platform: _Platform | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +164,10 @@ class RegistryClient:
             document = json.loads(body)
         except ValueError as error:
             raise InvalidRequest(f"{unparse(image)}: its manifest is not JSON", field="config.image") from error
-        return {"digest": digest, "type": document.get("mediaType") or media_type}, document
+        if not isinstance(document, dict):
+            raise InvalidRequest(f"{unparse(image)}: its manifest is not an object", field="config.image")
+        found = cast("dict[str, Any]", document)
+        return {"digest": digest, "type": str(found.get("mediaType") or media_type)}, found
 
     @asynccontextmanager
     async def _get(
@@ -196,12 +213,17 @@ async def _chunks(path: Path) -> AsyncGenerator[bytes]:
 
 
 def _for_this_host(image: ImageRef, index: dict[str, Any]) -> str:
+    """The digest of this host's manifest in an index."""
+    try:
+        entries = msgspec.convert(index.get("manifests", []), list[_IndexEntry])
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{unparse(image)} has no readable index: {error}", field="config.image") from error
     offered: list[str] = []
-    for entry in index.get("manifests", []):
-        wanted = entry.get("platform", {})
-        if wanted.get("os") == "linux" and wanted.get("architecture") == host_architecture():
-            return str(entry["digest"])
-        offered.append(f"{wanted.get('os')}/{wanted.get('architecture')}")
+    for entry in entries:
+        wanted = entry.platform or _Platform()
+        if wanted.os == "linux" and wanted.architecture == host_architecture():
+            return entry.digest
+        offered.append(f"{wanted.os}/{wanted.architecture}")
     raise InvalidRequest(
         f"{unparse(image)} is made for {', '.join(offered) or 'no platform'}, this host needs linux/"
         f"{host_architecture()}",

@@ -70,29 +70,29 @@ class FileImageStore:
         return self._unpacked(manifest.digest, record)
 
     async def find(self, digest: str) -> UnpackedImage | None:
-        try:
-            record = msgspec.json.decode(self._image_path(digest).read_bytes(), type=_Record)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-        return self._unpacked(digest, record)
+        record = _read(self._image_path(digest))
+        return self._unpacked(digest, record) if record else None
 
     async def prune(self, keep: set[str]) -> list[str]:
         removed: list[str] = []
         used: set[str] = set()
         for path in sorted((self._root / "images").glob("*.json")):
-            digest = f"sha256:{path.stem}"
-            if digest in keep or self._locks.busy(digest):
-                used.update(msgspec.json.decode(path.read_bytes(), type=_Record).layers)
+            digest, record = f"sha256:{path.stem}", _read(path)
+            if record and (digest in keep or self._locks.busy(digest)):
+                used.update(record.layers)
             else:
                 path.unlink()
                 removed.append(digest)
         if self._locks.busy():
             return removed  # a pull under way may be about to use any layer
-        for layer in (self._root / "layers").iterdir():
+        doomed: list[Path] = []
+        for layer in (
+            self._root / "layers"
+        ).iterdir():  # without a pause: a pull that begins meanwhile sees none of them
             if f"sha256:{layer.name}" not in used:
-                doomed = self._root / "tmp" / ulid()
-                layer.rename(doomed)
-                await anyio.to_thread.run_sync(lambda path=doomed: shutil.rmtree(path, ignore_errors=True))
+                doomed.append(layer.rename(self._root / "tmp" / ulid()))
+        for tree in doomed:
+            await _remove_tree(tree)
         return removed
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -122,7 +122,8 @@ class FileImageStore:
                     tree.rename(final)
                 finally:
                     blob.unlink(missing_ok=True)
-                    await anyio.to_thread.run_sync(lambda: shutil.rmtree(tree, ignore_errors=True))
+                    with anyio.CancelScope(shield=True):
+                        await _remove_tree(tree)
 
     async def _unpack(self, image: ImageRef, blob: Path, tree: Path) -> None:
         with blob.open("rb") as source:
@@ -154,30 +155,60 @@ class FileImageStore:
         )
 
 
+class _RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    """`config` of an OCI image config; every part may be missing or null."""
+
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    env: list[str] | None = None
+    user: str | None = None
+    working_dir: str | None = None
+    stop_signal: str | None = None
+    exposed_ports: dict[str, Any] | None = None
+    labels: dict[str, str] | None = None
+
+
+class _ImageDocument(msgspec.Struct, frozen=True):
+    architecture: str | None = None
+    os: str | None = None
+    config: _RunConfig | None = None
+
+
 def image_config(image: ImageRef, document: Any) -> ImageConfig:
     """The parts of an OCI image config that count. Raises InvalidRequest for another platform."""
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"{unparse(image)}: its config is not an object", field="config.image")
-    architecture = document.get("architecture") or host_architecture()
-    if document.get("os", "linux") != "linux" or architecture != host_architecture():
+    try:
+        found = msgspec.convert(document, _ImageDocument)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{unparse(image)} has no readable config: {error}", field="config.image") from error
+    system, architecture = found.os or "linux", found.architecture or host_architecture()
+    if system != "linux" or architecture != host_architecture():
         raise InvalidRequest(
-            f"{unparse(image)} is made for {document.get('os', 'linux')}/{architecture}, this host needs "
-            f"linux/{host_architecture()}",
+            f"{unparse(image)} is made for {system}/{architecture}, this host needs linux/{host_architecture()}",
             field="config.image",
         )
-    config: dict[str, Any] = document.get("config") or {}
-    env = dict(entry.partition("=")[::2] for entry in config.get("Env") or [])
-    ports = (entry.partition("/") for entry in config.get("ExposedPorts") or {})
+    config = found.config or _RunConfig()
+    ports = (entry.partition("/") for entry in config.exposed_ports or {})
     return ImageConfig(
-        entrypoint=tuple(config.get("Entrypoint") or ()),
-        cmd=tuple(config.get("Cmd") or ()),
-        env=env,
-        user=config.get("User") or "",
-        cwd=config.get("WorkingDir") or "/",
-        stop_signal=config.get("StopSignal") or "",
+        entrypoint=tuple(config.entrypoint or ()),
+        cmd=tuple(config.cmd or ()),
+        env={name: value for name, _, value in (entry.partition("=") for entry in config.env or ())},
+        user=config.user or "",
+        cwd=config.working_dir or "/",
+        stop_signal=config.stop_signal or "",
         exposed_ports=tuple(sorted(int(port) for port, _, kind in ports if port.isdigit() and kind in ("", "tcp"))),
-        labels=config.get("Labels") or {},
+        labels=config.labels or {},
     )
+
+
+def _read(path: Path) -> _Record | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Record)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+async def _remove_tree(path: Path) -> None:
+    await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
 
 
 def _write_synced(path: Path, data: bytes) -> None:

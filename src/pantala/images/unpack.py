@@ -11,24 +11,33 @@ Whiteouts become overlayfs's own (a 0/0 character device, an opaque attribute).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
+import signal
 import stat
 import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import zstandard
 
-ENTRIES_MAX = 500_000
-BYTES_MAX = 8 * 1024**3
 NAME_BYTES_MAX = 4096
+MEMORY_BYTES_MAX = 2 * 1024**3
+"""Address space of the helper: a header that claims gigabytes of names ends it, not the host."""
+
+ZSTD_STEP_BYTES = 1024
+"""Fed to zstd at once: it cannot be told how much to give back, and a byte may become 32 KiB."""
+
+NOT_OF_THE_HOST = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
+"""Errors that this layer would meet on every host."""
 
 _CLONE_NEWNS, _CLONE_NEWNET, _CLONE_NEWIPC = 0x00020000, 0x40000000, 0x08000000
-_PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 1, 38, 24
 _CAP_VERSION_3 = 0x20080522
 _KEPT_CAPABILITIES = (0, 1, 3, 4, 21, 27, 31)
 """CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN (trusted.* attributes), MKNOD (whiteouts), SETFCAP."""
@@ -36,6 +45,17 @@ _KEPT_CAPABILITIES = (0, 1, 3, 4, 21, 27, 31)
 
 class Refused(Exception):
     """This layer must not be unpacked; the text is for the image's owner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """`bytes` counts the plain tar, and apart from it what the files claim to hold (holes are cheap to write down)."""
+
+    entries: int = 500_000
+    bytes: int = 8 * 1024**3
+
+
+DEFAULT_BOUNDS = Bounds()
 
 
 def confine(root: Path) -> None:
@@ -51,6 +71,7 @@ def confine(root: Path) -> None:
     os.chroot(root)
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     for capability in range(64):
         if capability not in _KEPT_CAPABILITIES:
             libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -60,12 +81,14 @@ def confine(root: Path) -> None:
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     call("capset", ctypes.byref(header), ctypes.byref(data))
     call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # nobody waits for what an ended agent began
 
 
 class _Inflate:
     """A plain stream out of gzip (several members), zstd or no compression, told apart by the first bytes."""
 
-    def __init__(self, source: IO[bytes]) -> None:
+    def __init__(self, source: IO[bytes], bytes_max: int) -> None:
+        self._bytes_max = bytes_max
         self._chunks = self._open(source)
         self._buffer = b""
         self._given = 0
@@ -102,13 +125,18 @@ class _Inflate:
 
     @staticmethod
     def _unzstd(head: bytes, source: IO[bytes]) -> Iterator[bytes]:
-        inflater, data = (
-            zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(read_across_frames=True),
-            head,
-        )
-        while data:
+        frames = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        inflater, data = frames.decompressobj(), head
+        while True:
             yield inflater.decompress(data)
-            data = source.read(1 << 16)
+            data = inflater.unused_data if inflater.eof else b""
+            data = data or source.read(ZSTD_STEP_BYTES)
+            if not data:
+                if not inflater.eof:
+                    raise Refused("the layer ends in the middle of its compressed data")
+                return
+            if inflater.eof:
+                inflater = frames.decompressobj()
 
     def read(self, size: int) -> bytes:
         parts, missing = [self._buffer], size - len(self._buffer)
@@ -121,26 +149,71 @@ class _Inflate:
         data = b"".join(parts)
         self._buffer = data[size:]
         self._given += min(size, len(data))
-        if self._given > BYTES_MAX:
-            raise Refused(f"it unpacks to more than {BYTES_MAX >> 30} GiB")
+        if self._given > self._bytes_max:
+            raise _too_large(self._bytes_max)
         return data[:size]
 
 
-def unpack(source: IO[bytes]) -> None:
-    """Unpack a layer into the current root. Raises Refused."""
-    directories: list[tuple[str, tarfile.TarInfo]] = []
+def _too_large(bytes_max: int) -> Refused:
+    return Refused(f"it unpacks to more than {bytes_max} bytes")
+
+
+class _Header(tarfile.TarInfo):
+    """A header that breaks off or makes no sense is an error; tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tarfile)
+        except (_InvalidHeader, _TruncatedHeader) as error:
+            raise Refused(f"it is not a readable layer: {error}") from error
+
+
+_InvalidHeader: type[Exception] = tarfile.InvalidHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+_TruncatedHeader: type[Exception] = tarfile.TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def unpack(source: IO[bytes], bounds: Bounds = DEFAULT_BOUNDS) -> None:
+    """Unpack a layer into the working directory, which must be the root (`confine`). Raises Refused."""
+    times: list[tuple[str, float]] = []
+    entries = claimed = 0
+    stream = cast("IO[bytes]", _Inflate(source, bounds.bytes))
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", _Inflate(source)), mode="r|") as archive:
-            for count, member in enumerate(archive):
-                if count >= ENTRIES_MAX:
-                    raise Refused(f"it holds more than {ENTRIES_MAX} entries")
-                path = _safe(member.name)
-                if path:
-                    _entry(archive, member, path, directories)
-    except (tarfile.TarError, zlib.error, zstandard.ZstdError, EOFError) as error:
-        raise Refused(f"it is not a readable layer: {error}") from error
-    for path, member in reversed(directories):
-        os.utime(path, (member.mtime, member.mtime))
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
+            while (member := archive.next()) is not None:
+                cast("Any", archive).members.clear()  # it would keep all of them
+                entries += 1
+                claimed += member.size
+                if entries > bounds.entries:
+                    raise Refused(f"it holds more than {bounds.entries} entries")
+                if claimed > bounds.bytes:
+                    raise _too_large(bounds.bytes)
+                if path := _safe(member.name):
+                    _entry(archive, member, path)
+                    if member.isdir():
+                        times.append((path, member.mtime))
+        for path, modified in reversed(times):
+            if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114 - bytes of a foreign tree
+                os.utime(path, (modified, modified))
+    except _UNREADABLE as error:
+        raise Refused(f"it is not a readable layer: {error or type(error).__name__}") from error
+    except OSError as error:
+        if error.errno in NOT_OF_THE_HOST:
+            raise Refused(f"{error.filename!r} cannot be made: {error.strerror}") from error
+        raise
+
+
+_UNREADABLE = (
+    tarfile.TarError,
+    zlib.error,
+    zstandard.ZstdError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    ValueError,
+)
+"""What a broken or malicious archive makes the readers raise: a time that is no number, an endless chain of headers."""
 
 
 def _safe(name: str) -> str:
@@ -153,15 +226,15 @@ def _safe(name: str) -> str:
     return "/".join(parts)
 
 
-def _entry(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, path: str, directories: list[tuple[str, tarfile.TarInfo]]
-) -> None:
+def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
     parent, _, base = path.rpartition("/")
     _make_parents(parent)
     if base == ".wh..wh..opq":
         _opaque(parent or ".")
         return
     if base.startswith(".wh."):
+        if base[4:] in ("", ".", ".."):
+            raise Refused(f"the path {member.name!r} points out of the image")
         target = f"{parent}/{base[4:]}" if parent else base[4:]
         _remove(target)
         os.mknod(target, stat.S_IFCHR | 0o000, os.makedev(0, 0))
@@ -170,7 +243,6 @@ def _entry(
         if not (os.path.isdir(path) and not os.path.islink(path)):  # noqa: PTH112, PTH114 - bytes of a foreign tree
             _remove(path)
             os.mkdir(path)  # noqa: PTH102
-        directories.append((path, member))
     elif member.isreg():
         _remove(path)
         _write(archive, member, path)
@@ -209,11 +281,9 @@ def _make_parents(parent: str) -> None:
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
     content = archive.extractfile(member)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
+    with os.fdopen(descriptor, "wb") as file:
         while content is not None and (chunk := content.read(1 << 20)):
-            os.write(descriptor, chunk)
-    finally:
-        os.close(descriptor)
+            file.write(chunk)
 
 
 def _attributes(member: tarfile.TarInfo, path: str) -> None:
@@ -224,10 +294,18 @@ def _attributes(member: tarfile.TarInfo, path: str) -> None:
     for name, value in member.pax_headers.items():
         if name.startswith("SCHILY.xattr."):
             attribute = name.removeprefix("SCHILY.xattr.")
-            if attribute == "security.capability" or attribute.startswith("user."):
+            if _may_carry(member, attribute):
                 os.setxattr(path, attribute, value.encode("utf-8", "surrogateescape"))
     if not member.isdir():
         os.utime(path, (member.mtime, member.mtime))
+
+
+def _may_carry(member: tarfile.TarInfo, attribute: str) -> bool:
+    """Capabilities and attributes of users; never those by which overlayfs is steered (`user.overlay.redirect`)."""
+    if attribute == "security.capability":
+        return member.isreg()
+    of_user = attribute.startswith("user.") and not attribute.startswith("user.overlay.")
+    return of_user and (member.isreg() or member.isdir())
 
 
 def _opaque(path: str) -> None:

@@ -92,6 +92,10 @@ def plan_deploy(
         raise InvalidRequest(
             f"the strategy {strategy} is not supported yet; use rolling or immediate", field="deploy.strategy"
         )
+    if not 0 < max_unavailable < math.inf:
+        raise InvalidRequest(
+            "must be above 0: a number of machines, or a fraction of a group below 1", field="deploy.max_unavailable"
+        )
     managed = [m for m in machines if managed_by_deploy(m)]
     waves: list[Wave] = []
     if release_command is not None:

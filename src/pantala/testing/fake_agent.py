@@ -3,6 +3,8 @@
 For tests of the server and of the CLI: `FakeAgent(bus, "node-1")`, then `await agent.serve()`. It journals
 outcomes by `request_id`, keeps leases, events and versions, and refuses what a real agent refuses. `fail_next` makes
 the next call of a kind raise; `silent` makes it answer nothing, `lose_answers` makes it work but not answer.
+`exit_at_start` ends each app that starts with that code, after it has logged `last_words`; without `accepts` the ports
+of what starts never do.
 """
 
 from __future__ import annotations
@@ -114,6 +116,9 @@ class FakeAgent:
         self.silent = False
         self.lose_answers = False
         self.fail_next: dict[type, PantalaError] = {}
+        self.accepts = True
+        self.exit_at_start: int | None = None
+        self.last_words = ""
         self._app_secrets: dict[str, dict[str, str]] = {}
         self._outcomes: dict[str, bytes] = {}
         self._bus = bus
@@ -152,14 +157,14 @@ class FakeAgent:
             case wire.StartMachine():
                 machine = self._held(request.machine_id, request.nonce)
                 before = machine.state
-                self._move(machine, State.STARTED, "start")
+                self._start(machine, "start")
                 return wire.StartResult(previous_state=before.value)
             case wire.StopMachine():
                 self._exit(self._held(request.machine_id, request.nonce), requested=True)
             case wire.RestartMachine():
                 machine = self._held(request.machine_id, request.nonce)
                 self._exit(machine, requested=True)
-                self._move(machine, State.STARTED, "restart")
+                self._start(machine, "restart")
             case wire.DestroyMachine():
                 self._destroy(request)
             case wire.CordonMachine():
@@ -211,7 +216,7 @@ class FakeAgent:
         self.machines[machine.id] = machine
         self._record(machine, "launch", State.CREATED)
         if not request.skip_launch:
-            self._move(machine, State.STARTED, "start")
+            self._start(machine, "start")
         if request.lease_ttl_s:
             machine.lease = self._new_lease(machine, request.lease_ttl_s, request.owner, "")
         return machine.document(nonce=machine.lease.nonce if machine.lease else None)
@@ -226,7 +231,7 @@ class FakeAgent:
         machine.config, machine.image, machine.instance_id = request.config, request.image, ids.ulid()
         self._record(machine, "update", machine.state)
         if before == State.STARTED and not request.skip_launch:
-            self._move(machine, State.STARTED, "start")
+            self._start(machine, "start")
         elif before == State.STARTED:
             self._move(machine, State.STOPPED, "stop")
         if request.lease_ttl_s and machine.lease is None:
@@ -239,6 +244,15 @@ class FakeAgent:
             raise WrongState(f"the machine {machine.id} is started; stop it first or destroy it with force")
         machine.lease = None
         self._move(machine, State.DESTROYED, "destroy")
+
+    def _start(self, machine: FakeMachine, event: str) -> None:
+        self._move(machine, State.STARTED, event)
+        if self.exit_at_start is not None:
+            if self.last_words:
+                self.say(machine.id, self.last_words)
+            self.crash(machine.id, code=self.exit_at_start)
+        elif machine.config.services and self.accepts:
+            self._record(machine, "ready", State.STARTED)
 
     def _exit(self, machine: FakeMachine, *, requested: bool, code: int = 0) -> None:
         record = ExitEvent(

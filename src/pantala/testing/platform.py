@@ -70,6 +70,7 @@ class FakeBuilder:
 
     def __init__(self) -> None:
         self.contexts: list[list[str]] = []
+        self.options: list[BuildOptions] = []
         self.push_tokens: list[str] = []
 
     async def build(
@@ -77,6 +78,7 @@ class FakeBuilder:
     ) -> AsyncIterator[BuildEvent]:
         found = sorted(str(path.relative_to(context_dir)) for path in context_dir.rglob("*"))
         self.contexts.append(found)
+        self.options.append(options)
         self.push_tokens.append(push_token.reveal())
         yield BuildEvent(type="step", text=f"building {app} with {options.dockerfile}")
         yield BuildEvent(type="done", image=image, digest=image_digest(image))

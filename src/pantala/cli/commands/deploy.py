@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from pantala.cli.output import emit, emit_json, say
-from pantala.cli.session import api, app_options, json_option, resolve_app, run, yes_option
+from pantala.cli.session import api, app_options, json_option, pairs, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest, UserError
 
 if TYPE_CHECKING:
@@ -110,8 +110,9 @@ async def deploy_app(
         image = await build_image(client, name, loaded, options)
     machines = await client.machines(name)
     config = loaded.config
+    preview = make_plan(loaded, options, machines, image=image, metadata={})  # what is wrong with it makes no release
     if options.dry_run:
-        for line in make_plan(loaded, options, machines, image=image, metadata={}).lines():
+        for line in preview.lines():
             emit(line)
         return
     release = await client.create_release(
@@ -178,7 +179,7 @@ def make_plan(
             guest=present.config.guest if present and present.config else None,
         )
         if options.env:
-            extra = dict(_pairs(options.env, "--env"))
+            extra = pairs(options.env, "--env")
             composed = msgspec.structs.replace(composed, env=(composed.env or {}) | extra)
         wanted.append(Wanted(group=group, config=composed))
     command = None
@@ -194,7 +195,7 @@ def make_plan(
         wanted=wanted,
         primary_region=region,
         strategy=options.strategy or config.deploy.strategy,
-        max_unavailable=options.max_unavailable or config.deploy.max_unavailable,
+        max_unavailable=(config.deploy.max_unavailable if options.max_unavailable is None else options.max_unavailable),
         high_availability=options.high_availability,
         release_command=command,
     )
@@ -222,7 +223,7 @@ async def build_image(client: ApiClient, name: str, loaded: Loaded, options: Dep
         request = BuildOptions(
             dockerfile=inside,
             target=options.build_target or build.target,
-            args=build.args | dict(_pairs(options.build_args, "--build-arg")),
+            args=build.args | pairs(options.build_args, "--build-arg"),
             no_cache=options.no_cache,
         )
         async for event in client.build(name, packed, request):
@@ -236,14 +237,6 @@ async def build_image(client: ApiClient, name: str, loaded: Loaded, options: Dep
                 say(f"==> Built and pushed {event.image} in {time.monotonic() - begun:.1f} s")
                 return f"{event.image}@{event.digest}"
     raise UserError("the build ended without an image", hint="try again; `pantala doctor` looks at the builder")
-
-
-def _pairs(values: tuple[str, ...], flag: str) -> list[tuple[str, str]]:
-    pairs = [value.partition("=") for value in values]
-    for name, equals, _ in pairs:
-        if not name or not equals:
-            raise InvalidRequest("must be NAME=VALUE", field=flag)
-    return [(name, value) for name, _, value in pairs]
 
 
 def _duration(text: str | None) -> float | None:

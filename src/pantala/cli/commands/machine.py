@@ -9,7 +9,7 @@ import click
 
 from pantala.cli.commands.status import checks_summary
 from pantala.cli.output import emit, emit_json, emit_table, say
-from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
+from pantala.cli.session import api, app_options, confirm, json_option, pairs, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest, NotFound
 from pantala.wire.machine import Event, Port, Service
 
@@ -127,7 +127,7 @@ def run_machine(
     config = MachineConfig(
         image=image,
         init=Init(cmd=list(command) or None),
-        env=dict(_pair(item) for item in env) or None,
+        env=pairs(env, "--env") or None,
         guest=Guest(cpu_kind="shared", cpus=1, memory_mb=vm_memory),
         services=[_service(port, autostop=autostop, autostart=autostart) for port in ports] or None,
         restart=Restart(policy=policy),
@@ -212,13 +212,6 @@ def _named(app: str, machine_id: str) -> Generator[None]:
         raise NotFound(
             f"machine {machine_id} not found in the app {app}", hint=f"`pantala machine list -a {app}` shows them"
         ) from error
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise InvalidRequest("must be NAME=VALUE", field="--env")
-    return name, value
 
 
 def _service(text: str, *, autostop: bool, autostart: bool) -> Service:

@@ -1,0 +1,316 @@
+"""Deploys executed over the real API with a fake agent: order, health, leases, putting back, what the release says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pantala.client.api import ApiClient, connect
+from pantala.deploys.executor import DeployFailed, Executor, Settings
+from pantala.errors import CapacityError, LeaseHeld, PantalaError
+from pantala.kit.secret import Secret
+from pantala.planner.deploy import Plan, ReleaseCommand, Wanted, plan_deploy
+from pantala.testing.fake_agent import FakeAgent
+from pantala.testing.platform import TestPlatform, serve_http
+from pantala.testing.poll import until
+from pantala.wire import node
+from pantala.wire.api import CreateReleaseRequest, LaunchMachineRequest, Release
+from pantala.wire.machine import Machine, MachineConfig, Restart, Service
+
+pytestmark = pytest.mark.anyio
+
+METADATA = {"fly_platform_version": "v2", "fly_process_group": "app"}
+
+
+def config(version: int, *, group: str = "app", served: bool = False) -> MachineConfig:
+    services = [Service(protocol="tcp", internal_port=8080)] if served else None
+    return MachineConfig(
+        image=f"registry.pantala.test/web:v{version}",
+        metadata=METADATA | {"fly_process_group": group, "fly_release_version": str(version)},
+        services=services,
+    )
+
+
+class Deploying:
+    """The app `web` with machines of version 1, and deploys of version 2."""
+
+    def __init__(self, client: ApiClient, platform: TestPlatform) -> None:
+        self.client = client
+        self.platform = platform
+        self.agent: FakeAgent = platform.agents["node-1"]
+        self.said: list[str] = []
+
+    async def machines(self, count: int, *, asleep: int = 0) -> list[Machine]:
+        made = [await self.client.create_machine("web", LaunchMachineRequest(config=config(1))) for _ in range(count)]
+        for machine in made[:asleep]:
+            await self.client.stop("web", machine.id)
+        self.agent.calls.clear()
+        return await self.client.machines("web")
+
+    def plan(
+        self,
+        machines: list[Machine],
+        *,
+        strategy: str = "rolling",
+        served: bool = False,
+        group: str = "app",
+        command: ReleaseCommand | None = None,
+    ) -> Plan:
+        return plan_deploy(
+            machines=machines,
+            wanted=[Wanted(group=group, config=config(2, group=group, served=served))],
+            primary_region="iad",
+            strategy=strategy,
+            max_unavailable=0.34,
+            high_availability=True,
+            release_command=command,
+        )
+
+    async def run(self, plan: Plan, machines: list[Machine], **settings: float | bool) -> Release:
+        release = await self.client.create_release("web", CreateReleaseRequest(image="registry.pantala.test/web:v2"))
+        known = Settings(**({"smoke_checks": False, "wait_timeout_s": 10, "lease_wait_s": 0.5} | settings))  # pyright: ignore[reportArgumentType]
+        await Executor(self.client, "web", release, settings=known, say=self.said.append).run(plan, machines)
+        return await self.release()
+
+    async def failing(self, plan: Plan, machines: list[Machine], **settings: float | bool) -> PantalaError:
+        with pytest.raises(PantalaError) as raised:
+            await self.run(plan, machines, **settings)
+        return raised.value
+
+    async def release(self) -> Release:
+        return (await self.client.releases("web"))[0]
+
+    def versions(self) -> dict[str, str]:
+        """Images of the machines that are not destroyed."""
+        return {
+            machine.id: (machine.config.image or "").rpartition(":")[2]
+            for machine in self.agent.machines.values()
+            if machine.state.value != "destroyed"
+        }
+
+    def mutations(self) -> list[tuple[str, str]]:
+        """What the host was asked to do, in order."""
+        names: dict[type, str] = {
+            node.CreateMachine: "create",
+            node.UpdateMachine: "update",
+            node.StartMachine: "start",
+            node.StopMachine: "stop",
+            node.DestroyMachine: "destroy",
+        }
+        return [
+            (names[type(call)], getattr(call, "machine_id", "")) for call in self.agent.calls if type(call) in names
+        ]
+
+
+@pytest.fixture
+async def deploying(platform: TestPlatform, tmp_path: Path) -> AsyncGenerator[Deploying]:
+    await platform.create_app("web")
+    async with serve_http(platform) as url, connect(url, Secret(platform.token)) as client:
+        yield Deploying(client, platform)
+
+
+async def test_the_first_deploy_makes_two_machines_of_an_app_with_services(deploying: Deploying) -> None:
+    plan = deploying.plan([], served=True)
+    release = await deploying.run(plan, [])
+    assert list(deploying.versions().values()) == ["v2", "v2"]
+    assert (release.status, release.cursor) == ("complete", len(plan.waves))
+    assert release.plan
+    assert "create" in release.plan
+
+
+async def test_rolling_updates_one_machine_first_and_leaves_sleepers_asleep(deploying: Deploying) -> None:
+    machines = await deploying.machines(4, asleep=1)
+    plan = deploying.plan(machines)
+    release = await deploying.run(plan, machines)
+    assert set(deploying.versions().values()) == {"v2"}
+    order = [machine for action, machine in deploying.mutations() if action == "update"]
+    asleep = next(m.id for m in machines if m.state == "stopped")
+    assert order[0] == min(m.id for m in machines if m.state == "started")
+    assert order[-1] == asleep
+    assert deploying.agent.machines[asleep].state.value == "stopped"
+    assert all(machine.lease is None for machine in deploying.agent.machines.values())
+    assert (release.status, release.cursor) == ("complete", len(plan.waves))
+
+
+async def test_a_sleeping_app_is_tried_with_one_machine_that_sleeps_again(deploying: Deploying) -> None:
+    machines = await deploying.machines(2, asleep=2)
+    await deploying.run(deploying.plan(machines), machines)
+    assert set(deploying.versions().values()) == {"v2"}
+    first = min(m.id for m in machines)
+    actions = [action for action, machine in deploying.mutations() if machine == first]
+    assert actions == ["update", "start", "stop"]
+    assert {m.state.value for m in deploying.agent.machines.values()} == {"stopped"}
+
+
+async def test_a_version_that_exits_is_put_back(deploying: Deploying) -> None:
+    machines = await deploying.machines(3)
+    deploying.agent.exit_at_start, deploying.agent.last_words = 7, "ImportError: no module named flask"
+    error = await deploying.failing(deploying.plan(machines), machines)
+    assert isinstance(error, DeployFailed)
+    assert "exited at start with code 7" in error.message
+    assert "the previous version still serves" in error.message
+    assert "ImportError: no module named flask" in (error.hint or "")
+    assert set(deploying.versions().values()) == {"v1"}
+    touched = {machine for _, machine in deploying.mutations()}
+    assert touched == {min(m.id for m in machines)}, "more than the first machine was touched"
+    release = await deploying.release()
+    assert (release.status, release.cursor) == ("failed", 0)
+    assert "code 7" in release.reason
+    assert all(machine.lease is None for machine in deploying.agent.machines.values())
+
+
+async def test_without_rollback_the_machine_keeps_the_new_version(deploying: Deploying) -> None:
+    machines = await deploying.machines(2)
+    deploying.agent.exit_at_start = 1
+    error = await deploying.failing(deploying.plan(machines), machines, rollback=False)
+    assert "1 machine(s) keep the new version" in error.message
+    assert sorted(deploying.versions().values()) == ["v1", "v2"]
+
+
+async def test_machines_made_by_a_failed_deploy_are_removed(deploying: Deploying) -> None:
+    deploying.agent.exit_at_start = 1
+    error = await deploying.failing(deploying.plan([], served=True), [])
+    assert "nothing was left behind" in error.message
+    assert deploying.versions() == {}
+
+
+async def test_no_room_for_a_new_group_leaves_the_old_one(deploying: Deploying) -> None:
+    machines = await deploying.machines(1)
+    deploying.agent.fail_next[node.CreateMachine] = CapacityError("node-1 is full")
+    plan = plan_deploy(
+        machines=machines,
+        wanted=[
+            Wanted(group="app", config=config(2)),
+            Wanted(group="worker", config=config(2, group="worker")),
+        ],
+        primary_region="iad",
+        strategy="rolling",
+        max_unavailable=0.34,
+        high_availability=True,
+    )
+    error = await deploying.failing(plan, machines)
+    assert "the previous version still serves" in error.message
+    assert deploying.versions() == {machines[0].id: "v1"}
+
+
+async def test_an_update_that_is_refused_leaves_every_machine_as_it_was(deploying: Deploying) -> None:
+    machines = await deploying.machines(2)
+    deploying.platform.registry.missing.add("registry.pantala.test/web:v2")
+    error = await deploying.failing(deploying.plan(machines), machines)
+    assert "registry.pantala.test/web:v2" in error.message
+    assert deploying.mutations() == []
+
+
+async def test_a_machine_that_never_accepts_is_named_when_the_time_is_up(deploying: Deploying) -> None:
+    machines = await deploying.machines(1)
+    deploying.agent.accepts = False
+    error = await deploying.failing(deploying.plan(machines, served=True), machines, wait_timeout_s=0.5)
+    assert f"machine {machines[0].id} is still started after 0.5 s" in error.message
+    assert set(deploying.versions().values()) == {"v1"}
+
+
+async def test_a_lease_of_someone_else_is_waited_for_then_named(deploying: Deploying) -> None:
+    machines = await deploying.machines(2)
+    lease = await deploying.client.acquire_lease("web", machines[0].id, ttl_s=3_600, description="by hand")
+    error = await deploying.failing(deploying.plan(machines), machines)
+    assert isinstance(error, LeaseHeld)
+    assert set(deploying.versions().values()) == {"v1"}
+    assert (await deploying.release()).status == "failed"
+    assert deploying.agent.machines[machines[1].id].lease is None, "a lease was left behind"
+    async with anyio.create_task_group() as tasks:
+
+        async def deploy() -> None:
+            await deploying.run(deploying.plan(machines), machines, lease_wait_s=60)
+
+        tasks.start_soon(deploy)
+        await until(tries_of(deploying, machines[0].id), lambda tries: tries >= 2, within_s=20)
+        await deploying.client.release_lease("web", machines[0].id, nonce=lease.nonce)
+    assert set(deploying.versions().values()) == {"v2"}
+
+
+def tries_of(deploying: Deploying, machine_id: str) -> Callable[[], Awaitable[int]]:
+    async def look() -> int:
+        return sum(
+            isinstance(call, node.AcquireLease) and call.machine_id == machine_id for call in deploying.agent.calls
+        )
+
+    return look
+
+
+async def test_an_interrupted_deploy_says_so_and_lets_the_machines_go(deploying: Deploying) -> None:
+    machines = await deploying.machines(2)
+    deploying.agent.accepts = False
+
+    async def status() -> str:
+        return (await deploying.release()).status
+
+    async def updated() -> bool:
+        return "update" in {action for action, _ in deploying.mutations()}
+
+    async with anyio.create_task_group() as tasks:
+
+        async def deploy() -> None:
+            await deploying.run(deploying.plan(machines, served=True), machines, wait_timeout_s=60)
+
+        tasks.start_soon(deploy)
+        await until(updated, bool, within_s=20)
+        assert await status() == "running"
+        tasks.cancel_scope.cancel()
+    assert await status() == "interrupted"
+    assert all(machine.lease is None for machine in deploying.agent.machines.values())
+
+
+async def test_immediate_touches_all_at_once_unchecked(deploying: Deploying) -> None:
+    machines = await deploying.machines(3)
+    deploying.agent.accepts = False
+    plan = deploying.plan(machines, strategy="immediate", served=True)
+    assert len(plan.waves) == 1
+    assert (await deploying.run(plan, machines)).status == "complete"
+    assert set(deploying.versions().values()) == {"v2"}
+
+
+# -- release command ---------------------------------------------------------------------------------------------------
+
+
+def command(timeout_s: float = 10) -> ReleaseCommand:
+    once = MachineConfig(image="registry.pantala.test/web:v2", auto_destroy=True, restart=Restart(policy="no"))
+    return ReleaseCommand(config=once, region="iad", timeout_s=timeout_s)
+
+
+async def test_a_release_command_runs_before_any_machine_changes(deploying: Deploying) -> None:
+    machines = await deploying.machines(1)
+    deploying.agent.exit_at_start = 0
+
+    async def ended() -> bool:
+        return any(machine.state.value == "destroyed" for machine in deploying.agent.machines.values())
+
+    async with anyio.create_task_group() as tasks:
+
+        async def deploy() -> None:
+            await deploying.run(deploying.plan(machines, command=command()), machines)
+
+        tasks.start_soon(deploy)
+        await until(ended, bool, within_s=20, every_s=0.005)
+        deploying.agent.exit_at_start = None
+    assert [action for action, _ in deploying.mutations()][:2] == ["create", "update"]
+    assert deploying.versions() == {machines[0].id: "v2"}
+
+
+async def test_a_release_command_that_fails_stops_the_deploy(deploying: Deploying) -> None:
+    machines = await deploying.machines(1)
+    deploying.agent.exit_at_start, deploying.agent.last_words = 2, "migration 7 failed"
+    error = await deploying.failing(deploying.plan(machines, command=command()), machines)
+    assert "the release command exited with code 2" in error.message
+    assert "migration 7 failed" in (error.hint or "")
+    assert deploying.versions() == {machines[0].id: "v1"}
+    assert [action for action, _ in deploying.mutations()] == ["create"]
+
+
+async def test_a_release_command_without_end_is_ended(deploying: Deploying) -> None:
+    machines = await deploying.machines(1)
+    error = await deploying.failing(deploying.plan(machines, command=command(0.3)), machines)
+    assert "the release command took more than 0.3 s" in error.message
+    assert deploying.versions() == {machines[0].id: "v1"}
