@@ -18,6 +18,9 @@ from typing import Any
 import msgspec
 
 CLI_TIMEOUT_S = 180.0
+BASES = ("python:3.11-slim", "busybox:1.35")
+"""What the apps of the tests are built from; made from Debian packages once and kept in the cache."""
+
 CACHE = Path(__file__).resolve().parents[3] / ".cache"
 
 
@@ -112,6 +115,7 @@ def running_box(
             "up", "--state", str(rig.state), "--regions", region, "--idle-window", str(idle_window_s), "--org", "tests",
             timeout_s=400,
         )  # fmt: skip
+        rig.pantala("images", "bootstrap", *BASES, "--state", str(rig.state), timeout_s=400)
         yield rig
     finally:
         rig.pantala("down", "--purge", "--state", str(rig.state), timeout_s=120)
