@@ -34,7 +34,9 @@ class Init:
 
         # bash, since other shells know only descriptors of one digit.
         init = binaries.find("pantala-init")
-        command = f"exec unshare --pid --fork {init} 3<&{fds[0]} 4<>{self.ring} 5<>{self.record}"
+        # It ends with the process that waits for it, and that one with the tests, however they end.
+        enclosed = f"setpriv --pdeathsig KILL unshare --pid --fork --kill-child {init}"
+        command = f"exec {enclosed} 3<&{fds[0]} 4<>{self.ring} 5<>{self.record}"
         self.process = subprocess.Popen(["bash", "-c", command], pass_fds=fds[:1])
         for fd in fds:
             os.close(fd)
