@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,8 @@ async def test_a_store_that_refuses_keeps_no_machine_up(tmp_path: Path) -> None:
     ring = Ring()
     ring.say("x")
     async with LogStore.open(tmp_path / "logs.db") as store:
-        store._connection.execute("DROP TABLE lines")
+        with contextlib.closing(sqlite3.connect(tmp_path / "logs.db")) as other:
+            other.execute("DROP TABLE lines")
         assert await take(collector(store, ring)) == 0
 
 

@@ -5,19 +5,14 @@ of sequences that the owner of this host may use is.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import anyio
-import anyio.to_thread
 import msgspec
 
-from pantala.errors import InternalError
+from pantala.kit.sqlite import SqliteFile
 from pantala.wire.catalogue import OwnedRow
-
-T = TypeVar("T")
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS rows (
@@ -66,20 +61,14 @@ class OwnerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CatalogueStore:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._turn = anyio.Lock()
-        self._limiter = anyio.CapacityLimiter(1)
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path) -> AsyncGenerator[CatalogueStore]:
-        connection = await anyio.to_thread.run_sync(_connect, path)
-        try:
-            yield cls(connection)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(connection.close)
+        async with SqliteFile.open(path, schema=_SCHEMA, name="the catalogue's file") as file:
+            yield cls(file)
 
     async def load(self) -> tuple[dict[str, OwnerState], dict[str, list[OwnedRow]]]:
         """Everything, by owner; rows in order of their sequence."""
@@ -94,7 +83,7 @@ class CatalogueStore:
                 rows.setdefault(owner, []).append(OwnedRow(stream=stream, key=key, seq=seq, value=decoded))
             return owners, rows
 
-        return await self._run(work)
+        return await self._file.run(work)
 
     async def apply(
         self, owner: str, state: OwnerState, rows: Sequence[OwnedRow], *, at_ms: int, replace: bool = False
@@ -115,7 +104,7 @@ class CatalogueStore:
             connection.execute(_PUT_OWNER, (owner, state.epoch, state.seq))
             connection.execute("COMMIT")
 
-        await self._run(work)
+        await self._file.run(work)
 
     async def reserve(self, owner: str, state: OwnerState) -> None:
         """On disk when it returns: sequences up to `state.reserved` are used up."""
@@ -127,32 +116,10 @@ class CatalogueStore:
             finally:
                 connection.execute("PRAGMA synchronous = NORMAL")
 
-        await self._run(work)
+        await self._file.run(work)
 
     async def forget_tombstones(self, before_ms: int) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(_FORGET_TOMBSTONES, (before_ms,))
 
-        await self._run(work)
-
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def safely() -> T:
-            try:
-                return work(self._connection)
-            except sqlite3.Error as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise InternalError(f"the catalogue's file refused: {error}") from error
-
-        async with self._turn:
-            return await anyio.to_thread.run_sync(safely, limiter=self._limiter)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.executescript(_SCHEMA)
-    path.chmod(0o600)
-    return connection
+        await self._file.run(work)

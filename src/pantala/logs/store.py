@@ -5,18 +5,13 @@ takes (not synced per line); how far each machine was read is kept in the same t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import anyio
-import anyio.to_thread
 import msgspec
 
-from pantala.errors import InternalError
-
-T = TypeVar("T")
+from pantala.kit.sqlite import SqliteFile
 
 LINES_PER_APP_MAX = 100_000
 KEEP_S = 7 * 24 * 3600
@@ -80,10 +75,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogStore:
-    def __init__(self, connection: sqlite3.Connection, *, lines_per_app_max: int, keep_s: float) -> None:
-        self._connection = connection
-        self._turn = anyio.Lock()
-        self._limiter = anyio.CapacityLimiter(1)
+    def __init__(self, file: SqliteFile, *, lines_per_app_max: int, keep_s: float) -> None:
+        self._file = file
         self._lines_per_app_max = lines_per_app_max
         self._keep_ns = int(keep_s * 1e9)
         self._since_trim = 0
@@ -93,12 +86,8 @@ class LogStore:
     async def open(
         cls, path: Path, *, lines_per_app_max: int = LINES_PER_APP_MAX, keep_s: float = KEEP_S
     ) -> AsyncGenerator[LogStore]:
-        connection = await anyio.to_thread.run_sync(_connect, path)
-        try:
-            yield cls(connection, lines_per_app_max=lines_per_app_max, keep_s=keep_s)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(connection.close)
+        async with SqliteFile.open(path, schema=_SCHEMA, name="the log store") as file:
+            yield cls(file, lines_per_app_max=lines_per_app_max, keep_s=keep_s)
 
     async def add(self, lines: Sequence[Line], *, position: tuple[str, str, int] | None = None) -> None:
         """Keep lines and how far their machine was read (machine, instance, position), in one transaction."""
@@ -114,14 +103,14 @@ class LogStore:
                 self._trim(connection, lines[-1].at_ns)
             connection.execute("COMMIT")
 
-        await self._run(work)
+        await self._file.run(work)
 
     async def position(self, machine: str, instance: str) -> int:
         def work(connection: sqlite3.Connection) -> int:
             row = connection.execute(_GET_POSITION, (machine, instance)).fetchone()
             return int(row[0]) if row else 0
 
-        return await self._run(work)
+        return await self._file.run(work)
 
     async def forget_position(self, machine: str, instance: str) -> None:
         """The ring it counted in is gone."""
@@ -129,7 +118,7 @@ class LogStore:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(_DROP_POSITION, (machine, instance))
 
-        await self._run(work)
+        await self._file.run(work)
 
     async def read(self, app: str, *, machine: str | None, since_ns: int, limit: int) -> list[Line]:
         """In order of time: without `since_ns` the newest `limit` lines, with it the first ones after it, so that a
@@ -140,7 +129,7 @@ class LogStore:
             rows = connection.execute(_NEXT if since_ns else _NEWEST, given)
             return [Line(app=app, at_ns=r[0], machine=r[1], provider=r[2], level=r[3], message=r[4]) for r in rows]
 
-        return await self._run(work)
+        return await self._file.run(work)
 
     async def trim(self, now_ns: int) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -148,31 +137,9 @@ class LogStore:
             self._trim(connection, now_ns)
             connection.execute("COMMIT")
 
-        await self._run(work)
+        await self._file.run(work)
 
     def _trim(self, connection: sqlite3.Connection, now_ns: int) -> None:
         connection.execute(_FORGET_OLD, (now_ns - self._keep_ns,))
         for app, _ in connection.execute(_APPS, (self._lines_per_app_max,)).fetchall():
             connection.execute(_TRIM_APP, {"app": app, "keep": self._lines_per_app_max})
-
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def safely() -> T:
-            try:
-                return work(self._connection)
-            except sqlite3.Error as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise InternalError(f"the log store refused: {error}") from error
-
-        async with self._turn:
-            return await anyio.to_thread.run_sync(safely, limiter=self._limiter)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.executescript(_SCHEMA)
-    path.chmod(0o600)
-    return connection
