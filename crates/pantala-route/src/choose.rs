@@ -193,7 +193,7 @@ impl<'a> Seen<'a> {
             return;
         }
         match machine.phase {
-            Phase::Running => self.running(target),
+            Phase::Running => self.running(target, known),
             Phase::Asleep(rank) if target.service.row.autostart => {
                 if known.waking(machine) {
                     self.waking = self.waking.or(Some(target));
@@ -210,10 +210,13 @@ impl<'a> Seen<'a> {
         }
     }
 
-    fn running(&mut self, target: &'a Target) {
+    fn running(&mut self, target: &'a Target, known: &impl Knowledge) {
         let now = target.machine.gauge.read();
         if now.draining || target.machine.ip4.is_none() {
             self.changing = true;
+        } else if !target.passing && target.service.row.autostart && known.waking(&target.machine) {
+            // Its row came before the end of its wake: it runs and will be ready, another need not be woken.
+            self.waking = self.waking.or(Some(target));
         } else if !target.passing {
             self.failing = true;
         } else if now.in_flight < target.service.soft {

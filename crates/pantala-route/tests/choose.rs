@@ -154,7 +154,8 @@ proptest! {
             Choice::Wake(target, meanwhile) => {
                 let one = knows.one(&target.machine);
                 prop_assert!(autostart && one.here && !one.cordoned && !one.tried);
-                prop_assert!(matches!(Phase::of(one.state), Phase::Asleep(_)));
+                // asleep, or on its way already: then its wake is joined
+                prop_assert!(one.waking || matches!(Phase::of(one.state), Phase::Asleep(_)));
                 // never while somebody is below the soft limit
                 prop_assert!(least.is_none_or(|load| load >= SOFT));
                 if let Some(target) = meanwhile {
@@ -230,6 +231,19 @@ fn a_full_fleet_wakes_one_more_but_not_two() {
         panic!()
     };
     assert_eq!(&*target.machine.id, "m1", "the one on its way is joined");
+}
+
+#[test]
+fn a_machine_whose_row_is_ahead_of_its_wake_is_joined_and_no_other_woken() {
+    let woken = One {
+        waking: true,
+        passing: false,
+        ..of("started", 0)
+    };
+    let Choice::Wake(target, None) = chosen(&[of("stopped", 0), woken]) else {
+        panic!()
+    };
+    assert_eq!(&*target.machine.id, "m1");
 }
 
 #[test]

@@ -53,7 +53,8 @@ class _Probe:
 
 
 class Health:
-    """`changed` is awaited after each change of a flag; `explain` gets a sentence about a wrong address."""
+    """`changed` is awaited after each change of a flag, `became_ready` once, after those who wait were told;
+    `explain` gets a sentence about a wrong address."""
 
     def __init__(
         self,
@@ -61,11 +62,13 @@ class Health:
         record: MachineRecord,
         *,
         changed: Callable[[], Awaitable[None]],
+        became_ready: Callable[[int], Awaitable[None]],
         explain: Callable[[str], Awaitable[None]],
     ) -> None:
         self._context = context
         self._record = record
         self._changed = changed
+        self._became_ready = became_ready
         self._explain = explain
         self._services = record.version.config.services or []
         self._accepts = [False] * len(self._services)
@@ -116,6 +119,7 @@ class Health:
             self.ready_at_ms = self._now_ms()
             await self._changed()
             self.ready.set()
+            await self._became_ready(self.ready_at_ms)
         else:
             await self._changed()
 

@@ -234,7 +234,11 @@ class MachineTask:
         self._is_gone = anyio.Event()
         self._watching = anyio.CancelScope()
         self.keeper.health = Health(
-            self._context, self.record, changed=self._health_changed, explain=self._explain_address
+            self._context,
+            self.record,
+            changed=self._health_changed,
+            became_ready=self._tell_ready,
+            explain=self._explain_address,
         )
         self._tasks.start_soon(self._follow, self._watching, self._is_gone, self.keeper.health)
 
@@ -264,12 +268,12 @@ class MachineTask:
         self.keeper.health = None
 
     async def _health_changed(self) -> None:
-        """Requests may come at once; that it became ready is told afterwards, for those who watch a deploy."""
         await self.keeper.publish()
         self.keeper.announce()
-        health = self.keeper.health
-        if health is not None and health.ready_at_ms and not health.ready.is_set():
-            await self.keeper.change(lambda r: r, events=(event("ready", "started", "flyd", health.ready_at_ms),))
+
+    async def _tell_ready(self, at_ms: int) -> None:
+        """For those who watch a deploy; no request waits for this write."""
+        await self.keeper.change(lambda r: r, events=(event("ready", "started", "flyd", at_ms),))
 
     async def _explain_address(self, sentence: str) -> None:
         at_ms = self.keeper.now_ms()
