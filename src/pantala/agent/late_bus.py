@@ -7,9 +7,9 @@ from __future__ import annotations
 import anyio
 import structlog
 
-from pantala.agent.settings import BusSettings
 from pantala.errors import NodeUnreachable
 from pantala.kit.bus import Bus, Handler
+from pantala.wire.server import BusSettings
 
 log = structlog.get_logger()
 

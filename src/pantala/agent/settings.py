@@ -8,15 +8,7 @@ from typing import Literal
 import msgspec
 
 from pantala.errors import InvalidRequest
-
-
-class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    url: str
-    user: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        return f"BusSettings(url={self.url!r}, user={self.user!r})"
+from pantala.wire.server import BusSettings
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

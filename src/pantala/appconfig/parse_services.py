@@ -20,7 +20,6 @@ from pantala.wire.machine import (
     TLSOptions,
 )
 
-AUTOSTOP = ("off", "stop", "suspend")
 HANDLERS = ("http", "tls", "pg_tls", "proxy_proto", "edge_http")
 SERVICE_CHECK_S_MIN, SERVICE_CHECK_S_MAX = 1.0, 60.0
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from pantala.agent.settings import AgentSettings
-from pantala.agent.settings import BusSettings as AgentBus
 from pantala.agent.settings import save as save_agent_settings
 from pantala.box.layout import (
     API_NAME,
@@ -147,7 +146,7 @@ def write_agent(box: Box, host: Host, made: Bootstrapped) -> Path:
         address=host.link.address,
         state_dir=files.state,
         run_dir=files.run,
-        bus=AgentBus(url=box.bus_url, user="pantala", password=bus_password(box)),
+        bus=BusSettings(url=box.bus_url, user="pantala", password=bus_password(box)),
         proxy_socket=files.feed_socket,
         node_key=files.state / "keys" / "sealing.key",
         signing_key=files.state / "keys" / "signing.key",

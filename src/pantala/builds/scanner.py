@@ -6,7 +6,6 @@ First match wins: an own Dockerfile, Flask, static files. What is not recognised
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import msgspec
@@ -191,15 +190,3 @@ http {
   }
 }
 """
-
-
-def project_name(root: Path) -> str | None:
-    """The name of the project in its own files, for a default app name."""
-    path = root / "pyproject.toml"
-    if path.is_file():
-        try:
-            name = tomllib.loads(path.read_text()).get("project", {}).get("name")
-        except tomllib.TOMLDecodeError:
-            return None
-        return name if isinstance(name, str) else None
-    return None

@@ -9,7 +9,6 @@ from pantala.errors import InvalidRequest
 from pantala.wire.machine import Guest, MachineConfig
 
 MEMORY_STEP_MB = 256
-DEFAULT_SIZE = "shared-cpu-1x"
 
 
 class CPUKind(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,13 +49,6 @@ class State(StrEnum):
 
 PERSISTENT = frozenset({State.CREATED, State.STARTED, State.STOPPED, State.SUSPENDED, State.FAILED})
 TERMINAL = frozenset({State.DESTROYED, State.REPLACED, State.MIGRATED})
-TRANSIENT = frozenset(State) - PERSISTENT - TERMINAL
-
-ROUTABLE = frozenset({State.STARTED})
-"""Receives requests, if its checks pass and it is not cordoned."""
-
-WAKEABLE = frozenset({State.STOPPED, State.SUSPENDED, State.CREATED})
-"""A request may start it when its service has autostart."""
 
 SETTLED = PERSISTENT | TERMINAL
 """What `wait?state=settled` waits for."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from pantala.wire.machine import Machine, MachineConfig
+from pantala.wire.machine import MachineConfig
 
 
 class _Body(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
@@ -284,9 +284,3 @@ class RegionsResponse(_Whole, frozen=True, kw_only=True):
 
     Regions: list[Region]
     Nearest: str
-
-
-class MachineList(_Whole, frozen=True, kw_only=True):
-    """Only for schemas: `GET …/machines` answers the bare array."""
-
-    machines: list[Machine]

@@ -5,10 +5,15 @@ from __future__ import annotations
 import msgspec
 
 
-class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
+class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the bus is; agents have the same in their settings."""
+
     url: str
     user: str = ""
     password: str = ""
+
+    def __repr__(self) -> str:
+        return f"BusSettings(url={self.url!r}, user={self.user!r})"
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
