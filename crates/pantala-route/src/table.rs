@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use pantala_wire::feed::{
-    AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, NodeRow, Port, ServiceRow,
+    AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, MemberRow, NodeRow, Port, ServiceRow,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -229,6 +229,7 @@ impl Table {
             }
             ("routes", Some(("m", id))) => self.read_machine(id, parse(value)?, batch)?,
             ("nodes", Some(("node", id))) => same("id", &parse::<NodeRow>(value)?.id, id)?,
+            ("nodes", Some(("member", id))) => same("id", &parse::<MemberRow>(value)?.id, id)?,
             ("certs", Some(("cert", _))) => {
                 let row: CertRow = parse(value)?;
                 if row.names.is_empty() {

@@ -171,6 +171,33 @@ pub struct NodeRow {
     pub cpus_free: f64,
     pub memory_mib_free: u64,
     pub version: String,
+    #[serde(default)]
+    pub mesh: String,
+    #[serde(default)]
+    pub wireguard_key: String,
+    #[serde(default)]
+    pub wireguard: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberStatus {
+    #[default]
+    Active,
+    Draining,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberRow {
+    pub id: String,
+    pub region: String,
+    pub zone: String,
+    pub address: String,
+    pub verify_key: String,
+    pub sealing_key: String,
+    pub edge: bool,
+    #[serde(default)]
+    pub status: MemberStatus,
 }
 
 /// Holds a private key: not printable.
@@ -351,6 +378,26 @@ fn drain_max_ms() -> u64 {
     3_600_000
 }
 
+fn ping_interval_ms() -> u64 {
+    250
+}
+
+fn ping_timeout_ms() -> u64 {
+    750
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeshSettings {
+    pub listen: String,
+    pub certificate: String,
+    pub key: String,
+    pub authority: String,
+    #[serde(default = "ping_interval_ms")]
+    pub ping_interval_ms: u64,
+    #[serde(default = "ping_timeout_ms")]
+    pub ping_timeout_ms: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProxySettings {
     pub node: String,
@@ -359,6 +406,8 @@ pub struct ProxySettings {
     pub agent_socket: String,
     pub listeners: Vec<Listener>,
     pub dns: DNSSettings,
+    #[serde(default)]
+    pub mesh: Option<MeshSettings>,
     #[serde(default)]
     pub api_forward: String,
     #[serde(default)]

@@ -152,7 +152,13 @@ fn rows_match_the_schema() {
     check::<NodeRow>(
         "NodeRow",
         json!({"id": "n1", "region": "iad", "zone": "a", "address": "10.0.0.1", "verify_key": "a", "sealing_key": "b",
-            "cpus": 2, "memory_mib": 1024, "cpus_free": 1.5, "memory_mib_free": 512, "version": "0.1.0"}),
+            "cpus": 2, "memory_mib": 1024, "cpus_free": 1.5, "memory_mib_free": 512, "version": "0.1.0",
+            "mesh": "10.0.0.1:4443", "wireguard_key": "k", "wireguard": "10.0.0.1:51820"}),
+    );
+    check::<MemberRow>(
+        "MemberRow",
+        json!({"id": "n1", "region": "iad", "zone": "a", "address": "10.0.0.1", "verify_key": "a", "sealing_key": "b",
+            "edge": true, "status": "draining"}),
     );
     check::<CertRow>(
         "CertRow",
@@ -221,9 +227,13 @@ fn settings_match_the_schema() {
     let listener = json!({"address": "0.0.0.0", "port": 443, "tls": true, "http": false});
     check::<DNSSettings>("DNSSettings", dns.clone());
     check::<Listener>("Listener", listener.clone());
+    let mesh = json!({"listen": "10.0.0.1:4443", "certificate": "/c", "key": "/k", "authority": "/a",
+        "ping_interval_ms": 1, "ping_timeout_ms": 2});
+    check::<MeshSettings>("MeshSettings", mesh.clone());
     check::<ProxySettings>(
         "ProxySettings",
         json!({"node": "n1", "region": "iad", "state_dir": "/s", "agent_socket": "/a", "listeners": [listener], "dns": dns,
+            "mesh": mesh,
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
             "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "drain_max_ms": 5,
             "app_domain": "apps.test"}),
@@ -251,6 +261,8 @@ fn every_type_of_the_schema_is_mirrored() {
         "Load",
         "MachineLoad",
         "MachineRow",
+        "MemberRow",
+        "MeshSettings",
         "NodeRow",
         "Port",
         "ProxyHello",

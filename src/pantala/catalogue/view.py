@@ -26,6 +26,7 @@ _TYPES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("routes", "svc"): feed.ServiceRow,
     ("routes", "m"): feed.MachineRow,
     ("nodes", "node"): feed.NodeRow,
+    ("nodes", "member"): feed.MemberRow,
     ("certs", "cert"): feed.CertRow,
 }
 _OF_NODES = frozenset({("routes", "m"), ("routes", "svc"), ("nodes", "node")})
@@ -50,6 +51,8 @@ def why_set_aside(owner: str, row: OwnedRow, *, control: str) -> str:
     match value:
         case feed.MachineRow() if value.node != owner or f"m/{value.id}" != row.key:
             return f"{owner} speaks for another node's machine"
+        case feed.MemberRow() if f"member/{value.id}" != row.key:
+            return "the key names another node"
         case feed.NodeRow() if value.id != owner or f"node/{value.id}" != row.key:
             return f"{owner} speaks for another node"
         case _:

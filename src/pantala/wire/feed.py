@@ -9,7 +9,7 @@ Keys and values by stream:
 
     routes  app/<name> AppRow · host/<hostname> HostRow · addr/<ip> AddressRow · svc/<app>/<digest> ServiceRow ·
             m/<machine id> MachineRow
-    nodes   node/<id> NodeRow
+    nodes   node/<id> NodeRow (its agent's) · member/<id> MemberRow (control's)
     certs   cert/<name> CertRow
 """
 
@@ -86,7 +86,9 @@ class MachineRow(_Row, frozen=True, kw_only=True):
 
 
 class NodeRow(_Row, frozen=True, kw_only=True):
-    """`address` is where other hosts reach it; `verify_key` and `sealing_key` are base64 public keys."""
+    """`address` is where other hosts reach it; `verify_key` and `sealing_key` are base64 public keys. `mesh`:
+    `ip:port` of its proxy's mesh listener, empty when it has none. `wireguard_key` (base64) and `wireguard`
+    (`ip:port`, UDP; empty behind NAT): its end of the tunnels that carry 6PN, empty where hosts use plain links."""
 
     id: str
     region: str
@@ -99,6 +101,24 @@ class NodeRow(_Row, frozen=True, kw_only=True):
     cpus_free: float
     memory_mib_free: int
     version: str
+    mesh: str = ""
+    wireguard_key: str = ""
+    wireguard: str = ""
+
+
+class MemberRow(_Row, frozen=True, kw_only=True):
+    """A host that belongs to the cluster: control's word, and the root of all trust between hosts. Readers believe
+    a node's frames only by the `verify_key` (base64) here; proxies accept a mesh peer only while it has this row.
+    Once the row is deleted (removed, lost) everything that the node said is void, for ever: ids are not used again."""
+
+    id: str
+    region: str
+    zone: str
+    address: str
+    verify_key: str
+    sealing_key: str
+    edge: bool
+    status: Literal["active", "draining"] = "active"
 
 
 class CertRow(_Row, frozen=True, kw_only=True):
@@ -262,6 +282,19 @@ class DNSSettings(msgspec.Struct, frozen=True, kw_only=True):
     queries_per_s_max: int = 200
 
 
+class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Proxy to proxy: HTTP/2 over mutual TLS on the host's own address. The files are PEM and are written by the agent
+    (join, renewal); the proxy looks again when they change. The node's id is the certificate's only DNS name:
+    `<node>.node.pantala.internal`."""
+
+    listen: str
+    certificate: str
+    key: str
+    authority: str
+    ping_interval_ms: int = 250
+    ping_timeout_ms: int = 750
+
+
 class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     """The proxy's whole configuration, one JSON file, read before anything binds."""
 
@@ -271,6 +304,7 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     agent_socket: str
     listeners: list[Listener]
     dns: DNSSettings
+    mesh: MeshSettings | None = None
     api_forward: str = ""
     api_listen: list[str] = []
     admin_listen: str = ""

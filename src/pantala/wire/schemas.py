@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pantala.wire import api, catalogue, feed, guest, machine, node
+from pantala.wire import api, catalogue, feed, guest, hosts, machine, node
 
 DOCUMENTS: dict[str, tuple[Any, ...]] = {
     "guest": (guest.GuestRequest, guest.GuestReply, guest.ExitRecord),
@@ -26,10 +26,21 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         feed.ServiceRow,
         feed.MachineRow,
         feed.NodeRow,
+        feed.MemberRow,
         feed.CertRow,
     ),
     "node": (node.NodeRequest, node.NodeReply, *(t for t in node.RESULTS.values() if t is not None)),
     "catalogue": (catalogue.CatalogueFrame, catalogue.Beat, catalogue.Signed, catalogue.Fetch),
+    "hosts": (
+        hosts.JoinRequest,
+        hosts.Joined,
+        hosts.HostToken,
+        hosts.HostView,
+        hosts.SignedCall,
+        hosts.CallBody,
+        hosts.Renewed,
+        hosts.Epoch,
+    ),
     "machine": (machine.MachineConfig, machine.Machine, api.LaunchMachineRequest),
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pantala.wire.hosts import Joined
+
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the bus is; agents have the same in their settings."""
@@ -66,7 +68,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):
     """What `python -m pantala.server.bootstrap` prints. `verify_key` is that of control's catalogue rows; `registry_*`
-    is what the registry's configuration wants."""
+    is what the registry's configuration wants; `hosts` answers the join requests of `--hosts FILE`, in their order."""
 
     token: str
     expires_at: str
@@ -77,3 +79,4 @@ class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):
     registry_bundle: str
     registry_service: str
     registry_issuer: str
+    hosts: list[Joined] = []
