@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +261,41 @@ async def test_scale_counts_and_shows(web: Cli) -> None:
     assert (row["process"], row["count"], row["regions"]) == ("app", 3, {"iad": 3})
     await web.ok("scale", "count", "app=1", "-y")
     assert len(ids(web)) == 1
+
+
+def places(web: Cli) -> dict[str, int]:
+    found = [
+        m for agent in web.platform.agents.values() for m in agent.machines.values() if m.state.value != "destroyed"
+    ]
+    return dict(Counter(m.region for m in found))
+
+
+@pytest.mark.parametrize("flags", [["--region", "iad,lhr"], ["-r", "iad", "-r", "lhr"]], ids=["commas", "repeated"])
+async def test_scaling_over_regions_shows_its_plan_and_spreads_evenly(web: Cli, flags: list[str]) -> None:
+    await web.platform.add_agent("node-2", region="lhr")
+    ended = await web.run("scale", "count", "2", *flags, "--max-per-region", "1", "-y")
+    assert ended.code == 0, ended.err
+    assert ended.err.startswith("app: 2 in iad -> 1 in iad, 1 in lhr\n  + 1 in lhr\n  - destroy ")
+    assert places(web) == {"iad": 1, "lhr": 1}
+
+
+async def test_regions_are_added_listed_and_removed(web: Cli) -> None:
+    await web.platform.add_agent("node-2", region="lhr")
+    await web.ok("regions", "add", "lhr", "-y")
+    listed = json.loads(await web.ok("regions", "list", "--json"))
+    assert [(row["region"], row["machines"]) for row in listed] == [("iad", 2), ("lhr", 1)]
+    await web.ok("regions", "remove", "iad", "-y")
+    assert places(web) == {"lhr": 1}
+    assert "no machine left" in await web.refused("regions", "remove", "lhr", "-y")
+    assert "it runs in lhr" in await web.refused("regions", "remove", "nrt", "-y")
+    assert "regions with hosts: iad, lhr" in await web.refused("regions", "add", "syd", "-y")
+
+
+async def test_a_scaling_that_fails_half_way_leaves_what_was_there(web: Cli) -> None:
+    small = await web.platform.add_agent("node-2", region="lhr", memory_mib=300)
+    assert await web.refused("scale", "count", "4", "--region", "iad,lhr", "-y")
+    assert places(web) == {"iad": 2}
+    assert all(m.state.value == "destroyed" for m in small.machines.values())
 
 
 async def test_secrets_are_written_and_never_shown(web: Cli) -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from pantala.errors import InvalidRequest
 from pantala.planner.deploy import Create, Destroy, Plan, Update, Wanted, at_once, plan_deploy
-from pantala.planner.scale import plan_scale
 from pantala.wire.machine import ImageRef, Machine, MachineConfig, Service
 
 OLD = MachineConfig(image="old")
@@ -88,15 +87,3 @@ def test_every_machine_is_updated_exactly_once(states: list[str], unavailable: f
         warm = sum(m.state in ("started", "starting") for m in machines)
         for wave in result.waves:
             assert sum(isinstance(a, Update) and a.warm for a in wave.actions) <= at_once(warm, unavailable)
-
-
-@given(st.integers(0, 8), st.lists(st.sampled_from(["iad", "lhr", "nrt"]), min_size=1, max_size=8))
-def test_scaling_ends_at_the_count_and_spreads_evenly(count: int, present: list[str]) -> None:
-    machines = [machine(f"m{i}", region=region) for i, region in enumerate(present)]
-    result = plan_scale(machines=machines, group="app", count=count, regions=[], primary_region="iad")
-    assert len(machines) + len(result.add) - len(result.remove) == count
-    assert not (result.add and result.remove)
-    if result.add:
-        after = [present.count(r) + result.add.count(r) for r in set(present)]
-        grown = [present.count(r) + result.add.count(r) for r in set(result.add)]
-        assert max(grown) - min(after) <= 1

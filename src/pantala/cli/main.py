@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apps": ("apps:apps", "Create, list and destroy apps"),
     "machine": ("machine:machine", "Run, list, start, stop and destroy machines"),
     "scale": ("scale:scale", "Change how many machines an app has"),
+    "regions": ("regions:regions", "Add, remove and list the regions that an app runs in"),
     "secrets": ("secrets:secrets", "Set, list and unset an app's secrets"),
     "releases": ("releases:releases", "List an app's releases"),
     "config": ("config:config", "Check and show fly.toml"),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
-import msgspec
 
 from pantala.cli.output import emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
-from pantala.errors import InvalidRequest, PantalaError
+from pantala.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pantala.client.api import ApiClient
+    from pantala.planner.scale import ScalePlan
 
 
 @click.group()
@@ -18,7 +24,9 @@ def scale() -> None:
 @scale.command()
 @click.argument("counts", nargs=-1, required=True, metavar="COUNT | GROUP=COUNT...")
 @app_options
-@click.option("-r", "--region", "regions", multiple=True, metavar="CODE[,CODE]", help="Spread over these regions.")
+@click.option("-r", "--region", "regions", multiple=True, metavar="CODE[,CODE]",
+              help="Be in these regions and no other, evenly.")  # fmt: skip
+@click.option("--max-per-region", type=click.IntRange(min=1), metavar="N")
 @click.option("--process-group", metavar="GROUP")
 @yes_option
 def count(
@@ -27,48 +35,53 @@ def count(
     app_name: str | None,
     config_path: str | None,
     regions: tuple[str, ...],
+    max_per_region: int | None,
     process_group: str | None,
     yes: bool,
 ) -> None:
-    """Make it COUNT machines, cloned from one that is there."""
+    """Make it COUNT machines, cloned from one that is there; shows the plan first."""
     from pantala.planner.scale import plan_scale
-    from pantala.wire.api import LaunchMachineRequest
 
     name = resolve_app(app_name, config_path)
     wanted = [_parse(text, process_group) for text in counts]
-    where = [region for item in regions for region in item.split(",") if region]
 
     async def main() -> None:
         async with api() as client:
+            where = await known_regions(client, regions)
             machines = await client.machines(name)
             plans = [
-                plan_scale(machines=machines, group=group, count=number, regions=where, primary_region="")
+                plan_scale(machines=machines, group=group, count=number, regions=where, max_per_region=max_per_region)
                 for group, number in wanted
             ]
-            for line in (line for plan in plans for line in plan.lines()):
-                say(f"  {line}")
-            if not any(plan.add or plan.remove for plan in plans):
-                return
-            confirm(f"Scale {name}?", yes=yes)
-            for plan in plans:
-                made: list[str] = []
-                try:
-                    for region in plan.add:
-                        config = msgspec.structs.replace(plan.model.config, mounts=None) if plan.model.config else None
-                        if config is None:
-                            raise InvalidRequest("the machine to clone is not in reach", field="count")
-                        machine = await client.create_machine(name, LaunchMachineRequest(config=config, region=region))
-                        made.append(machine.id)
-                        say(f"  created {machine.id} in {machine.region}")
-                except PantalaError:
-                    for machine_id in made:  # all or nothing
-                        await client.destroy(name, machine_id, force=True)
-                    raise
-                for machine_id in plan.remove:
-                    await client.destroy(name, machine_id, force=True)
-                    say(f"  destroyed {machine_id}")
+            await carry_out(client, name, plans, question=f"Scale {name}?", yes=yes)
 
     run(main)
+
+
+async def carry_out(client: ApiClient, name: str, plans: Sequence[ScalePlan], *, question: str, yes: bool) -> None:
+    """Show the plans, ask, do them."""
+    from pantala.deploys.scaling import Scaling
+
+    for line in (line for plan in plans for line in plan.lines()):
+        say(line)
+    if any(plan.changes for plan in plans):
+        confirm(question, yes=yes)
+        await Scaling(client, name, say=say).run(plans)
+
+
+async def known_regions(client: ApiClient, given: Sequence[str]) -> list[str]:
+    """Codes from repeated and comma-separated values. Raises InvalidRequest before anything is planned."""
+    codes = [code.strip() for item in given for code in item.split(",") if code.strip()]
+    if not codes:
+        return []
+    there = [region.code for region in (await client.regions()).Regions]
+    if unknown := [code for code in codes if code not in there]:
+        raise InvalidRequest(
+            f"there are no hosts in {', '.join(unknown)}",
+            field="region",
+            hint=f"regions with hosts: {', '.join(sorted(there))}",
+        )
+    return list(dict.fromkeys(codes))
 
 
 @scale.command()
