@@ -1,8 +1,14 @@
 """Catalogue frames on the bus.
 
-Subjects: `pantala.cat.<owner>.delta` and `pantala.cat.<owner>.beat`; a reader that missed something asks any holder on
-`pantala.cat.<owner>.fetch` (answered in chunks, the last one marked). A frame's payload is signed with its owner's key
-and checked by each reader, whoever carried it.
+    pantala.cat.<owner>.delta     what changed, told to all
+    pantala.cat.<owner>.beat      how far the owner is, told to all every second
+    pantala.cat.<owner>.fetch     `Fetch` → signed frame: the rest, from the owner itself
+    pantala.cat.<owner>.outrun    to the owner: it once said more than it knows now (its state was restored)
+    pantala.cat.hold.<node>.rows  `Fetch` → `HeldRows`: the rest, from any node that holds it
+    pantala.cat.hold.<node>.have  `Holdings` → `Holdings`: who of two knows more of whom
+
+Frames and beats are signed with their owner's key, rows each for itself, so that it does not matter who carries them.
+A holder can leave rows out but not invent any; what is left out shows in the owner's count and digest.
 """
 
 from __future__ import annotations
@@ -13,16 +19,19 @@ import msgspec
 
 
 class OwnedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """`seq` is the owner's sequence at which the row last changed; a null value is a tombstone."""
+    """`seq` is the owner's sequence at which the row last changed; a null value is a tombstone. `signature`: Ed25519 of
+    the owner over `frames.row_words`; empty from owners of an older version, whose rows only they give."""
 
     stream: str
     key: str
     seq: int
     value: dict[str, Any] | None
+    signature: bytes = b""
 
 
 class CatalogueFrame(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of one owner, ordered: those after `after_seq` up to `seq`."""
+    """Rows of one owner, ordered: those after `after_seq` up to `seq`. With `last`, `count` and `digest` are those of a
+    beat at `seq` (`digest` empty: not told)."""
 
     owner: str
     epoch: int
@@ -30,6 +39,8 @@ class CatalogueFrame(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     rows: list[OwnedRow]
     last: bool = True
+    count: int = 0
+    digest: str = ""
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,3 +65,23 @@ class Fetch(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     epoch: int
     after_seq: int
+
+
+class HeldRows(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node holds of an owner after the asked sequence, tombstones too, in order; ask again after the last row
+    until `last`. `seq`: how far the holder is. `proof`: the owner's newest signed frame or beat, empty if none is
+    kept."""
+
+    owner: str
+    epoch: int
+    seq: int
+    rows: list[OwnedRow]
+    last: bool
+    proof: bytes = b""
+
+
+class Holdings(msgspec.Struct, frozen=True, kw_only=True):
+    """Owner to (epoch, sequence): how far `node` knows each. Unsigned: only a reason to ask."""
+
+    node: str
+    owners: dict[str, tuple[int, int]]

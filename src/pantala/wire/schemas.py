@@ -30,7 +30,14 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         feed.CertRow,
     ),
     "node": (node.NodeRequest, node.NodeReply, *(t for t in node.RESULTS.values() if t is not None)),
-    "catalogue": (catalogue.CatalogueFrame, catalogue.Beat, catalogue.Signed, catalogue.Fetch),
+    "catalogue": (
+        catalogue.CatalogueFrame,
+        catalogue.Beat,
+        catalogue.Signed,
+        catalogue.Fetch,
+        catalogue.HeldRows,
+        catalogue.Holdings,
+    ),
     "hosts": (
         hosts.JoinRequest,
         hosts.Joined,
