@@ -11,7 +11,10 @@ from pathlib import Path
 
 os.environ.setdefault("PANTALA_BOX_INSTANCE", "8")  # beside a box that the developer runs
 
-NAMES = ("wake", "deploy", "cli", "memory")
+IN_A_BOX = ("wake", "deploy", "cli", "memory")
+ALONE = ("catalogue",)
+"""These bring what they measure themselves."""
+NAMES = IN_A_BOX + ALONE
 NEVER_IDLE_S = 3600.0
 
 
@@ -24,6 +27,10 @@ def main(arguments: list[str]) -> int:
         return 2
     figures: list[Figure] = []
     for name in arguments or NAMES:
+        if name in ALONE:
+            sys.stderr.write(f"==> {name}: measuring\n")
+            figures += importlib.import_module(f"benchmarks.{name}").measure()
+            continue
         sys.stderr.write(f"==> {name}: a box of its own\n")
         with (
             tempfile.TemporaryDirectory(prefix="pantala-bench-") as work,
