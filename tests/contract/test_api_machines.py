@@ -266,7 +266,7 @@ async def test_a_host_that_refuses_or_is_silent_is_passed_over(web: TestPlatform
 
 async def test_a_creation_whose_answer_is_lost_leaves_no_machine(web: TestPlatform) -> None:
     agent = web.agents["node-1"]
-    await web.control.nodes.candidates(1)  # known to be there, a moment ago
+    await web.control.nodes.fleet()  # known to be there, a moment ago
     agent.lose_answers = True
     answer = await web.http.post(MACHINES, json=launch(), headers=web.auth)
     assert answer.status_code not in (502, 503)

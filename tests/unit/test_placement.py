@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pantala.errors import CapacityError
-from pantala.planner.placement import Ask, Candidate, choose, excluded_by
+from pantala.planner.placement import Ask, Candidate, Fleet, excluded_by
 
 REGIONS = ("iad", "lhr", "nrt")
 
@@ -24,7 +27,6 @@ def node(name: str = "a", **changes: object) -> Candidate:
         "memory_mib": 8192,
         "memory_mib_free": 8192,
         "disk_mib_free": 10_000,
-        "app_machines": 0,
         "orgs": frozenset(),
     }
     return Candidate(**(values | changes))  # pyright: ignore[reportArgumentType]
@@ -41,10 +43,14 @@ def ask(**changes: object) -> Ask:
     return Ask(**(values | changes))  # pyright: ignore[reportArgumentType]
 
 
+def choose(wanted: Ask, nodes: list[Candidate]) -> Candidate:
+    return Fleet(nodes).choose(wanted)
+
+
 nodes_strategy = st.lists(
     st.builds(
         node,
-        name=st.integers(0, 999).map(lambda n: f"n{n}"),
+        name=st.integers(0, 99).map(lambda n: f"n{n}"),
         region=st.sampled_from(REGIONS),
         zone=st.sampled_from(("z1", "z2")),
         reachable=st.booleans(),
@@ -53,7 +59,6 @@ nodes_strategy = st.lists(
         cpus_free=st.floats(0, 8),
         memory_mib_free=st.integers(0, 8192),
         disk_mib_free=st.integers(0, 10_000),
-        app_machines=st.integers(0, 4),
         orgs=st.frozensets(st.integers(1, 3), max_size=3),
     ),
     max_size=12,
@@ -67,7 +72,9 @@ asks = st.builds(
     memory_mib=st.integers(1, 32).map(lambda n: n * 256),
     disk_mib=st.integers(0, 5000),
     shared_kernel=st.booleans(),
-    refused=st.frozensets(st.integers(0, 999).map(lambda n: f"n{n}"), max_size=4),
+    refused=st.frozensets(st.integers(0, 99).map(lambda n: f"n{n}"), max_size=4),
+    present=st.dictionaries(st.integers(0, 99).map(lambda n: f"n{n}"), st.integers(0, 4), max_size=6),
+    volume_nodes=st.none() | st.frozensets(st.integers(0, 99).map(lambda n: f"n{n}"), max_size=4),
 )
 
 
@@ -87,7 +94,7 @@ def test_the_choice_fits_and_is_none_only_when_nothing_does(wanted: Ask, nodes: 
     first = next(r for r in wanted.regions if any(candidate.region in r for candidate in fitting))
     assert chosen.region in first
     same = [c for c in fitting if c.region in first]
-    assert chosen.app_machines == min(candidate.app_machines for candidate in same)
+    assert wanted.present.get(chosen.id, 0) == min(wanted.present.get(candidate.id, 0) for candidate in same)
 
 
 @given(asks, nodes_strategy)
@@ -102,10 +109,51 @@ def test_the_order_of_the_view_does_not_matter(wanted: Ask, nodes: list[Candidat
 
 
 def test_machines_of_one_app_spread_over_nodes_then_zones() -> None:
-    crowded = node("a", app_machines=1, zone="z1")
-    neighbour = node("b", zone="z1")
-    elsewhere = node("c", zone="z2", memory_mib_free=1024)
-    assert choose(ask(), [crowded, neighbour, elsewhere]).id == "c"
+    view = [node("a", zone="z1"), node("b", zone="z1"), node("c", zone="z2", memory_mib_free=1024)]
+    assert choose(ask(present={"a": 1}), view).id == "c"
+    assert choose(ask(present={"a": 1, "c": 1}), view).id == "b"
+    assert choose(ask(present={"a": 2, "b": 2, "c": 1}), view).id == "c"
+
+
+def test_a_machine_goes_where_its_volume_is() -> None:
+    view = [node("a"), node("b", memory_mib_free=300)]
+    assert choose(ask(volume_nodes=frozenset({"b"})), view).id == "b"
+    with pytest.raises(CapacityError) as refused:
+        choose(ask(volume_nodes=frozenset({"b"}), memory_mib=512), view)
+    assert refused.value.excluded == {"volume": 1, "memory": 1}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fleet_that_changes_chooses_as_one_made_anew_and_never_outside_the_regions(seed: int) -> None:
+    dice = random.Random(seed)
+    fleet, known = Fleet(), dict[str, Candidate]()
+    for _ in range(2_500):
+        name = f"n{dice.randrange(60)}"
+        match dice.choice(["put", "put", "remove", "place", "place", "place"]):
+            case "put":
+                known[name] = node(
+                    name, region=dice.choice(REGIONS), zone=dice.choice(("z1", "z2")), reachable=dice.random() > 0.1,
+                    memory_mib_free=dice.randrange(8192), draining=dice.random() < 0.1,
+                )  # fmt: skip
+                fleet.put(known[name])
+            case "remove":
+                known.pop(name, None)
+                fleet.remove(name)
+            case _:
+                regions = [frozenset(dice.sample(REGIONS, dice.randint(1, 2))) for _ in range(dice.randint(1, 2))]
+                wanted = ask(regions=regions, memory_mib=dice.choice((256, 1024)), present={name: dice.randrange(3)})
+                try:
+                    chosen = fleet.choose(wanted)
+                except CapacityError:
+                    assert all(excluded_by(wanted, candidate) for candidate in known.values())
+                    continue
+                assert chosen == Fleet(known.values()).choose(wanted)
+                assert chosen.region in frozenset[str]().union(*regions)
+                fleet.take(chosen.id, wanted)
+                known[chosen.id] = msgspec.structs.replace(
+                    chosen, memory_mib_free=chosen.memory_mib_free - wanted.memory_mib,
+                    cpus_free=chosen.cpus_free - wanted.cpus_needed(), orgs=chosen.orgs | {1},
+                )  # fmt: skip
 
 
 def test_orgs_share_no_kernel_unless_the_operator_says_so() -> None:

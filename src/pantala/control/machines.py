@@ -28,7 +28,7 @@ from pantala.domain import guests
 from pantala.domain.validate import validate_config
 from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound
 from pantala.kit import ids
-from pantala.planner.placement import Ask, Candidate, choose
+from pantala.planner.placement import Ask, Candidate
 from pantala.store import ledger, machines, secrets
 from pantala.store.records import AppRecord, PlacementRecord
 from pantala.wire.api import LaunchMachineRequest
@@ -77,9 +77,9 @@ class Machines:
             await self._free_name(app, request.name)
         image, pull_token = await self._images.resolve(principal, request.config.image or "")
         launch = _Launch(principal, app, request, config, image, pull_token)
-        ask = self._ask(app, request, wanted)
+        ask = await self._ask(app, request, wanted)
         for attempt in range(1, NODES_TRIED_MAX + 1):
-            node = choose(ask, await self._nodes.candidates(app.id))
+            node = (await self._nodes.fleet()).choose(ask)
             try:
                 return await self._create_on(node, launch)
             except (CapacityError, NodeUnreachable) as error:
@@ -166,8 +166,9 @@ class Machines:
             raise NotFound(MACHINE_NOT_FOUND)
         return found
 
-    def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Sequence[frozenset[str]]) -> Ask:
+    async def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Sequence[frozenset[str]]) -> Ask:
         size = guests.resolve(request.config)
+        present = await self._context.db.read(lambda c: machines.count_by_node(c, app.id))
         return Ask(
             org=app.org_id,
             regions=wanted,
@@ -175,6 +176,7 @@ class Machines:
             shared_cpu=size.cpu_kind == "shared",
             memory_mib=size.memory_mb,
             shared_kernel=self._context.settings.shared_kernel,
+            present=present,
         )
 
     async def _create_on(self, node: Candidate, launch: _Launch) -> Document:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from pantala.control.context import Context
 from pantala.errors import InternalError, NodeUnreachable, PantalaError
-from pantala.planner.placement import Candidate
+from pantala.planner.placement import Candidate, Fleet
 from pantala.store import machines
 from pantala.store.records import NodeRecord
 from pantala.wire.node import GetNode, NodeInfo
@@ -35,19 +35,15 @@ class Nodes:
             )
         )
 
-    async def candidates(self, app_id: int) -> list[Candidate]:
-        """Every node with what it has free now; those that do not answer are in the list as such."""
+    async def fleet(self) -> Fleet:
+        """Every node with what it has free now; those that do not answer are in it as such."""
 
-        def load(connection: Connection) -> tuple[list[NodeRecord], dict[str, int], dict[str, set[int]]]:
-            return (
-                machines.list_nodes(connection),
-                machines.count_by_node(connection, app_id),
-                machines.orgs_by_node(connection),
-            )
+        def load(connection: Connection) -> tuple[list[NodeRecord], dict[str, set[int]]]:
+            return machines.list_nodes(connection), machines.orgs_by_node(connection)
 
-        nodes, app_machines, orgs = await self._context.db.read(load)
+        nodes, orgs = await self._context.db.read(load)
         infos = await self._infos([node.id for node in nodes])
-        return [_candidate(node, infos[node.id], app_machines, orgs) for node in nodes]
+        return Fleet(_candidate(node, infos[node.id], orgs) for node in nodes)
 
     async def sealing_key(self, node_id: str) -> str:
         """The key that this node opens secrets with. The first one learned is kept; another one is not believed."""
@@ -98,9 +94,7 @@ class Nodes:
         return found
 
 
-def _candidate(
-    node: NodeRecord, info: NodeInfo | None, app_machines: dict[str, int], orgs: dict[str, set[int]]
-) -> Candidate:
+def _candidate(node: NodeRecord, info: NodeInfo | None, orgs: dict[str, set[int]]) -> Candidate:
     return Candidate(
         id=node.id,
         region=node.region,
@@ -112,6 +106,5 @@ def _candidate(
         memory_mib=info.memory_mib if info else 0,
         memory_mib_free=info.memory_mib_free if info else 0,
         disk_mib_free=info.disk_mib_free if info else 0,
-        app_machines=app_machines.get(node.id, 0),
         orgs=frozenset(orgs.get(node.id, ())),
     )
