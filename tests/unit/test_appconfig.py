@@ -1,4 +1,4 @@
-"""fly.toml is read as the original's client reads it; expected values from `reference/fly-toml.md`."""
+"""fly.toml is read as the original's client reads it; expected values from the fly.toml reference."""
 
 from __future__ import annotations
 

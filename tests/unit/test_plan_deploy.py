@@ -1,4 +1,4 @@
-"""A deploy's plan, from `reference/deploys-and-ops.md` section 3."""
+"""A deploy's plan, as flyctl orders its steps."""
 
 from __future__ import annotations
 

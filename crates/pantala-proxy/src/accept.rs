@@ -32,7 +32,7 @@ use crate::{log, raw};
 
 const BACKLOG: i32 = 4096;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Time for the head of a request, and so also for an idle kept connection (`reference/proxy.md` section 9).
+/// Time for the head of a request, and so also for an idle kept connection (Fly Proxy's documented limit).
 const HEAD_MAX: Duration = Duration::from_secs(60);
 const HEADERS_MAX: usize = 128;
 const HEAD_BYTES_MAX: usize = 64 * 1024;

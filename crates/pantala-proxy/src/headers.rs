@@ -1,4 +1,4 @@
-//! Headers on both ways: `reference/proxy.md` section 4.
+//! Headers on both ways: as Fly.io's page on request headers names them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -92,7 +92,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Of `reference/proxy.md` section 13.
+    /// One of Fly Proxy's error codes.
     pub fn code(&self) -> &'static str {
         use std::io::ErrorKind::{
             ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,

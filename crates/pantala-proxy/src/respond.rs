@@ -11,7 +11,7 @@ use crate::body::OutBody;
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub status: StatusCode,
-    /// of `reference/proxy.md` section 13; empty where none fits
+    /// one of Fly Proxy's error codes; empty where none fits
     pub code: &'static str,
     pub happened: String,
     pub advice: &'static str,

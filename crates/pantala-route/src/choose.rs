@@ -1,4 +1,4 @@
-//! Which machine serves a request, or what has to happen first (`reference/proxy.md` sections 5 and 6). The answer is a
+//! Which machine serves a request, or what has to happen first (Fly Proxy's documented load balancing and autostart). The answer is a
 //! proposal: the caller takes the slot with [`Gauge::acquire`](crate::gauge::Gauge::acquire) and asks again when it lost the race.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a client may say about the machine it wants (`reference/proxy.md` section 4): one machine or a list of regions, as a
+//! What a client may say about the machine it wants (Fly.io: dynamic request routing): one machine or a list of regions, as a
 //! wish or as a condition.
 
 use crate::choose::{Choice, Knowledge, choose};

@@ -1,6 +1,6 @@
 //! Whether a failed attempt may be followed by another. Pure: the caller says what it saw.
 
-/// Candidate attempts for one request (`reference/proxy.md` section 5).
+/// Candidate attempts for one request, as Fly Proxy documents its retries.
 pub const ATTEMPTS_MAX: u32 = 90;
 /// A request that kills what it reaches is not carried through the fleet.
 pub const DEATHS_MAX: u32 = 3;
@@ -43,7 +43,7 @@ pub struct Attempt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Again,
-    /// with the code of `reference/proxy.md` section 13
+    /// with one of Fly Proxy's error codes
     GiveUp(&'static str),
 }
 

@@ -1,4 +1,4 @@
-"""fly.toml to `AppConfig`: sections, spellings, defaults and limits of `reference/fly-toml.md`.
+"""fly.toml to `AppConfig`: sections, spellings, defaults and limits of the fly.toml reference.
 
 Each section has one reader; together they ask for every known key, so that what is left is unknown. Rules that need
 several sections are in `rules.py`.

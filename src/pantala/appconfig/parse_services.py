@@ -1,4 +1,4 @@
-"""`[http_service]`, `[[services]]` and checks: sections 8 to 11 of `reference/fly-toml.md`."""
+"""`[http_service]`, `[[services]]` and checks, as the fly.toml reference describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that tie sections together: groups exist, ports meet, strategies fit (`reference/fly-toml.md` section 20)."""
+"""Rules that tie sections together: groups exist, ports meet, strategies fit (as flyctl's `internal/appconfig`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Opaque bearer tokens: how they are made, kept and read from a request.
 
 A token is 256 random bits behind the prefix `pantala_`, so a plain SHA-256 is enough to keep it: there is nothing to
-guess. (Clients drop opaque tokens that begin with `fm1r_`, `fm1a_` or `fm2_`: flyctl-protocol.md section 2.1.)
+guess. (Clients drop opaque tokens that begin with `fm1r_`, `fm1a_` or `fm2_`: `tokens/tokens.go` of superfly/fly-go.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one place where a request is authorised.
 
 Somebody else's things are answered as if they did not exist; only `GET /v1/apps/{name}` says 403, because app names are
-public (`flyctl-protocol.md` section 4.1: 403 there means *taken*).
+public (to flyctl, 403 there means *taken*).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def unreachable(machine: Machine, *, host_status: str = "unreachable", state: st
 
 
 def echo(typed: Document, submitted: Document) -> Document:
-    """`typed` with the unknown fields of `submitted`; `autostop` as clients read it (flyctl-protocol.md 4.4)."""
+    """`typed` with the unknown fields of `submitted`; `autostop` as clients read it (superfly/fly-go)."""
     merged: Document = fill(typed, submitted)
     metadata = typed.get("metadata")
     if metadata is not None:

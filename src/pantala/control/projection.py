@@ -36,7 +36,7 @@ class Projection:
         self._seen: dict[str, Machine] = {}
 
     async def get(self, principal: Principal, app_name: str, machine_id: str) -> Document:
-        """Also of a destroyed machine (flyctl-protocol.md 4.3)."""
+        """Also of a destroyed machine (flyctl reads its last events)."""
         app = await self._access.app(principal, app_name, Action.READ)
         placement = await self._machines.placement(app, machine_id)
         return documents.answer(await self.machine(placement), placement)

@@ -1,4 +1,4 @@
-"""Identifiers of the shapes that `reference/machines.md` section 1 gives them."""
+"""Identifiers of the shapes that the Machines API gives them."""
 
 from __future__ import annotations
 

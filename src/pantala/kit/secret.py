@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 
 class Secret:
     """Holds a value whose text never reaches a log, a repr or a traceback; `reveal()` is easy to grep for."""
@@ -26,12 +24,3 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._value)
-
-
-class SecretMap(msgspec.Struct, frozen=True):
-    """Names to values; prints names only."""
-
-    values: dict[str, str]
-
-    def __repr__(self) -> str:
-        return f"SecretMap({', '.join(sorted(self.values))})"

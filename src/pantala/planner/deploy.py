@@ -2,7 +2,7 @@
 
 Rolling is the default: groups one after the other; sleeping machines are updated without being started, but for one
 spearhead per group, which is started, checked and put back; of the running ones the first goes alone, then as many at
-once as `max_unavailable` allows (`reference/deploys-and-ops.md` section 3).
+once as `max_unavailable` allows, as flyctl's `internal/command/deploy` does.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import msgspec
 from pantala.errors import CapacityError
 
 SHARED_CPU_FRACTION = 1 / 16
-"""What a shared CPU is guaranteed: 5 ms of each 80 ms (`machines.md` section 10)."""
+"""What a shared CPU is guaranteed: 5 ms of each 80 ms (Fly.io's documentation of CPU performance)."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):

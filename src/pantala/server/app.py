@@ -154,7 +154,7 @@ def _error_answer(error: PantalaError) -> KeptAnswer:
         )
     else:
         body = ErrorBody(error=error.sentence(), status=error.status)
-    # Clients repeat 502 and 503 whatever the method (flyctl-protocol.md 1.3), so these two are never sent.
+    # Clients repeat 502 and 503 whatever the method (`flaps.go` of superfly/fly-go does), so these two are never sent.
     code = 500 if error.http_code in (502, 503) else error.http_code
     return KeptAnswer(code=code, content_type=JSON, body=msgspec.json.encode(body))
 

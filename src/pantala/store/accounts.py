@@ -89,8 +89,3 @@ def list_tokens(connection: Connection, digests: Sequence[str], *, now_ms: int) 
         .where(tokens.c.expires_at_ms > now_ms)
     )
     return many(connection, statement, TokenRecord)
-
-
-def revoke_token(connection: Connection, token_id: str, *, now_ms: int) -> bool:
-    live = (tokens.c.id == token_id) & tokens.c.revoked_at_ms.is_(None)
-    return connection.execute(update(tokens).where(live).values(revoked_at_ms=now_ms)).rowcount == 1

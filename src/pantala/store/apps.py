@@ -105,13 +105,6 @@ def delete_app(connection: Connection, app_id: int, *, now_ms: int) -> bool:
     return True
 
 
-def insert_hostname(connection: Connection, *, hostname: str, app_id: int) -> None:
-    try:
-        connection.execute(insert(hostnames).values(hostname=hostname, app_id=app_id))
-    except IntegrityError as error:
-        raise NameTaken(f"the host name {hostname} is in use by another app") from error
-
-
 def list_hostnames(connection: Connection, *, app_id: int | None = None) -> list[HostnameRecord]:
     statement = select(hostnames.c.hostname, apps.c.name.label("app")).join(apps, apps.c.id == hostnames.c.app_id)
     if app_id is not None:

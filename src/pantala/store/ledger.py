@@ -92,10 +92,6 @@ def list_certificates(connection: Connection) -> list[CertificateRecord]:
     return many(connection, select(certificates).order_by(certificates.c.name), CertificateRecord)
 
 
-def delete_certificate(connection: Connection, name: str) -> None:
-    connection.execute(delete(certificates).where(certificates.c.name == name))
-
-
 # -- the publisher's lease ---------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Bodies of the public API under `/v1` besides the machine documents.
 
-What the original has keeps its names (`flyctl-protocol.md` sections 4.2 to 4.8). Releases, builds and logs are ours
+What the original has keeps its names (Machines API; superfly/fly-go). Releases, builds and logs are ours
 until the clients' own surfaces for them exist; they follow the same conventions.
 """
 

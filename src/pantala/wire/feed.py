@@ -165,7 +165,7 @@ class Delta(_Frame, tag="delta", frozen=True, kw_only=True):
 
 
 class WakeResult(_Frame, tag="wake_result", frozen=True, kw_only=True):
-    """`ok`: the machine is ready at `ip4`. Otherwise `code` is one of `proxy.md` section 13 (PM…) with its reason;
+    """`ok`: the machine is ready at `ip4`. Otherwise `code` is one of Fly Proxy's error codes (PM…) with its reason;
     `elsewhere`: another machine may serve."""
 
     id: int
@@ -245,7 +245,7 @@ class Drained(_Frame, tag="drained", frozen=True, kw_only=True):
 
 
 class ProxyLog(_Frame, tag="log", frozen=True, kw_only=True):
-    """An error of `proxy.md` section 13 for the app's log stream."""
+    """One of Fly Proxy's error codes (P…) for the app's log stream."""
 
     app: str
     code: str

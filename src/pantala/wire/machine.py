@@ -1,8 +1,7 @@
 """Machine documents of the Machines API: the config a user submits and the machine the API answers with.
 
-Names, defaults and spellings are the wire's (`reference/machines.md`, `machines-openapi.yaml`, `flyctl-protocol.md`
-section 4). Unknown fields of a config are kept aside by the server and given back; these types hold what
-Pantala acts on.
+Names, defaults and spellings are the wire's (Machines API; `machine_types.go` of superfly/fly-go). Unknown fields
+of a config are kept aside by the server and given back; these types hold what Pantala acts on.
 Durations are Go strings or nanoseconds (`Duration`); `pantala.domain.durations.seconds` reads both.
 """
 

@@ -1,4 +1,4 @@
-"""`/v1/apps/{app}/machines`: `machines.md` section 6 and `flyctl-protocol.md` 4.3 decide names, codes and bodies."""
+"""`/v1/apps/{app}/machines`: the Machines API and its client, superfly/fly-go, decide names, codes and bodies."""
 
 from __future__ import annotations
 
