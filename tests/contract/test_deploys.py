@@ -10,23 +10,25 @@ import pytest
 
 from pantala.client.api import ApiClient, connect
 from pantala.deploys.executor import DeployFailed, Executor, Settings
+from pantala.deploys.health import SILENT_ENDED_MIN
 from pantala.errors import CapacityError, LeaseHeld, PantalaError
 from pantala.kit.secret import Secret
 from pantala.planner.deploy import Plan, ReleaseCommand, Wanted, plan_deploy
-from pantala.testing.fake_agent import FakeAgent
+from pantala.testing.fake_agent import FakeAgent, FakeMachine
 from pantala.testing.platform import TestPlatform, serve_http
 from pantala.testing.poll import until
 from pantala.wire import node
 from pantala.wire.api import CreateReleaseRequest, LaunchMachineRequest, Release
-from pantala.wire.machine import Machine, MachineConfig, Restart, Service
+from pantala.wire.machine import Machine, MachineConfig, Port, Restart, Service
 
 pytestmark = pytest.mark.anyio
 
 METADATA = {"fly_platform_version": "v2", "fly_process_group": "app"}
 
 
-def config(version: int, *, group: str = "app", served: bool = False) -> MachineConfig:
-    services = [Service(protocol="tcp", internal_port=8080)] if served else None
+def config(version: int, *, group: str = "app", served: bool = False, http: bool = False) -> MachineConfig:
+    ports = [Port(port=443, handlers=["tls", "http"])] if http else None
+    services = [Service(protocol="tcp", internal_port=8080, ports=ports)] if served or http else None
     return MachineConfig(
         image=f"registry.pantala.test/web:v{version}",
         metadata=METADATA | {"fly_process_group": group, "fly_release_version": str(version)},
@@ -56,12 +58,13 @@ class Deploying:
         *,
         strategy: str = "rolling",
         served: bool = False,
+        http: bool = False,
         group: str = "app",
         command: ReleaseCommand | None = None,
     ) -> Plan:
         return plan_deploy(
             machines=machines,
-            wanted=[Wanted(group=group, config=config(2, group=group, served=served))],
+            wanted=[Wanted(group=group, config=config(2, group=group, served=served, http=http))],
             primary_region="iad",
             strategy=strategy,
             max_unavailable=0.34,
@@ -210,6 +213,62 @@ async def test_a_machine_that_never_accepts_is_named_when_the_time_is_up(deployi
     error = await deploying.failing(deploying.plan(machines, served=True), machines, wait_timeout_s=0.5)
     assert f"machine {machines[0].id} is still started after 0.5 s" in error.message
     assert set(deploying.versions().values()) == {"v1"}
+
+
+async def test_a_version_that_answered_is_well_at_once(deploying: Deploying) -> None:
+    """Without the answer it would be watched for seconds, as one is that speaks no HTTP."""
+    machines = await deploying.machines(2)
+    deploying.agent.answers = False
+
+    async def ready() -> list[FakeMachine]:
+        return [m for m in deploying.agent.machines.values() if m.events[0].type == "ready"]
+
+    async with anyio.create_task_group() as tasks:
+
+        async def deploy() -> None:
+            await deploying.run(deploying.plan(machines, http=True), machines, smoke_checks=True)
+
+        tasks.start_soon(deploy)
+        first = await until(ready, lambda found: len(found) == 1, within_s=20)
+        await until(looks_at(deploying, first[0].id), lambda looks: looks >= 2, within_s=20)
+        assert len(await ready()) == 1, "the next was touched before the first had answered"
+        deploying.agent.answer(first[0])
+        deploying.agent.answers = True
+    assert set(deploying.versions().values()) == {"v2"}
+
+
+async def test_a_server_whose_workers_die_is_put_back_with_their_last_words(deploying: Deploying) -> None:
+    machines = await deploying.machines(1)
+    deploying.agent.answers, deploying.agent.workers_end = False, True
+    deploying.agent.say(machines[0].id, "SystemExit: no database")
+    known = {"smoke_checks": True, "silent_s": 0.3}
+    error = await deploying.failing(deploying.plan(machines, http=True), machines, **known)
+    said = "the app accepts connections on port 8080 but does not answer HTTP: its processes end soon after they start"
+    assert f"machine {machines[0].id}: {said}; the previous version still serves" in error.message
+    assert "SystemExit: no database" in (error.hint or "")
+    assert set(deploying.versions().values()) == {"v1"}
+
+
+async def test_an_app_that_is_slow_to_answer_has_the_whole_wait_timeout(deploying: Deploying) -> None:
+    machines = await deploying.machines(1)
+    deploying.agent.answers = False
+    known = {"smoke_checks": True, "silent_s": 0.0, "wait_timeout_s": 1}
+    error = await deploying.failing(deploying.plan(machines, http=True), machines, **known)
+    assert "the app accepts connections on port 8080 but does not answer HTTP, after 1 s" in error.message
+    looks = sum(isinstance(call, node.ListProcesses) for call in deploying.agent.calls)
+    assert looks > SILENT_ENDED_MIN
+    deploying.agent.calls.clear()
+    await deploying.run(deploying.plan(machines, http=True), machines, smoke_checks=False)
+    assert set(deploying.versions().values()) == {"v2"}, "without smoke checks no answer is waited for"
+
+
+def looks_at(deploying: Deploying, machine_id: str) -> Callable[[], Awaitable[int]]:
+    async def look() -> int:
+        return sum(
+            isinstance(call, node.GetMachine) and call.machine_id == machine_id for call in deploying.agent.calls
+        )
+
+    return look
 
 
 async def test_a_lease_of_someone_else_is_waited_for_then_named(deploying: Deploying) -> None:

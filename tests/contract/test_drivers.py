@@ -172,6 +172,14 @@ async def test_a_signal_before_the_start_is_refused(harness: Harness) -> None:
         await driver.signal(spec.machine_id, h.USR1)
 
 
+async def test_the_processes_of_what_runs_are_told_by_their_numbers_inside(harness: Harness) -> None:
+    driver, machine_id = await running(harness, h.RUNS)
+    assert 1 in await driver.pids(machine_id)
+    assert len(await driver.pids(machine_id)) > 1, "the app is missing beside its PID 1"
+    await driver.destroy(machine_id)
+    assert await driver.pids(machine_id) == set()
+
+
 async def test_another_caller_adopts_what_runs(harness: Harness) -> None:
     _, machine_id = await running(harness, h.RUNS)
     other = harness.driver()

@@ -22,6 +22,7 @@ from pantala.kit.sealing import Opener, seal
 from pantala.testing.agent import RunningAgent, World, config, service
 from pantala.testing.poll import until
 from pantala.wire import feed, node
+from pantala.wire.machine import Port
 
 pytestmark = pytest.mark.anyio
 
@@ -271,9 +272,10 @@ async def test_a_request_in_between_keeps_it_up(tmp_path: Path) -> None:
         await until(agent.get, lambda m: m.state == "started", within_s=1)
 
 
-@pytest.mark.parametrize("why", ["busy", "floor", "leased", "off", "silent proxy"])
+@pytest.mark.parametrize("why", ["busy", "floor", "leased", "off", "silent proxy", "owes an answer"])
 async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str) -> None:
     world = World(tmp_path)
+    world.prober.http_status = 0 if why == "owes an answer" else 200
     async with world.agent() as agent:
         served = Feed(
             node="n1",
@@ -284,9 +286,15 @@ async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str) -> None:
             on_log=Rig()._log,
         )
         idle = Idle(agent.host, served, idle_window_s=0)
-        kept = service(min_machines_running=1 if why == "floor" else 0, autostop="off" if why == "off" else "stop")
+        kept = service(
+            min_machines_running=1 if why == "floor" else 0,
+            autostop="off" if why == "off" else "stop",
+            ports=[Port(port=80, handlers=["http"])],
+        )
         await agent.create(config=config(services=[kept]), lease_ttl_s=60 if why == "leased" else 0)
         await agent.wait("started")
+        if why != "owes an answer":
+            await agent.until(lambda m: m.events[0].type == "answer")
         async with serving(served, tmp_path) as path, proxy(path) as client:
             await client.hear(feed.Snapshot)
             assert idle.choose() == [], "nothing is decided before the proxy said what it serves"

@@ -38,6 +38,10 @@ class Prober(Protocol):
         """Status (0: no answer) and what to show."""
         ...
 
+    async def answer(self, address: str, port: int, *, timeout_s: float) -> int:
+        """The status that `GET /` is answered with, as soon as it is known; 0: none."""
+        ...
+
 
 class ProxyLink(Protocol):
     """The host's proxy as the machines see it; `agent/feed.py`."""
@@ -76,6 +80,9 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     ready_most_s: float = 0.25
     explain_after_s: float = 3.0
     explain_nothing_s: float = 15.0
+    answer_after_wake_s: float = 1.0
+    answer_again_s: float = 2.0
+    answer_end_s: float = 600.0
     log_poll_s: float = 0.2
 
 

@@ -2,6 +2,9 @@
 
 A service is ready when its checks pass, or, without checks, once its port has accepted. When a port does not accept
 after a while, the namespace's listening sockets are read and the app is told where it listens instead.
+
+Servers that bind before they load the app accept and never answer when it does not load. So a new version is also
+asked over HTTP until it has answered once; that gates nothing, a deploy waits for it (`domain/answers.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from anyio.abc import TaskGroup
 
 from pantala.agent.context import Context
 from pantala.agent.view import moment
+from pantala.domain.answers import asked_ports
 from pantala.domain.durations import seconds
 from pantala.domain.runtime import ListenSocket
 from pantala.journal import MachineRecord
@@ -29,6 +33,8 @@ TIMEOUT_S = 2.0
 GRACE_S = 1.0
 OUTPUT_MAX = 500
 AGAIN_S = 5.0
+ANSWER_TIMEOUT_S = 60.0
+"""For one request: the first one may be what makes an app load."""
 
 
 class _Probe:
@@ -54,7 +60,7 @@ class _Probe:
 
 class Health:
     """`changed` is awaited after each change of a flag, `became_ready` once, after those who wait were told;
-    `explain` gets a sentence about a wrong address."""
+    `answered` gets a sentence when a new version has answered over HTTP, `explain` one about a wrong address."""
 
     def __init__(
         self,
@@ -63,12 +69,14 @@ class Health:
         *,
         changed: Callable[[], Awaitable[None]],
         became_ready: Callable[[int], Awaitable[None]],
+        answered: Callable[[str], Awaitable[None]],
         explain: Callable[[str], Awaitable[None]],
     ) -> None:
         self._context = context
         self._record = record
         self._changed = changed
         self._became_ready = became_ready
+        self._answered = answered
         self._explain = explain
         self._services = record.version.config.services or []
         self._accepts = [False] * len(self._services)
@@ -79,6 +87,13 @@ class Health:
             self.ready.set()
             self.ready_at_ms = self._now_ms()
         self.explanation = ""
+        is_new = record.answered_instance != record.version.instance_id
+        self._to_ask = asked_ports(record.version.config) if is_new else []
+
+    @property
+    def is_asking(self) -> bool:
+        """A new version has not answered yet: it is not idle, however few requests it gets."""
+        return bool(self._to_ask)
 
     def passing(self) -> list[bool]:
         """A flag per service: may it get requests?"""
@@ -99,6 +114,8 @@ class Health:
             tasks.start_soon(self._guarded, partial(self._check_for_ever, probe))
         if self._services:
             tasks.start_soon(self._guarded, self._explain_silence)
+        if self._to_ask:
+            tasks.start_soon(self._guarded, self._until_it_answers)
 
     # -- footnotes -----------------------------------------------------------------------------------------------------
 
@@ -132,6 +149,27 @@ class Health:
             pause_s = min(pause_s * 1.5, pace.ready_most_s)
         self._accepts[index] = True
         await self._flagged()
+
+    async def _until_it_answers(self) -> None:
+        """Ask `/` of each port; any status is an answer. An app that is slow to load gets its time."""
+        pace, said = self._context.pace, list[str]()
+        await self.ready.wait()
+        if self._record.desired.source == "proxy":
+            await self._context.clock.sleep(pace.answer_after_wake_s)  # the request that woke it goes first
+        pause_s, begun = pace.ready_first_s, self._context.clock.monotonic()
+        while self._to_ask:
+            port = self._to_ask[0]
+            status = await self._context.prober.answer(self._record.ip4, port, timeout_s=ANSWER_TIMEOUT_S)
+            if status:
+                said.append(f"{status} on port {port}")
+                if len(self._to_ask) == 1:
+                    await self._answered(f"GET / was answered with {', '.join(said)}")
+                self._to_ask.pop(0)
+            elif self._context.clock.monotonic() - begun >= pace.answer_end_s:
+                self._to_ask.clear()
+            else:
+                await self._context.clock.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, pace.answer_again_s)
 
     async def _check_for_ever(self, probe: _Probe) -> None:
         """Quick until it passes for the first time, then every `interval`; failures within the grace are not told."""

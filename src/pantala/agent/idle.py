@@ -68,7 +68,7 @@ class Idle:
     def _candidate(self, task: MachineTask) -> autostop.Candidate | None:
         record = task.record
         load = self._feed.load(record.id)
-        if load is None:
+        if load is None or (task.keeper.health and task.keeper.health.is_asking):
             return None
         now_ms = unix_ms(self._host.context.clock.now())
         since_start_ms = now_ms - max(record.started_at_ms, task.keeper.health.ready_at_ms if task.keeper.health else 0)

@@ -238,6 +238,7 @@ class MachineTask:
             self.record,
             changed=self._health_changed,
             became_ready=self._tell_ready,
+            answered=self._tell_answered,
             explain=self._explain_address,
         )
         self._tasks.start_soon(self._follow, self._watching, self._is_gone, self.keeper.health)
@@ -274,6 +275,13 @@ class MachineTask:
     async def _tell_ready(self, at_ms: int) -> None:
         """For those who watch a deploy; no request waits for this write."""
         await self.keeper.change(lambda r: r, events=(event("ready", "started", "flyd", at_ms),))
+
+    async def _tell_answered(self, sentence: str) -> None:
+        at_ms, instance_id = self.keeper.now_ms(), self.record.version.instance_id
+        await self.keeper.change(
+            lambda r: replace(r, answered_instance=instance_id),
+            events=(event("answer", "answered", "flyd", at_ms, reason=sentence),),
+        )
 
     async def _explain_address(self, sentence: str) -> None:
         at_ms = self.keeper.now_ms()

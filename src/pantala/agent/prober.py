@@ -42,6 +42,18 @@ class SocketProber:
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream):
             return 0, f"connection refused by {address}:{port}"
 
+    async def answer(self, address: str, port: int, *, timeout_s: float) -> int:
+        try:
+            with anyio.fail_after(timeout_s):
+                async with await anyio.connect_tcp(address, port) as stream:
+                    await stream.send(_request(address, port, "GET", "/", {}))
+                    line = b""
+                    while b"\n" not in line and len(line) < HEAD_BYTES_MAX:
+                        line += await stream.receive()
+        except (TimeoutError, OSError, anyio.BrokenResourceError, anyio.EndOfStream):
+            return 0
+        return _read(line)[0]
+
 
 def _request(address: str, port: int, method: str, path: str, headers: dict[str, str]) -> bytes:
     given = {name.lower(): value for name, value in headers.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from pantala.agent import leases, view
+from pantala.agent.health import shown
 from pantala.agent.host import Host
 from pantala.domain.machine import SETTLED, TERMINAL, State
 from pantala.errors import InternalError, InvalidRequest, RequestTimeout
@@ -110,30 +111,26 @@ class Queries:
         )
 
     async def _processes(self, machine_id: str) -> list[ProcessStat]:
-        """Processes are not told apart yet: one entry that holds every socket of the machine."""
+        """Which processes live; what each is and does is not told yet: the first has every socket of the machine."""
         record = self._host.get(machine_id).record
         if record.state is not State.STARTED:
             return []
-        sockets = await self._host.context.network.listening(machine_id)
+        sockets = [
+            ListenSocket(proto=socket.proto, address=shown(socket))
+            for socket in await self._host.context.network.listening(machine_id)
+        ]
         return [
             ProcessStat(
-                pid=0,
+                pid=pid,
                 command="",
                 directory="",
                 cpu=0,
                 rss=0,
                 rtime=0,
                 stime=0,
-                listen_sockets=[
-                    ListenSocket(
-                        proto=socket.proto,
-                        address=f"[{socket.address}]:{socket.port}"
-                        if ":" in socket.address
-                        else f"{socket.address}:{socket.port}",
-                    )
-                    for socket in sockets
-                ],
+                listen_sockets=sockets if number == 0 else [],
             )
+            for number, pid in enumerate(sorted(await self._host.context.driver.pids(machine_id)) or [0])
         ]
 
     def node(self) -> node.NodeInfo:

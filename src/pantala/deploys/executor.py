@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from pantala.client.api import ApiClient
-from pantala.deploys.health import HealthWatch, crashes, described, exit_of
+from pantala.deploys.health import SILENT_S, HealthWatch, crashes, described, exit_of
 from pantala.deploys.leases import Leases, hold
 from pantala.errors import CapacityError, NotFound, PantalaError, RequestTimeout, UserError
 from pantala.kit.tasks import first_error
@@ -34,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     smoke_checks: bool = True
     rollback: bool = True
     lease_wait_s: float = 30.0
+    silent_s: float = SILENT_S
 
 
 class Executor:
@@ -47,7 +48,7 @@ class Executor:
         self._release = release
         self._settings = settings
         self._say = say
-        self._health = HealthWatch(client, app, smoke_checks=settings.smoke_checks)
+        self._health = HealthWatch(client, app, smoke_checks=settings.smoke_checks, silent_s=settings.silent_s)
         self._before: dict[str, Machine] = {}
         self._touched: list[str] = []
         self._created: list[str] = []

@@ -1,7 +1,8 @@
 """Is a machine's new version well? Watches until it is, or says why it never will be.
 
-Well means: started with the new version (its ports accept) and, where it has checks, each passing. What goes wrong
-is told with what the user needs: the exit code, the last lines of its log, the address it listens on instead.
+Well means: started with the new version (its ports accept) and, where it has checks, each passing; an HTTP service
+without checks has to have answered once, whatever it said (the agent asks, `agent/health.py`). What goes wrong is told
+with what the user needs: the exit code, the last lines of its log, the address it listens on instead.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import anyio
 
 from pantala.client.api import ApiClient
+from pantala.domain.answers import asked_ports
 from pantala.errors import PantalaError, TransientError, UserError
 from pantala.wire.machine import Event, ExitEvent, Machine
 
@@ -19,8 +21,15 @@ EXITS_MAX = 2
 
 SMOKE_FIRST_S = 3.0
 SMOKE_OTHERS_S = 0.5
-"""How long a machine without checks must stay up after its ports accept: the first of a version, and those after it.
-Servers that bind before they load the app (gunicorn does) accept and end a second later."""
+"""How long a machine that is neither checked nor asked must stay up after its ports accept: the first of a version, and
+those after it. Servers may bind before they load the app, accept and end a second later."""
+
+SILENT_S = 15.0
+SILENT_LOOKS = 15
+SILENT_ENDED_MIN = 3
+"""An app that accepts but does not answer may be slow to load: it has until the deploy's wait timeout. It is given up
+after `SILENT_S`, with so many looks at its processes, when so many of them have ended: a server whose workers die as
+soon as they start."""
 
 LOG_LINES = 45
 
@@ -32,16 +41,18 @@ class Unhealthy(UserError):
 
 
 class HealthWatch:
-    def __init__(self, client: ApiClient, app: str, *, smoke_checks: bool = True) -> None:
+    def __init__(self, client: ApiClient, app: str, *, smoke_checks: bool = True, silent_s: float = SILENT_S) -> None:
         self._client = client
         self._app = app
         self._smoke_checks = smoke_checks
+        self._silent_s = silent_s
         self._proven = False
 
     async def until_well(self, machine_id: str, *, version: str, since_ms: int, timeout_s: float) -> Machine:
         """The machine once it is well. Raises Unhealthy."""
         deadline = anyio.current_time() + timeout_s
         well_since: float | None = None
+        silence = _Silence(self._silent_s / SILENT_LOOKS)
         while True:
             try:
                 machine = await self._client.machine(self._app, machine_id)
@@ -60,17 +71,37 @@ class HealthWatch:
             now = anyio.current_time()
             if machine.state == "started" and is_ready(machine, since_ms=since_ms):
                 well_since = well_since if well_since is not None else now
-                if machine.checks or not self._smoke_checks or now - well_since >= self._smoke_s():
+                if self._has_proven_itself(machine, now - well_since, since_ms=since_ms):
                     self._proven = True
                     return machine
+                if self._smoke_checks and owes_answer(machine, since_ms=since_ms):
+                    await self._raise_if_dying(machine, silence, now - well_since)
             else:
                 well_since = None
             if now > deadline:
-                raise await self._unhealthy(machine, self._still(machine, timeout_s))
+                raise await self._unhealthy(machine, self._still(machine, timeout_s, since_ms=since_ms))
             await anyio.sleep(POLL_EVERY_S)
 
-    def _smoke_s(self) -> float:
-        return SMOKE_OTHERS_S if self._proven else SMOKE_FIRST_S
+    def _has_proven_itself(self, machine: Machine, ready_for_s: float, *, since_ms: int) -> bool:
+        """Of a machine that is ready: was it well for long enough, or did it answer?"""
+        if not self._smoke_checks:
+            return True
+        if _asked(machine):
+            return not owes_answer(machine, since_ms=since_ms)
+        return bool(machine.checks) or ready_for_s >= (SMOKE_OTHERS_S if self._proven else SMOKE_FIRST_S)
+
+    async def _raise_if_dying(self, machine: Machine, silence: _Silence, silent_for_s: float) -> None:
+        if not silence.is_due():
+            return
+        try:
+            processes = await self._client.processes(self._app, machine.id)
+        except PantalaError:  # without a look at its processes it has the whole time
+            return
+        ended = silence.saw({process.pid for process in processes})
+        if ended >= SILENT_ENDED_MIN and silent_for_s >= self._silent_s:
+            raise await self._unhealthy(
+                machine, f"machine {machine.id}: {_silent(machine)}: its processes end soon after they start"
+            )
 
     async def _raise_if_hopeless(self, machine: Machine, *, since_ms: int) -> None:
         if bind := wrong_bind(machine, since_ms=since_ms):
@@ -83,12 +114,14 @@ class HealthWatch:
         if machine.state in ("failed", "launch_failed"):
             raise await self._unhealthy(machine, f"machine {machine.id} could not start: {_reason(machine)}")
 
-    def _still(self, machine: Machine, timeout_s: float) -> str:
+    def _still(self, machine: Machine, timeout_s: float, *, since_ms: int) -> str:
         failing = [check for check in machine.checks if check.status != "passing"]
         if failing:
             return f"check {failing[0].name} of machine {machine.id} still fails after {timeout_s:g} s: " + (
                 failing[0].output or "no answer"
             )
+        if machine.state == "started" and _accepted(machine, since_ms=since_ms):
+            return f"machine {machine.id}: {_silent(machine)}, after {timeout_s:g} s"
         return f"machine {machine.id} is still {machine.state} after {timeout_s:g} s: {_reason(machine)}"
 
     async def _unhealthy(self, machine: Machine, reason: str) -> Unhealthy:
@@ -104,6 +137,28 @@ class HealthWatch:
         return f"last lines of its log:\n{text}" if text else None
 
 
+class _Silence:
+    """What becomes of the processes of an app that accepts but does not answer."""
+
+    def __init__(self, look_every_s: float) -> None:
+        self._look_every_s = look_every_s
+        self._pids: set[int] = set()
+        self._ended = 0
+        self._look_at = 0.0
+
+    def is_due(self) -> bool:
+        if anyio.current_time() < self._look_at:
+            return False
+        self._look_at = anyio.current_time() + self._look_every_s
+        return True
+
+    def saw(self, pids: set[int]) -> int:
+        """How many have ended since the first look."""
+        self._ended += len(self._pids - pids)
+        self._pids = pids
+        return self._ended
+
+
 def is_ready(machine: Machine, *, since_ms: int) -> bool:
     """Its checks pass; without checks its ports accept (the agent says so by an event); without services it runs."""
     if machine.checks:
@@ -115,7 +170,26 @@ def is_ready(machine: Machine, *, since_ms: int) -> bool:
 
 def is_asleep(machine: Machine, *, since_ms: int) -> bool:
     """It was ready, then stopped on request: autostop, since nobody asked it anything while it was watched."""
-    return machine.state == "stopped" and _accepted(machine, since_ms=since_ms)
+    return (
+        machine.state == "stopped"
+        and _accepted(machine, since_ms=since_ms)
+        and not owes_answer(machine, since_ms=since_ms)
+    )
+
+
+def owes_answer(machine: Machine, *, since_ms: int) -> bool:
+    """The agent asks it over HTTP and has had no answer yet."""
+    answered = any(event.type == "answer" and event.timestamp >= since_ms for event in machine.events)
+    return bool(_asked(machine)) and not answered
+
+
+def _asked(machine: Machine) -> list[int]:
+    return asked_ports(machine.config) if machine.config else []
+
+
+def _silent(machine: Machine) -> str:
+    ports = ", ".join(str(port) for port in _asked(machine))
+    return f"the app accepts connections on port {ports} but does not answer HTTP"
 
 
 def _accepted(machine: Machine, *, since_ms: int) -> bool:

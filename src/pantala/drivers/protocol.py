@@ -98,6 +98,10 @@ class Driver(Protocol):
         """What is there now, also after the caller was replaced; None if nothing is."""
         ...
 
+    async def pids(self, machine_id: str) -> set[int]:
+        """Processes that live in the machine, as they are numbered inside; empty where nothing runs."""
+        ...
+
     async def destroy(self, machine_id: str) -> None:
         """Kill and remove everything named by this id; also what a crashed `prepare` left."""
         ...

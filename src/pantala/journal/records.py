@@ -47,7 +47,8 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`runtime` and `network` say what has been made on this host under the machine's id; `next_version` waits to
-    replace `version`. `restarts_ms` are the restarts that the policy counts."""
+    replace `version`. `restarts_ms` are the restarts that the policy counts. `answered_instance` is the last version
+    that answered over HTTP when the agent asked it."""
 
     id: str
     app: AppRef
@@ -76,6 +77,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     restarts_ms: tuple[int, ...] = ()
     restart_at_ms: int = 0
     destroyed_at_ms: int = 0
+    answered_instance: str = ""
 
     def queued(self) -> tuple[Verb, ...]:
         """Requests that were accepted and are not done, for the judge."""

@@ -35,6 +35,8 @@ FAST = Pace(
     ready_first_s=0.001,
     ready_most_s=0.01,
     log_poll_s=0.02,
+    answer_after_wake_s=0.01,
+    answer_again_s=0.01,
 )
 APP = node.AppRef(id="app_1", name="hello", org="personal", network=0x18)
 IMAGE = ImageRef(registry="registry.test", repository="hello", tag="deployment-1", digest="sha256:" + "1" * 64)

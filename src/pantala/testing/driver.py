@@ -137,6 +137,9 @@ class ScriptedDriver:
         await anyio.lowlevel.checkpoint()
         return self._runtime(machine_id) if machine_id in self.machines else None
 
+    async def pids(self, machine_id: str) -> set[int]:
+        return {1, 2} if machine_id in self.running() else set()
+
     async def destroy(self, machine_id: str) -> None:
         await anyio.lowlevel.checkpoint()
         machine = self.machines.pop(machine_id, None)

@@ -4,7 +4,8 @@ For tests of the server and of the CLI: `FakeAgent(bus, "node-1")`, then `await 
 outcomes by `request_id`, keeps leases, events and versions, and refuses what a real agent refuses. `fail_next` makes
 the next call of a kind raise; `silent` makes it answer nothing, `lose_answers` makes it work but not answer.
 `exit_at_start` ends each app that starts with that code, after it has logged `last_words`; without `accepts` the ports
-of what starts never do.
+of what starts never do, without `answers` they do and no HTTP answer comes. `workers_end`: each look at a machine's
+processes finds another one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from pantala.client.node import encode_error
 from pantala.client.node import subject as subject_of
+from pantala.domain.answers import asked_ports
 from pantala.domain.machine import SETTLED, State
 from pantala.errors import (
     CapacityError,
@@ -117,6 +119,8 @@ class FakeAgent:
         self.lose_answers = False
         self.fail_next: dict[type, PantalaError] = {}
         self.accepts = True
+        self.answers = True
+        self.workers_end = False
         self.exit_at_start: int | None = None
         self.last_words = ""
         self._app_secrets: dict[str, dict[str, str]] = {}
@@ -124,6 +128,7 @@ class FakeAgent:
         self._bus = bus
         self._clock = clock or SystemClock()
         self._opener = Opener(hashlib.sha256(node.encode()).digest())
+        self._looks = 0
         self._changed = anyio.Event()
 
     async def serve(self) -> None:
@@ -253,6 +258,21 @@ class FakeAgent:
             self.crash(machine.id, code=self.exit_at_start)
         elif machine.config.services and self.accepts:
             self._record(machine, "ready", State.STARTED)
+            if asked_ports(machine.config) and self.answers:
+                self.answer(machine)
+
+    def answer(self, machine: FakeMachine) -> None:
+        """It has been asked and has answered."""
+        reason = "GET / was answered with 200 on port 8080"
+        event = Event(
+            id=ids.ulid(),
+            type="answer",
+            status="answered",
+            source="flyd",
+            timestamp=unix_ms(self._clock.now()),
+            request=EventRequest(reason=reason),
+        )
+        machine.events.insert(0, event)
 
     def _exit(self, machine: FakeMachine, *, requested: bool, code: int = 0) -> None:
         record = ExitEvent(
@@ -367,6 +387,7 @@ class FakeAgent:
     def _processes(self, machine: FakeMachine) -> list[ProcessStat]:
         if machine.state != State.STARTED:
             return []
+        self._looks += self.workers_end
         sockets = [
             ListenSocket(proto="tcp", address=f"[::]:{service.internal_port}")
             for service in machine.config.services or []
@@ -375,7 +396,7 @@ class FakeAgent:
             ProcessStat(
                 pid=pid, command=command, directory="/", cpu=0, rss=4096 * pid, rtime=1, stime=0, listen_sockets=listen
             )
-            for pid, command, listen in ((1, "pantala-init", []), (2, "app", sockets))
+            for pid, command, listen in ((1, "pantala-init", []), (2 + self._looks, "app", sockets))
         ]
 
     def _read_logs(self, request: wire.ReadLogs) -> list[LogLine]:

@@ -77,12 +77,14 @@ class FakeNetwork:
 
 
 class FakeProber:
-    """Answers as the scripted machine behind an address would; `http_status` for those that accept."""
+    """Answers as the scripted machine behind an address would; `http_status` for those that accept. `asked` are the
+    ports of which an answer was asked."""
 
     def __init__(self, driver: ScriptedDriver, network: FakeNetwork) -> None:
         self._driver = driver
         self._network = network
         self.http_status = 200
+        self.asked: list[int] = []
 
     async def tcp(self, address: str, port: int, *, timeout_s: float) -> str:
         await anyio.lowlevel.checkpoint()
@@ -105,6 +107,11 @@ class FakeProber:
     ) -> tuple[int, str]:
         refused = await self.tcp(address, port, timeout_s=timeout_s)
         return (0, refused) if refused else (self.http_status, f"{self.http_status} from {path}")
+
+    async def answer(self, address: str, port: int, *, timeout_s: float) -> int:
+        refused = await self.tcp(address, port, timeout_s=timeout_s)
+        self.asked.append(port)
+        return 0 if refused else self.http_status
 
 
 class RowList:

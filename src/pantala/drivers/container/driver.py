@@ -307,6 +307,10 @@ class ContainerDriver:
                 raise DriverError(f"a loop device of {disk} is still in use", retry=True)
             await self._clock.sleep(0.002)
 
+    async def pids(self, machine_id: str) -> set[int]:
+        inside = {_inside(pid) for pid in self._cgroups.pids(machine_id)}
+        return {pid for pid in inside if pid is not None}
+
     async def list(self) -> list[str]:
         found = self._cgroups.list()
         for base in (self._state_dir, self._run_dir):
@@ -403,3 +407,13 @@ def _tail(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace").strip()[-STDERR_SHOWN:]
     return "it said nothing"
+
+
+def _inside(pid: int) -> int | None:
+    """The number a process has in its own pid namespace; None when it is gone meanwhile."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    numbers = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
+    return int(numbers[-1]) if numbers else None

@@ -144,6 +144,10 @@ class FakeDriver:
         machine = self._world.machines.get(machine_id)
         return self._world.runtime(machine) if machine else None
 
+    async def pids(self, machine_id: str) -> set[int]:
+        machine = self._world.machines.get(machine_id)
+        return {1, 2} if machine is not None and self._world.runtime(machine).phase == "running" else set()
+
     async def destroy(self, machine_id: str) -> None:
         self._world.check("destroy")
         machine = self._world.machines.pop(machine_id, None)
