@@ -65,6 +65,46 @@ async def test_versions_count_up_and_are_listed_newest_first(web: TestPlatform) 
     assert (await web.http.get(f"{RELEASES}/current", headers=web.auth)).status_code == 404
 
 
+async def test_a_release_that_changed_nothing_is_withdrawn_and_its_version_used_again(web: TestPlatform) -> None:
+    await release(web)
+    for status in ("pending", "running"):
+        made = await release(web)
+        assert made["version"] == 2
+        one = f"{RELEASES}/{made['id']}"
+        if status == "running":
+            await web.http.patch(one, json={"status": status, "plan": "[]", "cursor": 0}, headers=web.auth)
+        others = await web.admin(f"{status}@example.com", f"others-{status}")
+        assert (await web.http.delete(one, headers=others)).status_code == 404
+        assert (await web.http.delete(one, headers=web.auth)).status_code == 204
+        assert (await web.http.delete(one, headers=web.auth)).status_code == 404
+        listed = (await web.http.get(RELEASES, headers=web.auth)).json()["releases"]
+        assert [found["version"] for found in listed] == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"status": "complete"}, "is complete"),
+        ({"status": "failed"}, "is failed"),
+        ({"status": "running", "cursor": 1}, "has changed machines"),
+        (None, "is not the newest"),
+    ],
+    ids=["complete", "failed", "in the middle", "old"],
+)
+async def test_a_release_with_a_story_is_not_withdrawn(
+    web: TestPlatform, change: dict[str, object] | None, why: str
+) -> None:
+    one = f"{RELEASES}/{(await release(web))['id']}"
+    if change is None:
+        await release(web)
+    else:
+        assert (await web.http.patch(one, json=change, headers=web.auth)).status_code == 200
+    answer = await web.http.delete(one, headers=web.auth)
+    assert (answer.status_code, answer.json()["status"]) == (412, "wrong_state")
+    assert why in answer.json()["error"]
+    assert (await web.http.get(one, headers=web.auth)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

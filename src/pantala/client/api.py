@@ -151,6 +151,10 @@ class ApiClient:
     async def update_release(self, app: str, release_id: str, request: api.UpdateReleaseRequest) -> api.Release:
         return await self._call("PATCH", f"/v1/apps/{app}/releases/{release_id}", api.Release, body=request)
 
+    async def withdraw_release(self, app: str, release_id: str) -> None:
+        """Of a deploy that changed nothing."""
+        await self._call("DELETE", f"/v1/apps/{app}/releases/{release_id}", None)
+
     # -- logs, builds ------------------------------------------------------------------------------------------------
 
     async def logs(

@@ -1,6 +1,7 @@
 """Releases: numbered records of what an app deployed, with the plan and cursor of the executor that carries one out.
 
     pending ─► running ─► complete | failed | interrupted          (the last three are final)
+       └──────────┴─► withdrawn: gone, since it changed nothing
 
 Owns the table releases, and the app's status (deployed once a release is complete).
 """
@@ -139,6 +140,35 @@ class Releases:
                 f"the release v{before.version} was changed by somebody else meanwhile", hint="read it again"
             )
         return _answer(changed)
+
+    async def withdraw(self, principal: Principal, app_name: str, release_id: str) -> None:
+        """Forget a release whose deploy was refused before it changed anything; its version is used again."""
+        before = await self._find(principal, app_name, release_id, Action.DEPLOY)
+        if not NEXT[before.status]:
+            raise WrongState(
+                f"the release v{before.version} is {before.status}; only one that goes on can be withdrawn"
+            )
+        if before.cursor:
+            raise WrongState(f"the release v{before.version} has changed machines; mark it as failed")
+        now_ms = self._context.now_ms()
+        app = await self._access.app(principal, app_name, Action.DEPLOY)
+
+        def remove(connection: Connection) -> bool:
+            if not apps.delete_release(connection, before):
+                return False
+            ledger.write_audit(
+                connection,
+                at_ms=now_ms,
+                actor=principal.email,
+                org_id=app.org_id,
+                action="release.withdraw",
+                target=f"{app.name}/v{before.version}",
+                request_id=request_id.get(),
+            )
+            return True
+
+        if not await self._context.db.write(remove):
+            raise WrongState(f"the release v{before.version} is not the newest any more, or has changed meanwhile")
 
     async def _find(self, principal: Principal, app_name: str, release_id: str, action: Action) -> ReleaseRecord:
         app = await self._access.app(principal, app_name, action)

@@ -137,3 +137,11 @@ def update_release(connection: Connection, release: ReleaseRecord, **values: Any
     """Guarded by the status that the caller judged."""
     same = (releases.c.id == release.id) & (releases.c.status == release.status)
     return connection.execute(update(releases).where(same).values(**values)).rowcount == 1
+
+
+def delete_release(connection: Connection, release: ReleaseRecord) -> bool:
+    """Only the app's newest, in the status and at the step that the caller judged; its version is free again."""
+    newest = select(func.max(releases.c.version)).where(releases.c.app_id == release.app_id).scalar_subquery()
+    same = (releases.c.id == release.id) & (releases.c.status == release.status)
+    unmoved = (releases.c.cursor == release.cursor) & (releases.c.version == newest)
+    return connection.execute(delete(releases).where(same & unmoved)).rowcount == 1

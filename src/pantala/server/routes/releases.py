@@ -34,6 +34,10 @@ async def update_release(call: Call) -> Any:
     return await call.control.releases.update(call.principal, call.app, call.path("release"), call.body)
 
 
+async def withdraw_release(call: Call) -> None:
+    await call.control.releases.withdraw(call.principal, call.app, call.path("release"))
+
+
 _ALL = "/v1/apps/{app}/releases"
 _ONE = "/v1/apps/{app}/releases/{release}"
 ENDPOINTS = [
@@ -80,5 +84,13 @@ ENDPOINTS = [
         answer=Release,
         tag="Releases",
         summary="Status, plan and cursor of the executor",
+    ),
+    Endpoint(
+        method="DELETE",
+        path=_ONE,
+        run=withdraw_release,
+        status=204,
+        tag="Releases",
+        summary="Withdraw the newest one while it is not final and has changed nothing",
     ),
 ]
