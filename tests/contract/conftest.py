@@ -6,11 +6,21 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
+from deploying import Deploying
 
-from pantala.testing.platform import TestPlatform, running
+from pantala.client.api import connect
+from pantala.kit.secret import Secret
+from pantala.testing.platform import TestPlatform, running, serve_http
 
 
 @pytest.fixture
 async def platform(tmp_path: Path) -> AsyncGenerator[TestPlatform]:
     async with running(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+async def deploying(platform: TestPlatform) -> AsyncGenerator[Deploying]:
+    await platform.create_app("web")
+    async with serve_http(platform) as url, connect(url, Secret(platform.token)) as client:
+        yield Deploying(client, platform)

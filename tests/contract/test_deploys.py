@@ -2,117 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
-
 import anyio
 import pytest
+from deploying import Deploying, config, looks_at, tries_of
 
-from pantala.client.api import ApiClient, connect
-from pantala.deploys.executor import DeployFailed, Executor, Settings
+from pantala.deploys.executor import DeployFailed
 from pantala.deploys.health import SILENT_ENDED_MIN
-from pantala.errors import CapacityError, LeaseHeld, PantalaError
-from pantala.kit.secret import Secret
-from pantala.planner.deploy import Plan, ReleaseCommand, Wanted, plan_deploy
-from pantala.testing.fake_agent import FakeAgent, FakeMachine
-from pantala.testing.platform import TestPlatform, serve_http
+from pantala.errors import CapacityError, LeaseHeld
+from pantala.planner.deploy import ReleaseCommand, Wanted, plan_deploy
+from pantala.testing.fake_agent import FakeMachine
 from pantala.testing.poll import until
 from pantala.wire import node
-from pantala.wire.api import CreateReleaseRequest, LaunchMachineRequest, Release
-from pantala.wire.machine import Machine, MachineConfig, Port, Restart, Service
+from pantala.wire.machine import MachineConfig, Restart
 
 pytestmark = pytest.mark.anyio
-
-METADATA = {"fly_platform_version": "v2", "fly_process_group": "app"}
-
-
-def config(version: int, *, group: str = "app", served: bool = False, http: bool = False) -> MachineConfig:
-    ports = [Port(port=443, handlers=["tls", "http"])] if http else None
-    services = [Service(protocol="tcp", internal_port=8080, ports=ports)] if served or http else None
-    return MachineConfig(
-        image=f"registry.pantala.test/web:v{version}",
-        metadata=METADATA | {"fly_process_group": group, "fly_release_version": str(version)},
-        services=services,
-    )
-
-
-class Deploying:
-    """The app `web` with machines of version 1, and deploys of version 2."""
-
-    def __init__(self, client: ApiClient, platform: TestPlatform) -> None:
-        self.client = client
-        self.platform = platform
-        self.agent: FakeAgent = platform.agents["node-1"]
-        self.said: list[str] = []
-
-    async def machines(self, count: int, *, asleep: int = 0) -> list[Machine]:
-        made = [await self.client.create_machine("web", LaunchMachineRequest(config=config(1))) for _ in range(count)]
-        for machine in made[:asleep]:
-            await self.client.stop("web", machine.id)
-        self.agent.calls.clear()
-        return await self.client.machines("web")
-
-    def plan(
-        self,
-        machines: list[Machine],
-        *,
-        strategy: str = "rolling",
-        served: bool = False,
-        http: bool = False,
-        group: str = "app",
-        command: ReleaseCommand | None = None,
-    ) -> Plan:
-        return plan_deploy(
-            machines=machines,
-            wanted=[Wanted(group=group, config=config(2, group=group, served=served, http=http))],
-            primary_region="iad",
-            strategy=strategy,
-            max_unavailable=0.34,
-            high_availability=True,
-            release_command=command,
-        )
-
-    async def run(self, plan: Plan, machines: list[Machine], **settings: float | bool) -> Release:
-        release = await self.client.create_release("web", CreateReleaseRequest(image="registry.pantala.test/web:v2"))
-        known = Settings(**({"smoke_checks": False, "wait_timeout_s": 10, "lease_wait_s": 0.5} | settings))  # pyright: ignore[reportArgumentType]
-        await Executor(self.client, "web", release, settings=known, say=self.said.append).run(plan, machines)
-        return await self.release()
-
-    async def failing(self, plan: Plan, machines: list[Machine], **settings: float | bool) -> PantalaError:
-        with pytest.raises(PantalaError) as raised:
-            await self.run(plan, machines, **settings)
-        return raised.value
-
-    async def release(self) -> Release:
-        return (await self.client.releases("web"))[0]
-
-    def versions(self) -> dict[str, str]:
-        """Images of the machines that are not destroyed."""
-        return {
-            machine.id: (machine.config.image or "").rpartition(":")[2]
-            for machine in self.agent.machines.values()
-            if machine.state.value != "destroyed"
-        }
-
-    def mutations(self) -> list[tuple[str, str]]:
-        """What the host was asked to do, in order."""
-        names: dict[type, str] = {
-            node.CreateMachine: "create",
-            node.UpdateMachine: "update",
-            node.StartMachine: "start",
-            node.StopMachine: "stop",
-            node.DestroyMachine: "destroy",
-        }
-        return [
-            (names[type(call)], getattr(call, "machine_id", "")) for call in self.agent.calls if type(call) in names
-        ]
-
-
-@pytest.fixture
-async def deploying(platform: TestPlatform, tmp_path: Path) -> AsyncGenerator[Deploying]:
-    await platform.create_app("web")
-    async with serve_http(platform) as url, connect(url, Secret(platform.token)) as client:
-        yield Deploying(client, platform)
 
 
 async def test_the_first_deploy_makes_two_machines_of_an_app_with_services(deploying: Deploying) -> None:
@@ -202,9 +105,16 @@ async def test_no_room_for_a_new_group_leaves_the_old_one(deploying: Deploying) 
 async def test_an_update_that_is_refused_leaves_every_machine_as_it_was(deploying: Deploying) -> None:
     machines = await deploying.machines(2)
     deploying.platform.registry.missing.add("registry.pantala.test/web:v2")
-    error = await deploying.failing(deploying.plan(machines), machines)
-    assert "registry.pantala.test/web:v2" in error.message
+    await deploying.client.set_secrets("web", {"STAGED": "kept"})
+    secrets = await deploying.client.secrets("web")
+    for _ in range(2):
+        error = await deploying.failing(deploying.plan(machines), machines)
+        assert "registry.pantala.test/web:v2" in error.message
     assert deploying.mutations() == []
+    assert await deploying.client.releases("web") == [], "a refused deploy left a release"
+    assert await deploying.client.secrets("web") == secrets
+    deploying.platform.registry.missing.clear()
+    assert (await deploying.run(deploying.plan(machines), machines)).version == 1
 
 
 async def test_a_machine_that_never_accepts_is_named_when_the_time_is_up(deploying: Deploying) -> None:
@@ -262,22 +172,13 @@ async def test_an_app_that_is_slow_to_answer_has_the_whole_wait_timeout(deployin
     assert set(deploying.versions().values()) == {"v2"}, "without smoke checks no answer is waited for"
 
 
-def looks_at(deploying: Deploying, machine_id: str) -> Callable[[], Awaitable[int]]:
-    async def look() -> int:
-        return sum(
-            isinstance(call, node.GetMachine) and call.machine_id == machine_id for call in deploying.agent.calls
-        )
-
-    return look
-
-
 async def test_a_lease_of_someone_else_is_waited_for_then_named(deploying: Deploying) -> None:
     machines = await deploying.machines(2)
     lease = await deploying.client.acquire_lease("web", machines[0].id, ttl_s=3_600, description="by hand")
     error = await deploying.failing(deploying.plan(machines), machines)
     assert isinstance(error, LeaseHeld)
     assert set(deploying.versions().values()) == {"v1"}
-    assert (await deploying.release()).status == "failed"
+    assert await deploying.client.releases("web") == [], "a deploy that changed nothing left a release"
     assert deploying.agent.machines[machines[1].id].lease is None, "a lease was left behind"
     async with anyio.create_task_group() as tasks:
 
@@ -288,38 +189,6 @@ async def test_a_lease_of_someone_else_is_waited_for_then_named(deploying: Deplo
         await until(tries_of(deploying, machines[0].id), lambda tries: tries >= 2, within_s=20)
         await deploying.client.release_lease("web", machines[0].id, nonce=lease.nonce)
     assert set(deploying.versions().values()) == {"v2"}
-
-
-def tries_of(deploying: Deploying, machine_id: str) -> Callable[[], Awaitable[int]]:
-    async def look() -> int:
-        return sum(
-            isinstance(call, node.AcquireLease) and call.machine_id == machine_id for call in deploying.agent.calls
-        )
-
-    return look
-
-
-async def test_an_interrupted_deploy_says_so_and_lets_the_machines_go(deploying: Deploying) -> None:
-    machines = await deploying.machines(2)
-    deploying.agent.accepts = False
-
-    async def status() -> str:
-        return (await deploying.release()).status
-
-    async def updated() -> bool:
-        return "update" in {action for action, _ in deploying.mutations()}
-
-    async with anyio.create_task_group() as tasks:
-
-        async def deploy() -> None:
-            await deploying.run(deploying.plan(machines, served=True), machines, wait_timeout_s=60)
-
-        tasks.start_soon(deploy)
-        await until(updated, bool, within_s=20)
-        assert await status() == "running"
-        tasks.cancel_scope.cancel()
-    assert await status() == "interrupted"
-    assert all(machine.lease is None for machine in deploying.agent.machines.values())
 
 
 async def test_immediate_touches_all_at_once_unchecked(deploying: Deploying) -> None:

@@ -30,7 +30,7 @@ def project(box: BoxRig, tmp_path_factory: pytest.TempPathFactory) -> Generator[
 
 @pytest.fixture
 def unchanged(box: BoxRig, project: Path) -> Generator[None]:
-    """Apps and machines, their versions and the releases that serve are after the test as before."""
+    """Apps and machines, their versions, releases and secrets are after the test as before."""
     before = present(box)
     yield
     assert present(box) == before
@@ -41,7 +41,8 @@ def present(box: BoxRig) -> Any:
         apps = sorted(app["name"] for app in api.get("/v1/apps?org_slug=tests").json()["apps"])
         found = api.get(f"/v1/apps/{APP}/machines").json()
         machines = {m["id"]: (m["state"], m["config"]["image"], m["config"]["guest"]) for m in found}
-        return apps, machines, api.get(f"/v1/apps/{APP}/secrets").json()["secrets"]
+        releases = [release["version"] for release in api.get(f"/v1/apps/{APP}/releases").json()["releases"]]
+        return apps, machines, releases, api.get(f"/v1/apps/{APP}/secrets").json()["secrets"]
 
 
 def refused(done: Done, *wanted: str) -> None:
@@ -153,6 +154,7 @@ def test_a_guest_that_no_host_can_hold_leaves_the_app_as_it_was(box: BoxRig, pro
     assert done.code != 0
     assert "could not reserve resource for machine: 131072 MiB of memory needed" in done.stderr
     assert done.stderr.count("could not reserve") == 1
+    assert "nothing was changed" in done.stderr
     assert "the previous version still serves" in done.stderr
 
 

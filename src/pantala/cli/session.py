@@ -45,6 +45,32 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
 
 
 @asynccontextmanager
+async def interruptible() -> AsyncGenerator[None]:
+    """The first SIGINT or SIGTERM cancels the block, which may tidy up; then the command ends as interrupted. A second
+    one ends it at once."""
+    import signal
+
+    import anyio
+
+    block = anyio.CancelScope()
+    async with anyio.create_task_group() as tasks:
+
+        async def listen(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                task_status.started()
+                async for _ in signals:
+                    block.cancel()
+                    return
+
+        await tasks.start(listen)
+        with block:
+            yield
+        tasks.cancel_scope.cancel()
+    if block.cancelled_caught:
+        raise click.Abort
+
+
+@asynccontextmanager
 async def api(config: Config | None = None) -> AsyncGenerator[ApiClient]:
     """A connected client of the platform that the user is logged in to."""
     from pantala import __version__

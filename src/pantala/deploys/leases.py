@@ -48,13 +48,16 @@ class Leases:
     async def refresh_for_ever(self) -> None:
         while True:
             await anyio.sleep(REFRESH_EVERY_S)
-            for machine_id, nonce in list(self._nonces.items()):
-                try:
-                    await self._client.refresh_lease(self._app, machine_id, ttl_s=TTL_S, nonce=nonce)
-                except NotFound:
-                    self.forget(machine_id)
-                except PantalaError as error:
-                    self.lost = f"the lease on {machine_id} could not be refreshed: {error.message}"
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        for machine_id, nonce in list(self._nonces.items()):
+            try:
+                await self._client.refresh_lease(self._app, machine_id, ttl_s=TTL_S, nonce=nonce)
+            except NotFound:
+                self.forget(machine_id)
+            except PantalaError as error:
+                self.lost = f"the lease on {machine_id} could not be refreshed: {error.message}"
 
     async def release_all(self) -> None:
         for machine_id, nonce in list(self._nonces.items()):

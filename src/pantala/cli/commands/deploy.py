@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from pantala.cli.output import emit, emit_json, say
-from pantala.cli.session import api, app_options, json_option, pairs, resolve_app, run, yes_option
+from pantala.cli.session import api, app_options, interruptible, json_option, pairs, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest, UserError
 
 if TYPE_CHECKING:
@@ -99,7 +99,12 @@ def deploy(
 async def deploy_app(
     client: ApiClient, name: str, loaded: Loaded, options: DeployOptions, *, as_json: bool = False
 ) -> None:
-    """All of a deploy. Raises DeployFailed and other PantalaErrors."""
+    """All of a deploy; a signal interrupts it in good order. Raises DeployFailed and other PantalaErrors."""
+    async with interruptible():
+        await _deploy(client, name, loaded, options, as_json=as_json)
+
+
+async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployOptions, *, as_json: bool) -> None:
     from pantala.deploys.executor import Executor, Settings
     from pantala.wire.api import CreateReleaseRequest
 

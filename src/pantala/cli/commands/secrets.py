@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from pantala.cli.output import emit_json, emit_table, say
-from pantala.cli.session import api, app_options, json_option, resolve_app, run
+from pantala.cli.session import api, app_options, interruptible, json_option, resolve_app, run
 from pantala.errors import InvalidRequest
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -87,7 +87,8 @@ def _apply(name: str, values: dict[str, str | None], *, stage: bool) -> None:
                 update = Update(machine_id=m.id, group=group_of(m), config=config, warm=True)
                 waves.append(Wave(title=f"{group_of(m)}: restart {m.id} with the new secrets", actions=[update]))
             executor = Executor(client, name, release, settings=Settings(), say=say)
-            await executor.run(Plan(waves=waves, strategy="rolling"), machines)
+            async with interruptible():
+                await executor.run(Plan(waves=waves, strategy="rolling"), machines)
             say(f"==> v{release.version} is live")
 
     run(main)

@@ -146,7 +146,8 @@ class FakeDriver:
 
     async def pids(self, machine_id: str) -> set[int]:
         machine = self._world.machines.get(machine_id)
-        return {1, 2} if machine is not None and self._world.runtime(machine).phase == "running" else set()
+        runtime = self._world.runtime(machine) if machine else None
+        return {1, 2} if runtime is not None and runtime.phase == "running" else set()
 
     async def destroy(self, machine_id: str) -> None:
         self._world.check("destroy")
