@@ -17,7 +17,7 @@ from pantala.client.api import ApiClient
 from pantala.deploys.health import SILENT_S, HealthWatch, crashes, described, exit_of
 from pantala.deploys.leases import Leases, hold
 from pantala.errors import CapacityError, NotFound, PantalaError, RequestTimeout, UserError
-from pantala.kit.tasks import first_error
+from pantala.kit.tasks import first_error, to_the_end
 from pantala.planner.deploy import Action, Create, Destroy, Plan, ReleaseCommand, Update, Wave
 from pantala.wire.api import LaunchMachineRequest, Release, UpdateReleaseRequest
 from pantala.wire.machine import Machine
@@ -160,18 +160,16 @@ class Executor:
     async def _change(self, call: Coroutine[Any, Any, T]) -> T:
         """A change that was sent is waited for even when the deploy is cancelled: what it did may have to be undone.
         One that is refused changed nothing."""
-        with anyio.CancelScope(shield=True):
-            try:
-                answer = await call
-            except (UserError, CapacityError) as error:
-                self._changed |= isinstance(error, RequestTimeout)
-                raise
-            except BaseException:
-                self._changed = True
-                raise
+        try:
+            answer = await to_the_end(call)
+        except (UserError, CapacityError) as error:
+            self._changed |= isinstance(error, RequestTimeout)
+            raise
+        except BaseException:
             self._changed = True
-            return answer
-        raise AssertionError("unreachable: nobody cancels this scope")
+            raise
+        self._changed = True
+        return answer
 
     # -- actions -----------------------------------------------------------------------------------------------------
 

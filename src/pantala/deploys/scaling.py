@@ -13,7 +13,7 @@ import msgspec
 from pantala.client.api import ApiClient
 from pantala.deploys.health import HealthWatch
 from pantala.errors import InvalidRequest, NotFound, PantalaError
-from pantala.kit.tasks import first_error
+from pantala.kit.tasks import first_error, to_the_end
 from pantala.planner.scale import ScalePlan
 from pantala.wire.api import LaunchMachineRequest
 from pantala.wire.machine import Machine, MachineConfig
@@ -46,7 +46,9 @@ class Scaling:
 
     async def _create(self, wanted: tuple[MachineConfig, str]) -> None:
         config, region = wanted
-        machine = await self._client.create_machine(self._app, LaunchMachineRequest(config=config, region=region))
+        request = LaunchMachineRequest(config=config, region=region)
+        # waited for whatever happens to its siblings, so that it can be taken back
+        machine = await to_the_end(self._client.create_machine(self._app, request))
         self._made.append(machine.id)
         self._say(f"  created {machine.id} in {machine.region}")
         await self._until_well(machine)

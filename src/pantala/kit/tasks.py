@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import anyio
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -19,6 +22,14 @@ async def first_error() -> AsyncGenerator[None]:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
+
+
+async def to_the_end(call: Coroutine[Any, Any, T]) -> T:
+    """Await what must not be left half way (a request that was sent), also when cancelled; `call` has a deadline of
+    its own. A cancellation is heard at the caller's next wait."""
+    with anyio.CancelScope(shield=True):
+        return await call
+    raise AssertionError("unreachable: nobody cancels this scope")
 
 
 @dataclass

@@ -14,6 +14,7 @@ import anyio
 from pantala.drivers.fake.world import SIGKILL, Due, FakeMachine, FakeWorld
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
+from pantala.kit.clock import unix_ms
 from pantala.wire.guest import Start
 
 LOGS_MAX = 1000
@@ -65,7 +66,7 @@ class FakeDriver:
             world.finish(machine, Due(at=0.0, exit_code=app.exit_code or 127), reason=app.refusal)
             raise DriverError(app.refusal, guest_fault=True)
         machine.start, machine.app = start, app
-        machine.started_at_ms = round(world.clock.now().timestamp() * 1000)
+        machine.started_at_ms = unix_ms(world.clock.now())
         world.started.append(machine_id)
         for line in app.output:
             world.say(machine_id, line)
