@@ -1,7 +1,8 @@
-"""A new version is asked over HTTP until it has answered once; nothing waits for it but the deploy."""
+"""A new version is asked over HTTP until it has answered once; for a while it gets no requests before that."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,29 @@ async def test_one_that_does_not_answer_is_ready_gets_requests_and_is_asked_agai
         machine = await agent.until(lambda _: len(world.prober.asked) > 2)
         assert not answers(machine)
         assert "ready" in {event.type for event in machine.events}
-        assert world.rows.rows["routes", f"m/{ID}"]["passing"] == [True]
+        await until(passing(world), lambda flags: flags == [True], within_s=5, every_s=0.005)
     async with world.agent() as agent:  # another agent goes on asking
         world.prober.http_status = 503
         await agent.until(lambda m: bool(answers(m)))
+
+
+async def test_a_new_version_gets_no_request_before_it_has_answered(tmp_path: Path) -> None:
+    world = World(tmp_path, pace=replace(FAST, held_s=3600.0))
+    world.prober.http_status = 0
+    async with world.agent() as agent:
+        await agent.create(config=web())
+        machine = await agent.until(lambda _: len(world.prober.asked) > 2)
+        assert "ready" in {event.type for event in machine.events}, "its port accepts"
+        assert await passing(world)() == [False]
+        world.prober.http_status = 404
+        await until(passing(world), lambda flags: flags == [True], within_s=5, every_s=0.005)
+
+
+def passing(world: World) -> Callable[[], Awaitable[object]]:
+    async def look() -> object:
+        return world.rows.rows["routes", f"m/{ID}"]["passing"]
+
+    return look
 
 
 async def test_asking_has_an_end(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     answer_after_wake_s: float = 1.0
     answer_again_s: float = 2.0
     answer_end_s: float = 600.0
+    held_s: float = 20.0
     log_poll_s: float = 0.2
 
 

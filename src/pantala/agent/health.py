@@ -4,7 +4,8 @@ A service is ready when its checks pass, or, without checks, once its port has a
 after a while, the namespace's listening sockets are read and the app is told where it listens instead.
 
 Servers that bind before they load the app accept and never answer when it does not load. So a new version is also
-asked over HTTP until it has answered once; that gates nothing, a deploy waits for it (`domain/answers.py`).
+asked over HTTP until it has answered once (`domain/answers.py`): a deploy waits for it, and for `held_s` no request is
+sent to it, unless one woke it.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class _Probe:
 
 
 class Health:
-    """`changed` is awaited after each change of a flag, `became_ready` once, after those who wait were told;
-    `answered` gets a sentence when a new version has answered over HTTP, `explain` one about a wrong address."""
+    """`changed` is awaited after each change of a flag, `became_ready` once its ports accept and its checks pass, after
+    those who wait were told; `answered` gets a sentence when a new version has answered over HTTP, `explain` one about
+    a wrong address."""
 
     def __init__(
         self,
@@ -89,6 +91,8 @@ class Health:
         self.explanation = ""
         is_new = record.answered_instance != record.version.instance_id
         self._to_ask = asked_ports(record.version.config) if is_new else []
+        self._held = bool(self._to_ask) and record.desired.source != "proxy"
+        self._open = anyio.Event()
 
     @property
     def is_asking(self) -> bool:
@@ -97,6 +101,14 @@ class Health:
 
     def passing(self) -> list[bool]:
         """A flag per service: may it get requests?"""
+        held = self._to_ask if self._held else []
+        return [
+            is_open and service.internal_port not in held
+            for service, is_open in zip(self._services, self._is_open(), strict=True)
+        ]
+
+    def _is_open(self) -> list[bool]:
+        """A flag per service: do its checks pass, or does its port accept?"""
         out: list[bool] = []
         for index in range(len(self._services)):
             gates = [probe.passing for probe in self._probes if probe.service == index]
@@ -116,6 +128,8 @@ class Health:
             tasks.start_soon(self._guarded, self._explain_silence)
         if self._to_ask:
             tasks.start_soon(self._guarded, self._until_it_answers)
+        if self._held:
+            tasks.start_soon(self._guarded, self._hold_no_longer)
 
     # -- footnotes -----------------------------------------------------------------------------------------------------
 
@@ -136,9 +150,11 @@ class Health:
             self.ready_at_ms = self._now_ms()
             await self._changed()
             self.ready.set()
-            await self._became_ready(self.ready_at_ms)
         else:
             await self._changed()
+        if not self._open.is_set() and all(self._is_open()):
+            self._open.set()
+            await self._became_ready(self._now_ms())
 
     async def _until_it_accepts(self, index: int) -> None:
         pace = self._context.pace
@@ -153,7 +169,7 @@ class Health:
     async def _until_it_answers(self) -> None:
         """Ask `/` of each port; any status is an answer. An app that is slow to load gets its time."""
         pace, said = self._context.pace, list[str]()
-        await self.ready.wait()
+        await self._open.wait()
         if self._record.desired.source == "proxy":
             await self._context.clock.sleep(pace.answer_after_wake_s)  # the request that woke it goes first
         pause_s, begun = pace.ready_first_s, self._context.clock.monotonic()
@@ -165,11 +181,21 @@ class Health:
                 if len(self._to_ask) == 1:
                     await self._answered(f"GET / was answered with {', '.join(said)}")
                 self._to_ask.pop(0)
+                if self._held:
+                    await self._flagged()
             elif self._context.clock.monotonic() - begun >= pace.answer_end_s:
                 self._to_ask.clear()
             else:
                 await self._context.clock.sleep(pause_s)
                 pause_s = min(pause_s * 1.5, pace.answer_again_s)
+
+    async def _hold_no_longer(self) -> None:
+        """Not every app answers `/`: requests must not wait for that for ever."""
+        await self._open.wait()
+        await self._context.clock.sleep(self._context.pace.held_s)
+        self._held = False
+        if self._to_ask:
+            await self._flagged()
 
     async def _check_for_ever(self, probe: _Probe) -> None:
         """Quick until it passes for the first time, then every `interval`; failures within the grace are not told."""

@@ -37,6 +37,7 @@ FAST = Pace(
     log_poll_s=0.02,
     answer_after_wake_s=0.01,
     answer_again_s=0.01,
+    held_s=0.1,
 )
 APP = node.AppRef(id="app_1", name="hello", org="personal", network=0x18)
 IMAGE = ImageRef(registry="registry.test", repository="hello", tag="deployment-1", digest="sha256:" + "1" * 64)
