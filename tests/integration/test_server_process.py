@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -18,11 +17,12 @@ from typing import Any
 
 import anyio
 import httpx2
+import msgspec
 import pytest
 
 from pantala.kit.bus_nats import connect
-from pantala.kit.sealing import Opener
 from pantala.testing.fake_agent import FakeAgent
+from pantala.testing.host_keys import HostKeys
 from pantala.testing.poll import until_sync
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,6 @@ class Place:
         self.folder = folder
         self.stack = ExitStack()
         self.nats_port, self.port = free_port(), free_port()
-        (folder / "edge.pub").write_text(Opener(os.urandom(32)).public_key)
         self.settings = folder / "server.json"
         self.settings.write_text(
             json.dumps(
@@ -74,12 +73,13 @@ class Place:
                     "registry": {"name": "registry.pantala.test"},
                     "default_region": "iad",
                     "regions": ["iad"],
-                    "nodes": [{"id": "node-1", "region": "iad"}],
-                    "edge_key": str(folder / "edge.pub"),
                 }
             )
         )
         self.made: dict[str, Any] = {}
+        self.keys = HostKeys()
+        self.hosts = folder / "hosts.json"
+        self.hosts.write_bytes(msgspec.json.encode([self.keys.request(node="node-1")]))
 
     @property
     def url(self) -> str:
@@ -100,7 +100,10 @@ class Place:
     def bootstrap(self) -> dict[str, Any]:
         command = [sys.executable, "-m", "pantala.server.bootstrap", "--settings", str(self.settings)]
         done = subprocess.run(
-            [*command, "--email", "ada@example.com", "--org", "acme"], check=True, capture_output=True, text=True
+            [*command, "--email", "ada@example.com", "--org", "acme", "--hosts", str(self.hosts)],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         made: dict[str, Any] = json.loads(done.stdout)
         return made

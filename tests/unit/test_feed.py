@@ -13,15 +13,17 @@ import msgspec
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from pantala.agent import certs
+from pantala.agent.certs import EdgeCertificates
 from pantala.agent.feed import ROWS_PER_FRAME, Feed
 from pantala.agent.idle import Idle
 from pantala.agent.wakes import Wakes
+from pantala.catalogue import View
 from pantala.kit.clock import SystemClock
 from pantala.kit.sealing import Opener, seal
 from pantala.testing.agent import RunningAgent, World, config, service
 from pantala.testing.poll import until
 from pantala.wire import feed, node
+from pantala.wire.catalogue import OwnedRow
 from pantala.wire.machine import Port
 
 pytestmark = pytest.mark.anyio
@@ -209,10 +211,33 @@ async def test_certificates_are_opened_for_the_edge_only() -> None:
     edge = Opener(b"e" * 32)
     value = {"names": ["a.test"], "chain_pem": "C", "not_after_ms": 1, "sealed_key": seal(edge.public_key, b"KEY")}
     given = [feed.FeedRow(stream="certs", key="cert/a.test", value=value), row("m/1", 1)]
-    opened = certs.for_proxy(given, edge)
+
+    def with_key(first: Opener | None) -> EdgeCertificates:
+        return EdgeCertificates(View(control="control"), Opener(b"n" * 32), node="n1", first=first)
+
+    opened = with_key(edge).for_proxy(given)
     assert opened[0].value == {"names": ["a.test"], "chain_pem": "C", "not_after_ms": 1, "key_pem": "KEY"}
-    assert [r.key for r in certs.for_proxy(given, None)] == ["m/1"]
-    assert [r.key for r in certs.for_proxy(given, Opener(b"o" * 32))] == ["m/1"]
+    assert [r.key for r in with_key(None).for_proxy(given)] == ["m/1"]
+    assert [r.key for r in with_key(Opener(b"o" * 32)).for_proxy(given)] == ["m/1"]
+
+
+@pytest.mark.parametrize("key_first", [True, False], ids=["key first", "certificate first"])
+async def test_a_new_edge_key_opens_certificates_in_whichever_order_they_come(*, key_first: bool) -> None:
+    old, new, node = Opener(b"o" * 32), Opener(b"e" * 32), Opener(b"n" * 32)
+    cert = {"names": ["a.test"], "chain_pem": "C", "not_after_ms": 1, "sealed_key": seal(new.public_key, b"KEY")}
+    key = {"node": "n1", "public_key": new.public_key, "sealed_key": seal(node.public_key, b"e" * 32)}
+    rows = [
+        OwnedRow(stream="certs", key="edge/n1", seq=1, value=key),
+        OwnedRow(stream="certs", key="cert/a.test", seq=2, value=cert),
+    ]
+    view = View(control="control")
+    certificates = EdgeCertificates(view, node, node="n1", first=old)
+    told: dict[str, feed.FeedRow] = {}
+    view.listen(lambda revision, rows: told.update({row.key: row for row in certificates.changed(rows)}))
+    for one in rows if key_first else reversed(rows):
+        view.apply("control", [one])
+    assert list(told) == ["cert/a.test"]
+    assert (told["cert/a.test"].value or {})["key_pem"] == "KEY"
 
 
 # -- the agent behind it -------------------------------------------------------------------------------------------

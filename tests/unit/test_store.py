@@ -13,11 +13,27 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
 from pantala.errors import NameTaken
-from pantala.store import accounts, apps, ledger, machines, secrets
+from pantala.store import accounts, apps, hosts, ledger, machines, secrets
 from pantala.store.database import Database, open_database
+from pantala.store.records import NodeRecord
 from pantala.store.schema import metadata
 
 pytestmark = pytest.mark.anyio
+
+NODE = NodeRecord(
+    id="n",
+    region="iad",
+    zone="",
+    status="active",
+    address="10.0.0.1",
+    edge=True,
+    sealing_key="",
+    verify_key="",
+    bus_key="",
+    epoch=1,
+    certificate_until_ms=0,
+    created_at_ms=1,
+)
 
 
 @pytest.fixture
@@ -71,7 +87,7 @@ async def org_and_app(db: Database) -> int:
 
 async def test_a_placement_moves_only_from_the_phase_that_was_judged(db: Database) -> None:
     app = await org_and_app(db)
-    await db.write(lambda c: machines.ensure_node(c, node_id="n", region="iad", zone="", sealing_key="", now_ms=1))
+    await db.write(lambda c: hosts.insert_node(c, NODE))
     await db.write(
         lambda c: machines.insert_placement(
             c, machine_id="m", app_id=app, name="x", node="n", region="iad", boot="b", config="{}", now_ms=1
@@ -85,7 +101,7 @@ async def test_a_placement_moves_only_from_the_phase_that_was_judged(db: Databas
 
 async def test_a_creation_of_an_earlier_life_is_unfinished_and_one_of_this_life_is_not(db: Database) -> None:
     app = await org_and_app(db)
-    await db.write(lambda c: machines.ensure_node(c, node_id="n", region="iad", zone="", sealing_key="", now_ms=1))
+    await db.write(lambda c: hosts.insert_node(c, NODE))
     await db.write(
         lambda c: machines.insert_placement(
             c, machine_id="m", app_id=app, name="x", node="n", region="iad", boot="old", config="{}", now_ms=1
@@ -96,16 +112,18 @@ async def test_a_creation_of_an_earlier_life_is_unfinished_and_one_of_this_life_
     assert [placement.machine_id for placement in found] == ["m"]
 
 
-async def test_the_first_sealing_key_of_a_node_stays(db: Database) -> None:
-    await db.write(lambda c: machines.ensure_node(c, node_id="n", region="iad", zone="", sealing_key="", now_ms=1))
-    assert await db.write(lambda c: machines.pin_sealing_key(c, "n", "first"))
-    assert await db.write(lambda c: machines.pin_sealing_key(c, "n", "first"))
-    assert not await db.write(lambda c: machines.pin_sealing_key(c, "n", "second"))
+async def test_a_host_token_is_used_once(db: Database) -> None:
+    await db.write(lambda c: hosts.insert_node(c, NODE))
+    await db.write(
+        lambda c: hosts.insert_token(c, token_id="t", digest="d", region="", made_by="ada", now_ms=1, expires_at_ms=2)
+    )
+    assert await db.write(lambda c: hosts.use_token(c, "t", node="n", now_ms=1))
+    assert not await db.write(lambda c: hosts.use_token(c, "t", node="n", now_ms=1))
 
 
 async def test_a_delivery_that_ends_late_does_not_go_back(db: Database) -> None:
     app = await org_and_app(db)
-    await db.write(lambda c: machines.ensure_node(c, node_id="n", region="iad", zone="", sealing_key="", now_ms=1))
+    await db.write(lambda c: hosts.insert_node(c, NODE))
     for version in (3, 2):
         await db.write(lambda c, v=version: secrets.record_delivery(c, app_id=app, node="n", version=v))
     kept = await db.read(lambda c: c.execute(text("SELECT version FROM secret_deliveries")).scalar())

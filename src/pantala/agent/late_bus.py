@@ -47,7 +47,13 @@ class LateBus:
         while True:
             try:
                 async with bus_nats.connect(
-                    settings.url, user=settings.user, password=settings.password, name=name, wait_s=CONNECT_WAIT_S
+                    settings.url,
+                    user=settings.user,
+                    password=settings.password,
+                    credentials=settings.credentials,
+                    inbox=settings.inbox,
+                    name=name,
+                    wait_s=CONNECT_WAIT_S,
                 ) as bus:
                     await self.use(bus)
                     await anyio.sleep_forever()

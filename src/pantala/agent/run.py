@@ -14,18 +14,20 @@ import anyio.abc
 import msgspec
 import structlog
 
-from pantala.agent import certs, parts
+from pantala.agent import parts
 from pantala.agent.api import NodeApi
+from pantala.agent.certs import EdgeCertificates
 from pantala.agent.context import Context, Pace
 from pantala.agent.feed import Feed
 from pantala.agent.host import Capacity, Host
+from pantala.agent.identity import ControlClient, Identity, Renewal
 from pantala.agent.idle import Idle
 from pantala.agent.late_bus import LateBus
 from pantala.agent.prober import SocketProber
 from pantala.agent.queries import Queries
 from pantala.agent.settings import AgentSettings
 from pantala.agent.wakes import Wakes
-from pantala.catalogue import Publisher, Replica, View
+from pantala.catalogue import Publisher, Replica, Trust, View
 from pantala.catalogue.replica import TOMBSTONES_KEPT_S
 from pantala.catalogue.store import CatalogueStore
 from pantala.errors import PantalaError
@@ -78,15 +80,17 @@ async def run(settings: AgentSettings, *, task_status: anyio.abc.TaskStatus[Host
 async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks: anyio.abc.TaskGroup) -> Host:
     node_key = Opener(ensure_key(settings.node_key or settings.state_dir / "keys" / "sealing"))
     signer = Signer(ensure_key(settings.signing_key or settings.state_dir / "keys" / "signing"))
-    edge = Opener(ensure_key(settings.edge_key)) if settings.edge_key else None
-    keys = settings.trusted_keys | {settings.node: signer.verify_key}
     bus = LateBus()
 
     view = View(control=settings.control)
     publisher = Publisher(stores.catalogue, view, bus, signer, clock, owner=settings.node, epoch=settings.epoch)
-    replica = Replica(stores.catalogue, view, bus, clock, keys.get, own=settings.node)
+    trust = Trust(view, settings.trusted_keys | {settings.node: signer.verify_key})
+    replica = Replica(stores.catalogue, view, bus, clock, trust.key_of, own=settings.node)
     await publisher.open()
     await replica.open()
+
+    first_edge_key = Opener(ensure_key(settings.edge_key)) if settings.edge_key else None
+    certificates = EdgeCertificates(view, node_key, node=settings.node, first=first_edge_key)
 
     driver = parts.driver(settings, clock)
     collector = Collector(stores.logs, driver, bus, clock, node=settings.node, region=settings.region)
@@ -117,11 +121,11 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         node=settings.node,
         region=settings.region,
         clock=clock,
-        snapshot=lambda: (view.revision, certs.for_proxy(view.all(), edge)),
+        snapshot=lambda: (view.revision, certificates.for_proxy(view.all())),
         on_wake=on_wake,
         on_log=on_log,
     )
-    view.listen(lambda revision, rows: proxy.push(revision, certs.for_proxy(rows, edge)))
+    view.listen(lambda revision, rows: proxy.push(revision, certificates.changed(rows)))
     host = Host(context, tasks, proxy, capacity=_capacity(settings), pool4=settings.pool4)
     wakes = Wakes(host)
 
@@ -153,6 +157,11 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
     tasks.start_soon(_tidy, stores, host, clock)
+    identity = Identity(settings.identity or settings.state_dir / "identity", settings.state_dir / "keys")
+    if identity.exists:
+        control = ControlClient(bus, signer, clock, node=settings.node)
+        renewal = Renewal(identity, control, clock, before_s=settings.renew_before_s, every_s=settings.renew_every_s)
+        tasks.start_soon(renewal.run)
     tasks.start_soon(_keep_node_row, settings, host, queries, signer.verify_key)
     return host
 

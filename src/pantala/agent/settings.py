@@ -12,11 +12,13 @@ from pantala.wire.server import BusSettings
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`state_dir` survives reboots, `run_dir` does not. `trusted_keys`: owner to base64 verify key (control and, until
-    hosts join by themselves, other nodes). `edge_key`: a file of 32 bytes, only where certificates are served.
-    `node_key` and `signing_key` are made on first use. `registries`: registry name to base URL. `cpus` and
-    `memory_mib` 0 mean what the machine has. `driver`, `network` and `images` name a known part, or a factory
-    `module:attribute`."""
+    """`state_dir` survives reboots, `run_dir` does not. `trusted_keys`: owner to base64 verify key (control's; nodes
+    are believed by their member rows). `edge_key`: a file of 32 bytes, the edge key that the host joined with (newer
+    ones come by the catalogue). `node_key` and `signing_key` are made on first use. `identity`: folder of what control
+    gave (default `state_dir/identity`; its private halves are `node.key` and `bus.seed` in `state_dir/keys`); the
+    certificate is renewed when less than `renew_before_s` remains, looked at every `renew_every_s`. `registries`:
+    registry name to base URL. `cpus` and `memory_mib` 0 mean what the machine has. `driver`, `network` and `images`
+    name a known part, or a factory `module:attribute`."""
 
     node: str
     region: str
@@ -29,6 +31,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     control: str = "control"
     trusted_keys: dict[str, str] = {}
     edge_key: Path | None = None
+    identity: Path | None = None
+    renew_before_s: float = 10 * 24 * 3600.0
+    renew_every_s: float = 3600.0
     node_key: Path | None = None
     signing_key: Path | None = None
     proxy_socket: Path | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from pantala.agent.identity import Identity
 from pantala.agent.settings import AgentSettings
 from pantala.agent.settings import save as save_agent_settings
 from pantala.box.layout import (
@@ -25,9 +26,12 @@ from pantala.box.layout import (
     Host,
 )
 from pantala.box.network import resolvers
-from pantala.kit.sealing import Opener, ensure_key
+from pantala.kit.files import write_private
+from pantala.kit.nkeys import NKey
+from pantala.kit.sealing import Opener, Signer, ensure_key
 from pantala.wire.feed import DNSSettings, Listener, ProxySettings
-from pantala.wire.server import Bootstrapped, BusSettings, NodeSettings, RegistrySettings, ServerSettings
+from pantala.wire.hosts import Joined, JoinRequest, Renewed
+from pantala.wire.server import Bootstrapped, BusSettings, RegistrySettings, ServerSettings
 
 API_INSIDE = "fdaa::3"
 """Where machines find DNS and the API, on every host."""
@@ -71,12 +75,40 @@ def bus_password(box: Box) -> str:
     return path.read_text()
 
 
-def edge_opener(box: Box) -> Opener:
-    return Opener(ensure_key(box.state_dir / "keys" / "edge.key"))
+def write_join_requests(box: Box) -> Path:
+    """What the box's hosts ask to be let in with; their keys are made on the first call and kept."""
+    requests = [_join_request(box, host) for host in box.hosts()]
+    path = box.state_dir / "control" / "hosts.json"
+    path.write_bytes(msgspec.json.encode(requests))
+    return path
 
 
-def node_opener(box: Box, host: Host) -> Opener:
-    return Opener(ensure_key(host_files(box, host).state / "keys" / "sealing.key"))
+def _join_request(box: Box, host: Host) -> JoinRequest:
+    state = host_files(box, host).state
+    keys = state / "keys"
+    return JoinRequest(
+        node=host.node,
+        region=host.region,
+        address=host.link.address,
+        verify_key=Signer(ensure_key(keys / "signing.key")).verify_key,
+        sealing_key=Opener(ensure_key(keys / "sealing.key")).public_key,
+        csr_pem=Identity(state / "identity", keys).request(),
+        bus_key=NKey.ensure("user", keys / "bus.seed").public,
+    )
+
+
+def write_identity(box: Box, host: Host, joined: Joined) -> None:
+    """What control gave the host, where its agent looks for it."""
+    state = host_files(box, host).state
+    Identity(state / "identity", state / "keys").keep(
+        Renewed(
+            certificate_pem=joined.certificate_pem,
+            authority_pem=joined.authority_pem,
+            user_jwt=joined.bus.user_jwt,
+        )
+    )
+    sealing = Opener(ensure_key(state / "keys" / "sealing.key"))
+    write_private(state / "identity" / "edge.key", sealing.open(joined.edge_key_sealed))
 
 
 def write_bus(box: Box) -> Path:
@@ -94,8 +126,6 @@ def write_bus(box: Box) -> Path:
 
 def write_server(box: Box) -> Path:
     control = box.control().link.address
-    edge_key = box.state_dir / "keys" / "edge.pub"
-    edge_key.write_text(edge_opener(box).public_key)
     settings = ServerSettings(
         listen=f"{control}:{API_PORT}",
         state_dir=str(box.state_dir / "control"),
@@ -105,11 +135,7 @@ def write_server(box: Box) -> Path:
         registry=RegistrySettings(name=REGISTRY_NAME, url=f"http://{box.registry}", backend=box.registry),
         default_region=box.regions[0],
         regions=box.regions,
-        nodes=[
-            NodeSettings(id=host.node, region=host.region, sealing_key=node_opener(box, host).public_key)
-            for host in box.hosts()
-        ],
-        edge_key=str(edge_key),
+        closed_addresses=[f"{SUBNET}.0.0/16"],
         api_backend=f"{control}:{API_PORT}",
         builder=str(box.run_dir / "buildkitd.sock"),
         shared_kernel=True,
@@ -140,9 +166,13 @@ def write_registry(box: Box, made: Bootstrapped) -> Path:
 
 def write_agent(box: Box, host: Host, made: Bootstrapped) -> Path:
     files = host_files(box, host)
+    joined = next(joined for joined in made.hosts if joined.node == host.node)
+    write_identity(box, host, joined)
     settings = AgentSettings(
-        node=host.node,
-        region=host.region,
+        node=joined.node,
+        region=joined.region,
+        zone=joined.zone,
+        epoch=joined.epoch,
         address=host.link.address,
         state_dir=files.state,
         run_dir=files.run,
@@ -151,11 +181,11 @@ def write_agent(box: Box, host: Host, made: Bootstrapped) -> Path:
         node_key=files.state / "keys" / "sealing.key",
         signing_key=files.state / "keys" / "signing.key",
         cgroup_root=f"{CGROUP}/{host.node}",
-        registries={REGISTRY_NAME: f"http://{box.registry}"},
+        registries=joined.registries,
         idle_window_s=box.idle_window_s,
-        trusted_keys={"control": made.verify_key},
-        edge_key=box.state_dir / "keys" / "edge.key",
-        closed_addresses=[f"{SUBNET}.0.0/16"],
+        trusted_keys={"control": joined.control_key},
+        edge_key=files.state / "identity" / "edge.key",
+        closed_addresses=joined.closed_addresses,
     )
     save_agent_settings(settings, files.agent_settings)
     return files.agent_settings

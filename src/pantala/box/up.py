@@ -175,7 +175,11 @@ def _bootstrap(box: Box, *, email: str, org: str) -> Bootstrapped:
     """The first user, org and token, and the control plane's keys."""
     command = [sys.executable, "-m", "pantala.server.bootstrap", "--settings", str(settings.write_server(box))]
     done = subprocess.run(
-        [*command, "--email", email, "--org", org], capture_output=True, text=True, timeout=60, check=False
+        [*command, "--email", email, "--org", org, "--hosts", str(settings.write_join_requests(box))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     if done.returncode != 0:
         raise InternalError(f"the control plane could not be set up: {done.stderr.strip()[-400:]}")

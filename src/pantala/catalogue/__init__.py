@@ -2,6 +2,7 @@
 
 from pantala.catalogue.publisher import Publisher
 from pantala.catalogue.replica import Replica
+from pantala.catalogue.trust import Trust
 from pantala.catalogue.view import View
 
-__all__ = ["Publisher", "Replica", "View"]
+__all__ = ["Publisher", "Replica", "Trust", "View"]

@@ -95,12 +95,17 @@ class Replica:
     async def open(self) -> None:
         """The view as it was when this host last knew it: stale is better than nothing."""
         owners, rows = await self._store.load()
-        for owner, state in owners.items():
-            if owner != self._own:
-                known = self._owners[owner] = Owned(state)
-                for row in rows.get(owner, []):
-                    known.take(row)
-                self._view.apply(owner, known.rows.values(), replace=True)
+        # Control first: what it says decides who else is believed.
+        for owner in sorted(owners, key=lambda owner: owner != self._view.control):
+            if owner == self._own:
+                continue
+            if self._keys(owner) is None:
+                await self._store.forget_owner(owner)
+                continue
+            known = self._owners[owner] = Owned(owners[owner])
+            for row in rows.get(owner, []):
+                known.take(row)
+            self._view.apply(owner, known.rows.values(), replace=True)
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         await self._bus.serve(frames.delta_subject("*"), self.on_delta)
@@ -327,6 +332,8 @@ class Replica:
         self, owner: str, epoch: int, seq: int, rows: list[OwnedRow], *, replace: bool = False, proof: bytes = b""
     ) -> None:
         """The caller holds the turn. Rows older than what is known are left out: frames may overlap."""
+        if self._keys(owner) is None:
+            return  # its key went while the frame waited for its turn
         known = self._owners.get(owner)
         if known is None or replace:
             known = Owned(OwnerState(epoch=epoch, seq=0))

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from pantala.catalogue.frames import ROW_BYTES_MAX
-from pantala.wire import feed
+from pantala.wire import catalogue, feed
 from pantala.wire.catalogue import OwnedRow
 
 log = structlog.get_logger()
@@ -28,6 +28,7 @@ _TYPES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("nodes", "node"): feed.NodeRow,
     ("nodes", "member"): feed.MemberRow,
     ("certs", "cert"): feed.CertRow,
+    ("certs", "edge"): catalogue.EdgeKeyRow,
 }
 _OF_NODES = frozenset({("routes", "m"), ("routes", "svc"), ("nodes", "node")})
 
@@ -63,7 +64,7 @@ class View:
     """`revision` grows with each change of what is shown."""
 
     def __init__(self, *, control: str) -> None:
-        self._control = control
+        self.control = control
         self._rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._shown: dict[tuple[str, str], dict[str, Any]] = {}
         self._listeners: list[OnChange] = []
@@ -82,7 +83,7 @@ class View:
         for row in rows:
             key = (row.stream, row.key)
             touched.append(key)
-            reason = why_set_aside(owner, row, control=self._control)
+            reason = why_set_aside(owner, row, control=self.control)
             if reason:
                 log.error("catalogue row set aside", owner=owner, stream=row.stream, key=row.key, reason=reason)
                 self.set_aside[owner, *key] = reason

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "auth": ("auth:auth", "Log in, log out, show who you are"),
     "tokens": ("auth:tokens", "Make tokens for programs"),
     "platform": ("platform:platform", "Regions and machine sizes"),
+    "host": ("hosts:host", "The platform's servers: invite, join, list"),
     "up": ("host:up", "Start a platform in a box on this machine"),
     "down": ("host:down", "Stop the box"),
     "box": ("host:box", "Look into the box: run a command as a client, show its state"),

@@ -17,7 +17,7 @@ import msgspec
 from pantala import errors
 from pantala.kit.ids import ulid
 from pantala.kit.secret import Secret
-from pantala.wire import api
+from pantala.wire import api, hosts
 from pantala.wire.machine import Event, Machine
 
 T = TypeVar("T")
@@ -70,6 +70,18 @@ class ApiClient:
 
     async def regions(self) -> api.RegionsResponse:
         return await self._call("GET", "/v1/platform/regions", api.RegionsResponse)
+
+    # -- hosts -------------------------------------------------------------------------------------------------------
+
+    async def create_host_token(self, request: hosts.CreateHostTokenRequest) -> hosts.HostToken:
+        return await self._call("POST", "/v1/hosts/tokens", hosts.HostToken, body=request)
+
+    async def join_host(self, request: hosts.JoinRequest) -> hosts.Joined:
+        """Needs no login: the token in the request is all it takes."""
+        return await self._call("POST", "/v1/hosts/join", hosts.Joined, body=request)
+
+    async def hosts(self) -> list[hosts.HostView]:
+        return await self._call("GET", "/v1/hosts", list[hosts.HostView])
 
     # -- machines ----------------------------------------------------------------------------------------------------
 

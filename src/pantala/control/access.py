@@ -68,6 +68,14 @@ class Access:
             raise Forbidden(f"this token may not do that in {slug}", hint=f"it needs the right to {action}")
         return found
 
+    async def operator(self, principal: Principal) -> None:
+        """Hosts are the business of who runs the platform: the admins of its first org, which `bootstrap` made."""
+        first = await self._context.db.read(accounts.find_first_org)
+        if first is None or first.id not in principal.orgs(now_ms=self._context.now_ms()):
+            raise NotFound("hosts are not yours to see", hint="they belong to the admins of the platform's first org")
+        if not self.allows(principal, Action.ADMIN, org_id=first.id, app_id=None):
+            raise Forbidden("this token may not do that with hosts", hint=f"it needs the right to {Action.ADMIN}")
+
     def allows(self, principal: Principal, action: Action, *, org_id: int, app_id: int | None) -> bool:
         return grants.allows(principal.grants, action, org_id=org_id, app_id=app_id, now_ms=self._context.now_ms())
 

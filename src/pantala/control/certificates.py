@@ -20,10 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pantala.control.context import Context
+from pantala.control.edge_keys import EdgeKeys
 from pantala.control.publication import Publication
-from pantala.control.registry_tokens import private_pem, write_private
+from pantala.control.registry_tokens import private_pem
 from pantala.errors import PantalaError
 from pantala.kit.clock import Clock, unix_ms
+from pantala.kit.files import write_private
 from pantala.kit.sealing import seal
 from pantala.store import ledger
 from pantala.store.records import CertificateRecord
@@ -101,11 +103,11 @@ class Authority:
 
 
 class Certificates:
-    def __init__(self, context: Context, authority: Authority, publication: Publication, *, edge_key: str) -> None:
+    def __init__(self, context: Context, authority: Authority, publication: Publication, edge_keys: EdgeKeys) -> None:
         self._context = context
         self._authority = authority
         self._publication = publication
-        self._edge_key = edge_key
+        self._edge_keys = edge_keys
 
     async def run(self) -> None:
         while True:
@@ -119,12 +121,13 @@ class Certificates:
 
     async def ensure(self) -> list[str]:
         """Issue what is missing, ends soon, has other names or was sealed to an older edge key; the names issued."""
+        edge_key = await self._edge_keys.public()
         kept = {record.name: record for record in await self._context.db.read(ledger.list_certificates)}
         issued: list[str] = []
         for name, names in self._wanted().items():
-            if self._good(kept.get(name), names):
+            if self._good(kept.get(name), names, edge_key):
                 continue
-            await self._issue(name, names)
+            await self._issue(name, names, edge_key)
             issued.append(name)
         if issued:
             await self._publication.publish_certificates()
@@ -139,22 +142,22 @@ class Certificates:
             f"api.{settings.platform_domain}": [f"api.{settings.platform_domain}", registry],
         }
 
-    def _good(self, record: CertificateRecord | None, names: list[str]) -> bool:
+    def _good(self, record: CertificateRecord | None, names: list[str], edge_key: str) -> bool:
         return (
             record is not None
-            and record.sealed_to == self._edge_key
+            and record.sealed_to == edge_key
             and msgspec.json.decode(record.names) == names
             and record.not_after_ms > self._context.now_ms() + int(RENEW_BEFORE.total_seconds() * 1000)
         )
 
-    async def _issue(self, name: str, names: list[str]) -> None:
+    async def _issue(self, name: str, names: list[str], edge_key: str) -> None:
         chain, key, not_after_ms = await anyio.to_thread.run_sync(self._authority.issue, names)
         record = CertificateRecord(
             name=name,
             names=msgspec.json.encode(names).decode(),
             chain_pem=chain,
-            sealed_key=seal(self._edge_key, key),
-            sealed_to=self._edge_key,
+            sealed_key=seal(edge_key, key),
+            sealed_to=edge_key,
             not_after_ms=not_after_ms,
             issued_at_ms=self._context.now_ms(),
         )

@@ -17,7 +17,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`registry` is the name that images carry (`registry.<domain>[:port]`). `api_backend` and `registry_backend` are
-    `ip:port` as edges reach them. `shared_kernel`: orgs may share a host whose machines are not VMs."""
+    `ip:port` as edges reach them, `registry_url` is where hosts pull from. `shared_kernel`: orgs may share a host whose
+    machines are not VMs. `bus_hubs`, `bus_routes`, `edge_addresses` and `closed_addresses`: see `wire/hosts.py`."""
 
     app_domain: str
     platform_domain: str
@@ -26,7 +27,12 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     regions: tuple[str, ...]
     api_backend: str = ""
     registry_backend: str = ""
+    registry_url: str = ""
     shared_kernel: bool = False
+    bus_hubs: tuple[str, ...] = ()
+    bus_routes: tuple[str, ...] = ()
+    edge_addresses: tuple[str, ...] = ()
+    closed_addresses: tuple[str, ...] = ()
 
 
 class Context:

@@ -70,9 +70,8 @@ class Machines:
         """A machine whose creation its node has journaled. `config` is the document as it was sent."""
         app = await self._access.app(principal, app_name, Action.DEPLOY)
         _check(app, request)
-        wanted = regions.expand(
-            request.region, here=self._context.settings.regions, default=self._context.settings.default_region
-        )
+        here, default = await self._nodes.regions()
+        wanted = regions.expand(request.region, here=here, default=default)
         if request.name:
             await self._free_name(app, request.name)
         image, pull_token = await self._images.resolve(principal, request.config.image or "")

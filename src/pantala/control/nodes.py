@@ -9,9 +9,9 @@ import structlog
 from sqlalchemy import Connection
 
 from pantala.control.context import Context
-from pantala.errors import InternalError, NodeUnreachable, PantalaError
+from pantala.errors import InternalError, PantalaError
 from pantala.planner.placement import Candidate, Fleet
-from pantala.store import machines
+from pantala.store import hosts, machines
 from pantala.store.records import NodeRecord
 from pantala.wire.node import GetNode, NodeInfo
 
@@ -27,49 +27,46 @@ class Nodes:
         self._context = context
         self._seen: dict[str, tuple[float, NodeInfo | None]] = {}
 
-    async def ensure(self, node_id: str, *, region: str, zone: str, sealing_key: str) -> None:
-        now_ms = self._context.now_ms()
-        await self._context.db.write(
-            lambda c: machines.ensure_node(
-                c, node_id=node_id, region=region, zone=zone, sealing_key=sealing_key, now_ms=now_ms
-            )
-        )
-
     async def fleet(self) -> Fleet:
         """Every node with what it has free now; those that do not answer are in it as such."""
 
         def load(connection: Connection) -> tuple[list[NodeRecord], dict[str, set[int]]]:
-            return machines.list_nodes(connection), machines.orgs_by_node(connection)
+            return hosts.list_nodes(connection), machines.orgs_by_node(connection)
 
         nodes, orgs = await self._context.db.read(load)
-        infos = await self._infos([node.id for node in nodes])
+        infos = await self.infos([node.id for node in nodes])
         return Fleet(_candidate(node, infos[node.id], orgs) for node in nodes)
 
     async def sealing_key(self, node_id: str) -> str:
-        """The key that this node opens secrets with. The first one learned is kept; another one is not believed."""
-        node = await self._context.db.read(lambda c: machines.find_node(c, node_id))
+        """The key that this node joined with, and opens secrets with."""
+        node = await self._context.db.read(lambda c: hosts.find_node(c, node_id))
         if node is None:
             raise InternalError(f"the node {node_id} is not known")
-        if node.sealing_key:
-            return node.sealing_key
-        info = (await self._infos([node_id]))[node_id]
-        if info is None:
-            raise NodeUnreachable(f"the host {node_id} does not answer")
-        if not await self._context.db.write(lambda c: machines.pin_sealing_key(c, node_id, info.sealing_key)):
-            raise InternalError(f"the node {node_id} shows another sealing key than the one it first had")
-        return info.sealing_key
+        return node.sealing_key
+
+    async def regions(self) -> tuple[list[str], str]:
+        """Configured ones and those that hosts joined in, and the default one: the configured default, or where the
+        first host is as long as the default has none."""
+        nodes = await self._context.db.read(hosts.list_nodes)
+        settings = self._context.settings
+        codes = sorted({*settings.regions, *(node.region for node in nodes)})
+        default = settings.default_region
+        if nodes and all(node.region != default for node in nodes):
+            default = min(nodes, key=lambda node: (node.created_at_ms, node.id)).region
+        return codes, default
 
     async def capacity_by_region(self) -> dict[str, int]:
         """Regions that have nodes, with how many of the smallest machines (256 MiB) would fit now."""
-        nodes = await self._context.db.read(machines.list_nodes)
-        infos = await self._infos([node.id for node in nodes])
+        nodes = await self._context.db.read(hosts.list_nodes)
+        infos = await self.infos([node.id for node in nodes])
         found: dict[str, int] = {}
         for node in nodes:
             info = infos[node.id]
             found[node.region] = found.get(node.region, 0) + (info.memory_mib_free // 256 if info else 0)
         return found
 
-    async def _infos(self, node_ids: Iterable[str]) -> dict[str, NodeInfo | None]:
+    async def infos(self, node_ids: Iterable[str]) -> dict[str, NodeInfo | None]:
+        """What each of these nodes says of itself, at most `FRESH_S` old; None for one that does not answer."""
         now = self._context.clock.monotonic()
         limiter = anyio.CapacityLimiter(ASKED_AT_ONCE_MAX)
         found: dict[str, NodeInfo | None] = {}

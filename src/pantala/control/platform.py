@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pantala.control import regions
-from pantala.control.context import Context
 from pantala.control.nodes import Nodes
 from pantala.wire.api import RegionsResponse
 
 
 class Platform:
-    def __init__(self, context: Context, nodes: Nodes) -> None:
-        self._context = context
+    def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
 
     async def regions(self) -> RegionsResponse:
         """The regions of this cluster. `Nearest` is the default one: one control plane serves all of them."""
         capacity = await self._nodes.capacity_by_region()
-        codes = sorted({*self._context.settings.regions, *capacity})
+        codes, default = await self._nodes.regions()
         return RegionsResponse(
             Regions=[regions.describe(code, capacity=capacity.get(code, 0)) for code in codes],
-            Nearest=self._context.settings.default_region,
+            Nearest=default,
         )

@@ -1,4 +1,4 @@
-"""Control's rows in the catalogue: apps, host names, certificates. Written from SQL, never from a request.
+"""Control's rows in the catalogue: members, apps, host names, certificates. Written from SQL, never from a request.
 
 Every publication reads what is true *now* and puts that, so repeating it or losing one does no harm: whatever failed is
 made good by the next `publish_all`, which also runs when the process starts.
@@ -15,11 +15,12 @@ import structlog
 from sqlalchemy import Connection
 
 from pantala.control.context import Context
+from pantala.control.edge_keys import EdgeKeys
 from pantala.errors import PantalaError
 from pantala.kit.rows import Row, RowSink
-from pantala.store import apps, ledger
-from pantala.store.records import AppRecord, CertificateRecord
-from pantala.wire.feed import AppRow, CertRow, HostRow
+from pantala.store import apps, hosts, ledger
+from pantala.store.records import AppRecord, CertificateRecord, NodeRecord
+from pantala.wire.feed import AppRow, CertRow, HostRow, MemberRow
 
 log = structlog.get_logger()
 
@@ -28,9 +29,10 @@ RETRY_S = 1.0
 
 
 class Publication:
-    def __init__(self, context: Context, sink: RowSink) -> None:
+    def __init__(self, context: Context, sink: RowSink, edge_keys: EdgeKeys) -> None:
         self._context = context
         self._sink = sink
+        self._edge_keys = edge_keys
         self._one_at_a_time = anyio.Lock()
         self._again = anyio.Event()
 
@@ -66,6 +68,11 @@ class Publication:
             found = await self._context.db.read(ledger.list_certificates)
             await self._put([_certificate_row(certificate) for certificate in found])
 
+    async def publish_members(self) -> None:
+        """Who belongs to the cluster now; whoever does not gets tombstones, and with them all that it said is void."""
+        async with self._one_at_a_time:
+            await self._put(await self._context.db.read(self._member_rows))
+
     async def _put(self, rows: Sequence[Row]) -> None:
         try:
             await self._sink.put(rows)
@@ -74,10 +81,21 @@ class Publication:
             self._again.set()
 
     def _all_rows(self, connection: Connection) -> list[Row]:
-        rows = self._platform_rows()
+        rows = [row for row in self._member_rows(connection) if row.value is not None]
+        rows += self._platform_rows()
         for app in apps.list_apps(connection):
             rows += self._app_rows(connection, app)
         rows += [_certificate_row(certificate) for certificate in ledger.list_certificates(connection)]
+        return rows
+
+    def _member_rows(self, connection: Connection) -> list[Row]:
+        edge_key = hosts.find_edge_key(connection)
+        rows: list[Row] = []
+        for node in hosts.list_all_nodes(connection):
+            member = node.status in hosts.MEMBERS
+            rows.append(Row("nodes", f"member/{node.id}", _member(node) if member else None))
+            key = self._edge_keys.row(edge_key, node) if member and node.edge and edge_key is not None else None
+            rows.append(Row("certs", f"edge/{node.id}", msgspec.to_builtins(key) if key is not None else None))
         return rows
 
     def _platform_rows(self) -> list[Row]:
@@ -102,6 +120,20 @@ class Publication:
 
     def default_hostname(self, app: str) -> str:
         return f"{app}.{self._context.settings.app_domain}"
+
+
+def _member(node: NodeRecord) -> dict[str, Any]:
+    row = MemberRow(
+        id=node.id,
+        region=node.region,
+        zone=node.zone,
+        address=node.address,
+        verify_key=node.verify_key,
+        sealing_key=node.sealing_key,
+        edge=node.edge,
+        status="draining" if node.status == "draining" else "active",
+    )
+    return msgspec.to_builtins(row)
 
 
 def _row(key: str, value: Any) -> Row:

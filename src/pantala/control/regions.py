@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from math import asin, cos, radians, sin, sqrt
 from typing import NamedTuple
 
 from pantala.errors import InvalidRequest
@@ -61,6 +62,21 @@ REGIONS = (
     RegionFacts("yul", "Montreal, Canada", 45.471, -73.741, "north_america", False, True, False),
     RegionFacts("yyz", "Toronto, Canada", 43.677, -79.631, "north_america", True, False, True),
 )
+ELSEWHERE: dict[str, tuple[float, float]] = {
+    "akl": (-37.01, 174.79), "ath": (37.94, 23.94), "ber": (52.36, 13.5), "bcn": (41.3, 2.08), "bkk": (13.69, 100.75),
+    "bru": (50.9, 4.48), "cai": (30.12, 31.41), "cpt": (-33.97, 18.6), "cph": (55.62, 12.65), "dca": (38.85, -77.04),
+    "del": (28.57, 77.1), "dub": (53.42, -6.27), "dus": (51.29, 6.77), "dxb": (25.25, 55.36), "gva": (46.24, 6.11),
+    "ham": (53.63, 9.99), "hel": (60.32, 24.96), "hnd": (35.55, 139.78), "iah": (29.98, -95.34), "icn": (37.46, 126.44),
+    "ist": (41.26, 28.74), "jfk": (40.64, -73.78), "kix": (34.43, 135.24), "las": (36.08, -115.15),
+    "lgw": (51.15, -0.19), "lim": (-12.02, -77.11), "lis": (38.77, -9.13), "los": (6.58, 3.32), "maa": (12.99, 80.17),
+    "man": (53.35, -2.28), "mel": (-37.67, 144.84), "mex": (19.44, -99.07), "muc": (48.35, 11.79), "mxp": (45.63, 8.72),
+    "nbo": (-1.32, 36.93), "osl": (60.19, 11.1), "per": (-31.94, 115.97), "pdx": (45.59, -122.6),
+    "pek": (40.08, 116.58),
+    "prg": (50.1, 14.26), "pvg": (31.14, 121.81), "sfo": (37.62, -122.38), "slc": (40.79, -111.98),
+    "tlv": (32.01, 34.89), "tpe": (25.08, 121.23), "vie": (48.11, 16.57), "yvr": (49.19, -123.18), "zrh": (47.46, 8.55),
+}  # fmt: skip
+"""Well-known airports that are no region: whoever asks for one is told what is near it."""
+
 BY_CODE = {region.code: region for region in REGIONS}
 ALIASES: dict[str, frozenset[str]] = {
     "apac": frozenset("bom nrt sin syd".split()),
@@ -88,6 +104,37 @@ def describe(code: str, *, capacity: int) -> Region:
         geo_region=facts.geo_region,
         mpg_available=facts.databases,
     )
+
+
+def check(code: str, *, configured: Collection[str]) -> None:
+    """Raises InvalidRequest for a code that is neither on the map nor the operators', with the three nearest."""
+    if code in BY_CODE or code in configured:
+        return
+    known = sorted({*BY_CODE, *configured})
+    place = ELSEWHERE.get(code)
+    if place is not None:
+        near = sorted(REGIONS, key=lambda region: _distance(place, (region.latitude, region.longitude)))[:3]
+        told = ", ".join(f"{region.code} ({region.name})" for region in near)
+    else:
+        alike = sorted(known, key=lambda other: (_edits(code.lower(), other), other))[:3]
+        told = ", ".join(f"{other} ({BY_CODE[other].name})" if other in BY_CODE else other for other in alike)
+    raise InvalidRequest(f"there is no region {code!r}; the nearest that exist are {told}", field="region")
+
+
+def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Of two places (latitude, longitude) as the angle between them; haversine."""
+    (lat1, lon1), (lat2, lon2) = map(radians, one), map(radians, other)
+    return asin(sqrt(sin((lat2 - lat1) / 2) ** 2 + cos(lat1) * cos(lat2) * sin((lon2 - lon1) / 2) ** 2))
+
+
+def _edits(one: str, other: str) -> int:
+    """Levenshtein's distance, for codes whose place nobody knows."""
+    row = list(range(len(other) + 1))
+    for number, letter in enumerate(one, start=1):
+        before, row[0] = row[0], number
+        for column, wanted in enumerate(other, start=1):
+            before, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, before + (letter != wanted))
+    return row[-1]
 
 
 def expand(expression: str | None, *, here: Collection[str], default: str) -> Sequence[frozenset[str]]:

@@ -15,9 +15,14 @@ from pantala.control.access import Access
 from pantala.control.accounts import Accounts
 from pantala.control.apps import Apps
 from pantala.control.builds import Builds
+from pantala.control.bus_accounts import BusAccounts
+from pantala.control.calls import Calls
 from pantala.control.certificates import Authority, Certificates
+from pantala.control.cluster_authority import ClusterAuthority
 from pantala.control.context import Context, ControlSettings
 from pantala.control.contexts import Bounds
+from pantala.control.edge_keys import EdgeKeys
+from pantala.control.hosts import Hosts
 from pantala.control.idempotency import Idempotency
 from pantala.control.images import Images
 from pantala.control.keys import ClusterKey
@@ -46,7 +51,8 @@ def make_context(*, db: Database, bus: Bus, clock: Clock, key: ClusterKey, setti
 
 
 class Control:
-    """`lease` is None where nothing is published for real (tests)."""
+    """`control_key`: verify key of the rows that `sink` signs. `lease` is None where nothing is published for real
+    (tests)."""
 
     def __init__(
         self,
@@ -56,7 +62,7 @@ class Control:
         registry: Registry,
         builder: Builder,
         state_dir: Path,
-        edge_key: str,
+        control_key: str,
         lease: PublisherLease | None = None,
         bounds: Bounds | None = None,
     ) -> None:
@@ -68,9 +74,23 @@ class Control:
         self.authority = Authority(
             state_dir / "ca", context.clock, domains=(settings.app_domain, settings.platform_domain)
         )
-        self.publication = Publication(context, sink)
-        self.certificates = Certificates(context, self.authority, self.publication, edge_key=edge_key)
+        edge_keys = EdgeKeys(context)
+        self.publication = Publication(context, sink, edge_keys)
+        self.certificates = Certificates(context, self.authority, self.publication, edge_keys)
         self.nodes = Nodes(context)
+        self.bus_accounts = BusAccounts(state_dir / "bus", context.clock)
+        self.hosts = Hosts(
+            context,
+            self.access,
+            self.nodes,
+            self.publication,
+            authority=ClusterAuthority(state_dir / "cluster-ca", context.clock),
+            bus=self.bus_accounts,
+            edge_keys=edge_keys,
+            api_authority_pem=self.authority.certificate_path.read_text(),
+            control_key=control_key,
+        )
+        self.calls = Calls(context, self.hosts, self.idempotency)
         self.accounts = Accounts(context, self.access)
         self.apps = Apps(context, self.access, self.publication)
         self.images = Images(context, self.access, registry, self.registry_tokens)
@@ -80,7 +100,7 @@ class Control:
         self.operations = Operations(context, self.access, self.machines, self.projection)
         self.releases = Releases(context, self.access)
         self.logs = Logs(context, self.access)
-        self.platform = Platform(context, self.nodes)
+        self.platform = Platform(self.nodes)
         self.builds = Builds(
             context, self.access, self.images, builder, folder=state_dir / "builds", bounds=bounds or Bounds()
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import nats
@@ -13,8 +15,9 @@ from anyio.abc import TaskGroup
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from pantala.errors import NodeUnreachable
+from pantala.errors import InvalidRequest, NodeUnreachable
 from pantala.kit.bus import HANDLERS_MAX, Handler
+from pantala.kit.nkeys import read_credentials
 
 log = structlog.get_logger()
 
@@ -67,12 +70,29 @@ class NatsBus:
 
 @asynccontextmanager
 async def connect(
-    url: str, *, user: str = "", password: str = "", name: str = "", wait_s: float = 30.0
+    url: str,
+    *,
+    user: str = "",
+    password: str = "",
+    credentials: str = "",
+    inbox: str = "",
+    name: str = "",
+    wait_s: float = 30.0,
 ) -> AsyncGenerator[NatsBus]:
-    """A connected bus; waits up to `wait_s` for the server at first, reconnects for ever afterwards."""
+    """A connected bus; waits up to `wait_s` for the server at first, reconnects for ever afterwards.
+
+    `credentials`: a NATS credentials file instead of user and password, read again at each connection, so that a
+    renewed one is used. `inbox`: answers are heard on `_INBOX.<inbox>.>` only.
+    """
 
     async def failed(error: Exception) -> None:
         log.warning("bus connection", error=str(error), name=name)
+
+    def user_jwt() -> bytearray:
+        return bytearray(read_credentials(Path(credentials))[0].encode())
+
+    def signature(nonce: str) -> bytes:
+        return base64.b64encode(read_credentials(Path(credentials))[1].sign(nonce.encode()))
 
     client = Client()
     with anyio.fail_after(wait_s):
@@ -82,6 +102,9 @@ async def connect(
                     servers=[url],
                     user=user or None,
                     password=password or None,
+                    user_jwt_cb=user_jwt if credentials else None,
+                    signature_cb=signature if credentials else None,
+                    inbox_prefix=f"_INBOX.{inbox}" if inbox else "_INBOX",
                     name=name,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
@@ -91,7 +114,8 @@ async def connect(
                     error_cb=failed,
                 )
                 break
-            except (OSError, nats.errors.Error):
+            except (OSError, InvalidRequest, nats.errors.Error) as error:
+                log.debug("bus not connected yet", error=str(error), name=name)
                 await anyio.sleep(0.1)
                 client = Client()
     try:

@@ -23,6 +23,7 @@ from pantala.control.service import Control, make_context
 from pantala.errors import PantalaError
 from pantala.kit.bus_nats import connect
 from pantala.kit.clock import SystemClock
+from pantala.kit.sealing import Signer, ensure_key
 from pantala.server import settings as read_settings
 from pantala.server.app import make_app
 from pantala.server.compose import Parts, compose
@@ -30,6 +31,7 @@ from pantala.server.http import HttpServer
 from pantala.server.limits import RateLimits
 from pantala.store.database import open_database
 from pantala.telemetry import configure
+from pantala.wire.hosts import CONTROL_CALL
 from pantala.wire.server import ServerSettings
 
 log = structlog.get_logger()
@@ -38,13 +40,18 @@ log = structlog.get_logger()
 async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncContextManager[Parts]] = compose) -> None:
     """Until a signal or a failure of any part. `join` is another composition in tests."""
     host, port = read_settings.address_of(settings.listen)
-    edge_key = read_settings.edge_key(settings)
     clock = SystemClock()
     key = ClusterKey.load(read_settings.cluster_key_path(settings))
     db = open_database(read_settings.database_path(settings))
     try:
+        where = settings.bus
         async with connect(
-            settings.bus.url, user=settings.bus.user, password=settings.bus.password, name=settings.id
+            where.url,
+            user=where.user,
+            password=where.password,
+            credentials=where.credentials,
+            inbox=where.inbox,
+            name=settings.id,
         ) as bus:
             context = make_context(
                 db=db, bus=bus, clock=clock, key=key, settings=read_settings.control_settings(settings)
@@ -58,14 +65,11 @@ async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncConte
                     registry=parts.registry,
                     builder=parts.builder,
                     state_dir=Path(settings.state_dir),
-                    edge_key=edge_key,
+                    control_key=Signer(ensure_key(read_settings.signing_key_path(settings))).verify_key,
                     lease=lease,
                     bounds=Bounds(upload_bytes=settings.build_upload_bytes_max),
                 )
-                for node in settings.nodes:
-                    await control.nodes.ensure(
-                        node.id, region=node.region, zone=node.zone, sealing_key=node.sealing_key
-                    )
+                await bus.serve(CONTROL_CALL, control.calls.handle)
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(control.run)
                     limits = RateLimits(clock, per_s=settings.requests_per_s_max, burst=settings.requests_burst)

@@ -8,7 +8,6 @@ import msgspec
 
 from pantala.control.context import ControlSettings
 from pantala.errors import InvalidRequest
-from pantala.kit.sealing import unb64
 from pantala.wire.server import ServerSettings
 
 
@@ -31,7 +30,12 @@ def control_settings(settings: ServerSettings) -> ControlSettings:
         regions=tuple(settings.regions),
         api_backend=settings.api_backend,
         registry_backend=settings.registry.backend,
+        registry_url=settings.registry.url,
         shared_kernel=settings.shared_kernel,
+        bus_hubs=tuple(settings.bus_hubs),
+        bus_routes=tuple(settings.bus_routes),
+        edge_addresses=tuple(settings.edge_addresses),
+        closed_addresses=tuple(settings.closed_addresses),
     )
 
 
@@ -45,19 +49,6 @@ def cluster_key_path(settings: ServerSettings) -> Path:
 
 def signing_key_path(settings: ServerSettings) -> Path:
     return Path(settings.signing_key or Path(settings.state_dir) / "signing.key")
-
-
-def edge_key(settings: ServerSettings) -> str:
-    """The edges' public key. Raises InvalidRequest when the file does not hold one."""
-    path = Path(settings.edge_key)
-    try:
-        text = path.read_text().strip()
-        length = len(unb64(text))
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"{path} cannot be read as base64: {error}", field="edge_key") from error
-    if length != 32:
-        raise InvalidRequest(f"{path} holds {length} bytes; an X25519 public key has 32", field="edge_key")
-    return text
 
 
 def address_of(listen: str) -> tuple[str, int]:

@@ -27,6 +27,12 @@ def find_org(connection: Connection, slug: str) -> OrgRecord | None:
     return find(connection, select(orgs.c.id, orgs.c.slug, orgs.c.name).where(orgs.c.slug == slug), OrgRecord)
 
 
+def find_first_org(connection: Connection) -> OrgRecord | None:
+    """The one that the platform was set up with."""
+    statement = select(orgs.c.id, orgs.c.slug, orgs.c.name).order_by(orgs.c.id).limit(1)
+    return find(connection, statement, OrgRecord)
+
+
 def list_orgs(connection: Connection, org_ids: Sequence[int]) -> list[OrgRecord]:
     statement = select(orgs.c.id, orgs.c.slug, orgs.c.name).where(orgs.c.id.in_(org_ids)).order_by(orgs.c.slug)
     return many(connection, statement, OrgRecord)

@@ -1,4 +1,4 @@
-"""Statements about nodes and placements: which node holds a machine."""
+"""Statements about placements: which node holds a machine."""
 
 from __future__ import annotations
 
@@ -6,39 +6,8 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from pantala.errors import NameTaken
-from pantala.store.records import NodeRecord, PlacementRecord, find, many
-from pantala.store.schema import apps, nodes, placements
-
-_NODE = select(nodes.c.id, nodes.c.region, nodes.c.zone, nodes.c.status, nodes.c.sealing_key)
-
-
-def ensure_node(connection: Connection, *, node_id: str, region: str, zone: str, sealing_key: str, now_ms: int) -> None:
-    """A node that control may use. A known id keeps what it joined with: its keys come from there, not from the bus."""
-    if find_node(connection, node_id) is None:
-        connection.execute(
-            insert(nodes).values(
-                id=node_id, region=region, zone=zone, status="active", sealing_key=sealing_key, created_at_ms=now_ms
-            )
-        )
-
-
-def pin_sealing_key(connection: Connection, node_id: str, sealing_key: str) -> bool:
-    """Keep a node's first key; false when another one is kept already."""
-    unset = (nodes.c.id == node_id) & (nodes.c.sealing_key == "")
-    connection.execute(update(nodes).where(unset).values(sealing_key=sealing_key))
-    node = find_node(connection, node_id)
-    return node is not None and node.sealing_key == sealing_key
-
-
-def find_node(connection: Connection, node_id: str) -> NodeRecord | None:
-    return find(connection, _NODE.where(nodes.c.id == node_id), NodeRecord)
-
-
-def list_nodes(connection: Connection) -> list[NodeRecord]:
-    return many(connection, _NODE.where(nodes.c.status != "lost").order_by(nodes.c.id), NodeRecord)
-
-
-# -- placements --------------------------------------------------------------------------------------------------
+from pantala.store.records import PlacementRecord, find, many
+from pantala.store.schema import apps, placements
 
 
 def insert_placement(
@@ -144,3 +113,11 @@ def destroy_all_of_app(connection: Connection, app_id: int, *, now_ms: int) -> i
     live = (placements.c.app_id == app_id) & placements.c.phase.in_(("placing", "placed"))
     gone = update(placements).where(live).values(phase="destroying", tombstone=True, updated_at_ms=now_ms)
     return connection.execute(gone).rowcount
+
+
+def machines_by_node(connection: Connection) -> dict[str, int]:
+    """How many live machines are placed on each node."""
+    statement = (
+        select(placements.c.node, func.count()).where(placements.c.tombstone.is_(False)).group_by(placements.c.node)
+    )
+    return {str(node): int(count) for node, count in connection.execute(statement)}

@@ -80,13 +80,35 @@ class ReleaseRecord(_Record, frozen=True, kw_only=True):
 
 
 class NodeRecord(_Record, frozen=True, kw_only=True):
-    """`status`: active, draining, lost."""
+    """`status`: active, draining, lost, removed. Keys are those that the node joined with."""
 
     id: str
     region: str
     zone: str
     status: str
+    address: str
+    edge: bool
     sealing_key: str
+    verify_key: str
+    bus_key: str
+    epoch: int
+    certificate_until_ms: int
+    created_at_ms: int
+
+
+class HostTokenRecord(_Record, frozen=True, kw_only=True):
+    """`region` empty: any. `used_at_ms` None: not redeemed yet."""
+
+    id: str
+    region: str
+    expires_at_ms: int
+    used_at_ms: int | None
+
+
+class EdgeKeyRecord(_Record, frozen=True, kw_only=True):
+    id: int
+    public_key: str
+    sealed_key: str
 
 
 class PlacementRecord(_Record, frozen=True, kw_only=True):

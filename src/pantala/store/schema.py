@@ -139,6 +139,7 @@ releases = Table(
     UniqueConstraint("app_id", "version"),
 )
 
+# Rows stay for ever, so that no id is given twice. `status`: active, draining, lost, removed.
 nodes = Table(
     "nodes",
     metadata,
@@ -148,6 +149,37 @@ nodes = Table(
     Column("status", String, nullable=False),
     Column("sealing_key", String, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("address", String, nullable=False, server_default=""),
+    Column("verify_key", String, nullable=False, server_default=""),
+    Column("bus_key", String, nullable=False, server_default=""),
+    Column("edge", Boolean, nullable=False, server_default=text("1")),
+    Column("epoch", Integer, nullable=False, server_default=text("1")),
+    Column("certificate_until_ms", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# One-time tokens that hosts join with; `node` is who used it.
+host_tokens = Table(
+    "host_tokens",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("digest", String, nullable=False, unique=True),
+    Column("region", String, nullable=False),
+    Column("made_by", String, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("used_at_ms", BigInteger, nullable=True),
+    Column("node", ForeignKey("nodes.id"), nullable=True),
+)
+
+# The key that certificate keys are sealed to; the newest row is in use. The private half is sealed to the cluster key.
+edge_keys = Table(
+    "edge_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("public_key", String, nullable=False),
+    Column("sealed_key", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 # Written before a machine is dispatched. `phase`: placing (the node has not answered yet), placed, destroying,

@@ -127,7 +127,7 @@ class FakeAgent:
         self._outcomes: dict[str, bytes] = {}
         self._bus = bus
         self._clock = clock or SystemClock()
-        self._opener = Opener(hashlib.sha256(node.encode()).digest())
+        self.opener = Opener(hashlib.sha256(node.encode()).digest())
         self._looks = 0
         self._changed = anyio.Event()
 
@@ -367,7 +367,7 @@ class FakeAgent:
     def _take_secrets(self, sealed: wire.SealedSecrets) -> None:
         if self.secret_versions.get(sealed.app, -1) < sealed.version:
             self.secret_versions[sealed.app] = sealed.version
-            self._app_secrets[sealed.app] = msgspec.json.decode(self._opener.open(sealed.sealed))
+            self._app_secrets[sealed.app] = msgspec.json.decode(self.opener.open(sealed.sealed))
 
     async def _wait(self, request: wire.WaitMachine) -> WaitResponse:
         machine = self._machine(request.machine_id)
@@ -420,7 +420,7 @@ class FakeAgent:
             version="test",
             driver="fake",
             isolation="none",
-            sealing_key=self._opener.public_key,
+            sealing_key=self.opener.public_key,
             cpus=self.cpus,
             cpus_free=float(self.cpus),
             memory_mib=self.memory_mib,

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from pantala.control.keys import ClusterKey
 from pantala.control.service import Control, make_context
 from pantala.kit.clock import Clock, SystemClock
 from pantala.kit.rows import Row
-from pantala.kit.sealing import Opener
+from pantala.kit.sealing import Signer
 from pantala.kit.secret import Secret
 from pantala.server.app import make_app
 from pantala.server.http import HttpServer
@@ -30,7 +29,9 @@ from pantala.server.limits import RateLimits
 from pantala.store.database import Database, open_database
 from pantala.testing.bus import MemoryBus
 from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
+from pantala.testing.host_keys import HostKeys
 from pantala.wire.api import BuildEvent, BuildOptions
+from pantala.wire.hosts import CONTROL_CALL
 
 SETTINGS = ControlSettings(
     app_domain="apps.pantala.test",
@@ -87,11 +88,10 @@ class FakeBuilder:
 class TestPlatform:
     __test__ = False
 
-    def __init__(self, control: Control, bus: MemoryBus, db: Database, edge: Opener) -> None:
+    def __init__(self, control: Control, bus: MemoryBus, db: Database) -> None:
         self.control = control
         self.bus = bus
         self.db = db
-        self.edge = edge
         self.rows = RowTable()
         self.registry = FakeRegistry()
         self.builder = FakeBuilder()
@@ -107,7 +107,9 @@ class TestPlatform:
     async def add_agent(self, node: str, *, region: str = "iad", **more: Any) -> FakeAgent:
         agent = FakeAgent(self.bus, node, region=region, clock=self.control.context.clock, **more)
         await agent.serve()
-        await self.control.nodes.ensure(node, region=region, zone=agent.zone, sealing_key="")
+        address = f"10.0.0.{len(self.agents) + 1}"
+        keys = HostKeys(sealing=agent.opener)
+        await self.control.hosts.admit_first(keys.request(node=node, region=region, zone=agent.zone, address=address))
         self.agents[node] = agent
         return agent
 
@@ -136,17 +138,22 @@ async def running(
     clock = clock or SystemClock()
     bus = bus or MemoryBus()
     db = open_database(folder / "control.db")
-    edge = Opener(os.urandom(32))
     try:
         context = make_context(
             db=db, bus=bus, clock=clock, key=ClusterKey.load(folder / "cluster.key"), settings=settings
         )
         rows, registry, builder = RowTable(), FakeRegistry(), FakeBuilder()
         control = Control(
-            context, sink=rows, registry=registry, builder=builder, state_dir=folder, edge_key=edge.public_key
+            context,
+            sink=rows,
+            registry=registry,
+            builder=builder,
+            state_dir=folder,
+            control_key=Signer(b"c" * 32).verify_key,
         )
-        platform = TestPlatform(control, bus, db, edge)
+        platform = TestPlatform(control, bus, db)
         platform.rows, platform.registry, platform.builder = rows, registry, builder
+        await bus.serve(CONTROL_CALL, control.calls.handle)
         await platform.add_agent("node-1")
         platform.token = (await control.accounts.bootstrap(email="ada@example.com", org="acme")).token
         app = make_app(control, RateLimits(clock, per_s=1000, burst=10_000))

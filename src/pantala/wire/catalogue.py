@@ -85,3 +85,12 @@ class Holdings(msgspec.Struct, frozen=True, kw_only=True):
 
     node: str
     owners: dict[str, tuple[int, int]]
+
+
+class EdgeKeyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Stream `certs`, key `edge/<node>`, control's: the edge key in use, sealed to that node's sealing key. It stays
+    with agents; proxies get what it opens."""
+
+    node: str
+    public_key: str
+    sealed_key: str

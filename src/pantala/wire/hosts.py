@@ -138,6 +138,10 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
 ControlRequest = RenewCertificate | NewEpoch
 
 
+CONTROL_RESULTS: dict[type[msgspec.Struct], type[msgspec.Struct]] = {RenewCertificate: Renewed, NewEpoch: Epoch}
+"""What `NodeReply.result` holds."""
+
+
 class SignedCall(msgspec.Struct, frozen=True, kw_only=True):
     """`payload`: JSON bytes of a `CallBody`; `signature`: Ed25519 by the node's signing key over them."""
 

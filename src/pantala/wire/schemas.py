@@ -37,6 +37,7 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         catalogue.Fetch,
         catalogue.HeldRows,
         catalogue.Holdings,
+        catalogue.EdgeKeyRow,
     ),
     "hosts": (
         hosts.JoinRequest,

@@ -8,23 +8,18 @@ from pantala.wire.hosts import Joined
 
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the bus is; agents have the same in their settings."""
+    """Where the bus is; agents have the same in their settings. Either `user` and `password`, or `credentials`: a NATS
+    credentials file (JWT and seed), read again at each connection. `inbox`: answers come to `_INBOX.<inbox>.>`, the
+    only inbox that a node's credentials may hear (its id); empty means any."""
 
     url: str
     user: str = ""
     password: str = ""
+    credentials: str = ""
+    inbox: str = ""
 
     def __repr__(self) -> str:
         return f"BusSettings(url={self.url!r}, user={self.user!r})"
-
-
-class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that control may place machines on. `sealing_key` empty: the first one that the node shows is kept."""
-
-    id: str
-    region: str
-    zone: str = "0000"
-    sealing_key: str = ""
 
 
 class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,10 +34,15 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`id` names this server across restarts. `listen` is `address:port`; `api_backend` is how edges reach it.
 
-    `edge_key` is a file with the base64 public key that certificate keys are sealed to. `cluster_key` and
-    `signing_key` (of control's catalogue rows) are files of 32 bytes, made when they are not there, by default under
-    `state_dir`; so are the box authority (`ca/ca.pem`) and the registry's `rootcertbundle` (`registry/token.pem`).
-    `builder`: address of buildkitd, empty where no builds are offered.
+    `cluster_key` and `signing_key` (of control's catalogue rows) are files of 32 bytes, made when they are not there,
+    by default under `state_dir`; so are the box authority (`ca/ca.pem`), the registry's `rootcertbundle`
+    (`registry/token.pem`), the cluster's authority (`cluster-ca/ca.pem`) and the bus's accounts (`bus/control.creds`
+    is this server's user). `builder`: address of buildkitd, empty where no builds are offered.
+
+    What joining hosts are told: `bus_hubs` and `bus_routes` (`host:port` of the hubs' leaf and cluster listeners; a
+    host whose address is among the hubs' is one), `edge_addresses` (public), `closed_addresses` (networks that
+    machines must not reach). Hosts themselves are in the database: `bootstrap --hosts` admits the first, tokens the
+    others.
     """
 
     id: str = "server-1"
@@ -54,13 +54,15 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     registry: RegistrySettings
     default_region: str
     regions: list[str]
-    nodes: list[NodeSettings] = []
-    edge_key: str
     cluster_key: str = ""
     signing_key: str = ""
     api_backend: str = ""
     builder: str = ""
     shared_kernel: bool = False
+    bus_hubs: list[str] = []
+    bus_routes: list[str] = []
+    edge_addresses: list[str] = []
+    closed_addresses: list[str] = []
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
     build_upload_bytes_max: int = 512 * 1024 * 1024
@@ -68,7 +70,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):
     """What `python -m pantala.server.bootstrap` prints. `verify_key` is that of control's catalogue rows; `registry_*`
-    is what the registry's configuration wants; `hosts` answers the join requests of `--hosts FILE`, in their order."""
+    is what the registry's configuration wants; `hosts` answers the join requests of `--hosts FILE`, in their order;
+    `bus_credentials`: the file of the server's own bus user."""
 
     token: str
     expires_at: str
@@ -80,3 +83,4 @@ class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):
     registry_service: str
     registry_issuer: str
     hosts: list[Joined] = []
+    bus_credentials: str = ""

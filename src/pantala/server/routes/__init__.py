@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pantala.server.endpoint import Endpoint
-from pantala.server.routes import accounts, apps, builds, machines, platform, releases
+from pantala.server.routes import accounts, apps, builds, hosts, machines, platform, releases
 
 
 def all_endpoints() -> list[Endpoint]:
@@ -13,5 +13,6 @@ def all_endpoints() -> list[Endpoint]:
         *machines.ENDPOINTS,
         *releases.ENDPOINTS,
         *builds.ENDPOINTS,
+        *hosts.ENDPOINTS,
         *platform.ENDPOINTS,
     ]

@@ -11,7 +11,7 @@ from pantala.control.registry_tokens import LIVES, SERVICE, parse_scope
 from pantala.errors import InvalidRequest, UserError
 from pantala.kit.clock import rfc3339
 from pantala.server.endpoint import Call, Endpoint
-from pantala.store import machines
+from pantala.store import hosts
 from pantala.wire.api import RegionsResponse
 
 SCOPES_MAX = 16
@@ -31,7 +31,7 @@ async def regions(call: Call) -> Any:
 
 
 async def health(call: Call) -> None:
-    await call.control.context.db.read(machines.list_nodes)
+    await call.control.context.db.read(hosts.list_nodes)
 
 
 async def registry_token(call: Call) -> Any:

@@ -1,0 +1,123 @@
+"""`pantala host`: the servers of the platform. What runs on a server itself (`init`, `join`, `run`) is loaded by name
+when it is asked for: the CLI knows neither control plane nor agent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from pantala.cli.output import emit, emit_json, emit_table, say
+from pantala.cli.session import api, json_option, run
+from pantala.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pantala.wire.hosts import HostView
+
+ON_THE_HOST = {
+    "init": "Make this server the first host of a new platform",
+    "join": "Make this server a host of a platform, with a token of it",
+    "run": "Run this host's processes (systemd calls it)",
+}
+"""Commands of `pantala.host.commands`, and their lines in the list."""
+
+
+class HostGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_on_the_host()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _on_the_host():
+            return super().get_command(ctx, cmd_name)
+        commands = importlib.import_module("pantala.host.commands")
+        return cast("click.Command", getattr(commands, cmd_name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table, so that `--help` loads nothing."""
+        rows = [(name, command.get_short_help_str(80)) for name, command in sorted(self.commands.items())]
+        with formatter.section("Commands"):
+            formatter.write_dl([*rows, *_on_the_host().items()])
+
+
+def _on_the_host() -> dict[str, str]:
+    """Nothing where the distribution was installed without what runs on servers."""
+    return ON_THE_HOST if importlib.util.find_spec("pantala.host") is not None else {}
+
+
+@click.group(cls=HostGroup)
+def host() -> None:
+    """The servers of the platform: invite, list, join."""
+
+
+@host.command()
+@click.option("--region", default="", metavar="CODE", help="Where the new host is, such as iad.")
+@click.option("--expires", default="1h", show_default=True, metavar="DURATION", help="How long the token is good.")
+@json_option
+def token(region: str, expires: str, *, as_json: bool) -> None:
+    """Make a one-time token and print the line to run on the new host."""
+    from pantala.kit.units import parse_go_duration
+    from pantala.wire.hosts import CreateHostTokenRequest
+
+    try:
+        expires_in_s = int(parse_go_duration(expires))
+    except ValueError as error:
+        raise InvalidRequest(str(error), field="--expires") from error
+    request = CreateHostTokenRequest(region=region, expires_in_s=expires_in_s)
+
+    async def main() -> None:
+        async with api() as client:
+            made = await client.create_host_token(request)
+        if as_json:
+            emit_json(made)
+            return
+        say(f"Run this on the new host, before {made.expires_at}; the token works once:")
+        emit(join_line(made.token, region))
+
+    run(main)
+
+
+def join_line(text: str, region: str) -> str:
+    """What the operator copies; what only they know stays a placeholder in capitals."""
+    return f"pantala host join {shlex.quote(text)} --region {region or 'REGION'} --address ADDRESS"
+
+
+@host.command("list")
+@json_option
+def list_hosts(*, as_json: bool) -> None:
+    """List the hosts, with what each has free."""
+
+    async def main() -> None:
+        async with api() as client:
+            hosts = await client.hosts()
+        if as_json:
+            emit_json(hosts)
+        else:
+            headers = ("HOST", "REGION", "ADDRESS", "STATUS", "EDGE", "MACHINES", "CPUS", "MEMORY FREE", "VERSION")
+            emit_table(headers, _table(hosts), empty="There are no hosts.")
+
+    run(main)
+
+
+def _table(hosts: Sequence[HostView]) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for one in hosts:
+        silent = one.status in ("active", "draining") and not one.reachable
+        memory = f"{one.memory_mib_free} of {one.memory_mib} MiB" if one.reachable else ""
+        rows.append(
+            (
+                one.id,
+                one.region,
+                one.address,
+                f"{one.status}, does not answer" if silent else one.status,
+                "yes" if one.edge else "no",
+                one.machines,
+                one.cpus or "",
+                memory,
+                one.version,
+            )
+        )
+    return rows
