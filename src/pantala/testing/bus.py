@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import anyio
 
 from pantala.errors import NodeUnreachable
@@ -23,6 +26,15 @@ class MemoryBus:
     def __init__(self) -> None:
         self._handlers: list[tuple[str, Handler]] = []
         self.down = False
+
+    @contextmanager
+    def connection(self) -> Generator[None]:
+        """Whoever begins to serve within this scope has gone away after it."""
+        before = list(self._handlers)
+        try:
+            yield
+        finally:
+            self._handlers = before
 
     async def publish(self, subject: str, payload: bytes) -> None:
         if self.down:
