@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -27,16 +28,8 @@ async def joined(platform: TestPlatform, folder: Path) -> tuple[Identity, Signer
     """A host as `host join` leaves it: keys of its own, and what control gave."""
     keys, identity = HostKeys(), Identity(folder / "identity", folder / "keys")
     bus_key = NKey.ensure("user", folder / "keys" / "bus.seed").public
-    request = keys.request(node="iad-1")
-    host = await platform.control.hosts.admit_first(
-        type(request)(
-            **{
-                **{name: getattr(request, name) for name in request.__struct_fields__},
-                "csr_pem": identity.request(),
-                "bus_key": bus_key,
-            }
-        )
-    )
+    request = msgspec.structs.replace(keys.request(node="iad-1"), csr_pem=identity.request(), bus_key=bus_key)
+    host = await platform.control.hosts.admit_first(request)
     identity.keep(
         Renewed(certificate_pem=host.certificate_pem, authority_pem=host.authority_pem, user_jwt=host.bus.user_jwt)
     )

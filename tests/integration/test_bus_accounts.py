@@ -165,8 +165,11 @@ async def test_a_node_cannot_listen_to_the_calls_and_answers_of_another(hub: Hub
         for subject in ("pantala.node.iad-1.call", "pantala.node.>", "_INBOX.>", "_INBOX.control.>", CONTROL_CALL):
             await node.serve(subject, ear)
         await victim.serve("pantala.node.iad-1.call", Ear())
+        await node.serve("pantala.cat.>", ear)
         assert await control.request("pantala.node.iad-1.call", b"secret", timeout_s=5) == b"answer"
-        assert ear.heard == []
+        await control.publish("pantala.cat.control.beat", b"")
+        await ear.hears("pantala.cat.control.beat")  # in order: had anything else come, it would be here
+        assert [subject for subject, _ in ear.heard] == ["pantala.cat.control.beat"]
 
 
 async def test_whoever_is_not_the_operators_is_refused(hub: Hub, tmp_path: Path) -> None:
