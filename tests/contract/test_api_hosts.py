@@ -206,8 +206,9 @@ async def test_the_first_hosts_are_admitted_again_with_the_same_keys_only(platfo
     assert platform.rows.rows["member/iad-1"]["address"] == "10.0.0.77"
     with pytest.raises(Conflict, match="joined with another"):
         await hosts.admit_first(HostKeys().request(node="iad-1"))
-    with pytest.raises(InvalidRequest, match="lower-case"):
-        await hosts.admit_first(HostKeys().request(node="iad.1"))
+    for node in ("iad.1", "control", "hold"):
+        with pytest.raises(InvalidRequest, match="lower-case"):
+            await hosts.admit_first(HostKeys().request(node=node))
     await hosts.withdraw("iad-1", "removed", actor="ada")
     with pytest.raises(Conflict, match="was removed"):
         await hosts.admit_first(keys.request(node="iad-1"))

@@ -80,6 +80,7 @@ class Cluster:
             await replica.open()
             with self.bus.connection():
                 await tasks.start(replica.run)
+                tasks.start_soon(trust.follow, replica)
                 yield replica, view
             tasks.cancel_scope.cancel()
 

@@ -83,9 +83,20 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     bus = LateBus()
 
     view = View(control=settings.control)
-    publisher = Publisher(stores.catalogue, view, bus, signer, clock, owner=settings.node, epoch=settings.epoch)
-    trust = Trust(view, settings.trusted_keys | {settings.node: signer.verify_key})
-    replica = Replica(stores.catalogue, view, bus, clock, trust.key_of, own=settings.node)
+    control = ControlClient(bus, signer, clock, node=settings.node)
+    trust = Trust(view, settings.trusted_keys | {settings.node: signer.verify_key}, own=settings.node)
+    publisher = Publisher(
+        stores.catalogue,
+        view,
+        bus,
+        signer,
+        clock,
+        owner=settings.node,
+        epoch=settings.epoch,
+        new_epoch=control.new_epoch,
+        holders=trust.others,
+    )
+    replica = Replica(stores.catalogue, view, bus, clock, trust.key_of, own=settings.node, holders=trust.others)
     await publisher.open()
     await replica.open()
 
@@ -153,13 +164,13 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     tasks.start_soon(bus.run, settings.bus, f"agent-{settings.node}")
     await tasks.start(publisher.run)
     await tasks.start(replica.run)
+    tasks.start_soon(trust.follow, replica)
     await bus.serve(f"pantala.node.{settings.node}.call", NodeApi(host, queries).call)
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
     tasks.start_soon(_tidy, stores, host, clock)
     identity = Identity(settings.identity or settings.state_dir / "identity", settings.state_dir / "keys")
     if identity.exists:
-        control = ControlClient(bus, signer, clock, node=settings.node)
         renewal = Renewal(identity, control, clock, before_s=settings.renew_before_s, every_s=settings.renew_every_s)
         tasks.start_soon(renewal.run)
     tasks.start_soon(_keep_node_row, settings, host, queries, signer.verify_key)

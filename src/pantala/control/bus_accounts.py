@@ -28,6 +28,9 @@ def node_permissions(node: str, region: str) -> dict[str, Any]:
             "allow": [
                 f"pantala.cat.{node}.>",
                 "pantala.cat.*.fetch",
+                "pantala.cat.*.outrun",
+                "pantala.cat.hold.*.rows",
+                "pantala.cat.hold.*.have",
                 CONTROL_CALL,
                 f"logs.*.{region}.*",
                 f"{INBOX}.>",

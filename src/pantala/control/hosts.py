@@ -54,6 +54,8 @@ TOKEN_LIVES_S_MAX = 7 * 24 * 3600
 NODES_MAX = 10_000
 REFUSED = "this join token is not valid: unknown, expired or already used"
 ZONE = "0000"
+RESERVED = ("control", "hold")
+"""Words of the bus's subjects: a node of that name could speak as control, or for other holders."""
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _ZONE = re.compile(r"[a-zA-Z0-9-]{0,32}")
 
@@ -157,9 +159,11 @@ class Hosts:
     async def admit_first(self, request: JoinRequest) -> Joined:
         """A host that whoever sets up the platform names themselves (`bootstrap --hosts`). Safe to repeat with the same
         keys: the id, and its epoch, stay. Another key for a known id is refused."""
-        if not _ID.fullmatch(request.node):
+        if not _ID.fullmatch(request.node) or request.node in RESERVED:
             raise InvalidRequest(
-                f"{request.node!r} must be lower-case letters, digits and dashes, at most 63", field="node"
+                f"{request.node!r} must be lower-case letters, digits and dashes, at most 63, and none of "
+                f"{', '.join(RESERVED)}",
+                field="node",
             )
         _check(request, configured=self._context.settings.regions)
         now_ms = self._context.now_ms()

@@ -42,7 +42,7 @@ class NoBuilder:
 @asynccontextmanager
 async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: int) -> AsyncGenerator[Parts]:
     """The parts, for as long as the scope lasts; the publisher answers and beats meanwhile."""
-    from pantala.catalogue import Publisher, View
+    from pantala.catalogue import Publisher, Trust, View
     from pantala.catalogue.store import CatalogueStore
     from pantala.images.registry import RegistryClient
 
@@ -58,7 +58,9 @@ async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: in
             registry_name=settings.registry.name,
         )
     async with CatalogueStore.open(Path(settings.state_dir) / "catalogue.db") as store:
-        publisher = Publisher(store, View(control=OWNER), bus, signer, clock, owner=OWNER, epoch=epoch)
+        view = View(control=OWNER)
+        holders = Trust(view, {}).others
+        publisher = Publisher(store, view, bus, signer, clock, owner=OWNER, epoch=epoch, holders=holders)
         await publisher.open()
         async with anyio.create_task_group() as tasks:
             await tasks.start(publisher.run)
