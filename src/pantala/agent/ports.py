@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pantala.domain.runtime import ListenSocket, NetworkHandle, NetworkPlan, UnpackedImage
+from pantala.kit.clock import Clock
 from pantala.wire.machine import ImageRef
 
 
@@ -23,6 +24,10 @@ class ImageStore(Protocol):
 
     async def prune(self, keep: set[str]) -> list[str]:
         """Remove images whose digest is not in `keep`; returns the digests removed."""
+        ...
+
+    async def run(self, clock: Clock) -> None:
+        """What the store does behind everybody's back, until cancelled."""
         ...
 
 

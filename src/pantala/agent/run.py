@@ -168,6 +168,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     await bus.serve(f"pantala.node.{settings.node}.call", NodeApi(host, queries).call)
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
+    tasks.start_soon(context.images.run, clock)
     tasks.start_soon(_tidy, stores, host, clock)
     identity = Identity(settings.identity or settings.state_dir / "identity", settings.state_dir / "keys")
     if identity.exists:

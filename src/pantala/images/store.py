@@ -1,15 +1,16 @@
 """Images of one host, unpacked once per digest. Implements the agent's `ImageStore`.
 
     <root>/layers/<sha256 of the blob>/    a layer as a directory
+    <root>/marks/                          which layers are known to be on disk (`durable.py`)
     <root>/images/<sha256>.json            an image: its layers and config; written last, so it is whole
     <root>/tmp/                            swept at start
 
-A layer is renamed into place when it is complete, an image names only complete layers: a crash leaves only `tmp`.
+A layer is renamed into place when it is complete, an image names only complete layers: a crash leaves only `tmp`. What
+a power cut may have left half written is dropped when the store is opened, with the images that need it.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,8 +23,10 @@ import structlog
 
 from pantala.domain.runtime import ImageConfig, UnpackedImage
 from pantala.errors import InvalidRequest, TransientError
+from pantala.images.durable import Marks
 from pantala.images.reference import unparse
 from pantala.images.registry import Descriptor, RegistryClient, host_architecture
+from pantala.kit.clock import Clock
 from pantala.kit.ids import ulid
 from pantala.kit.tasks import KeyedLocks, first_error
 from pantala.wire.machine import ImageRef
@@ -41,7 +44,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class FileImageStore:
-    def __init__(self, root: Path, registry: RegistryClient) -> None:
+    def __init__(self, root: Path, registry: RegistryClient, *, boot: str = "") -> None:
         self._root = root
         self._registry = registry
         self._locks = KeyedLocks()
@@ -50,6 +53,26 @@ class FileImageStore:
             (root / folder).mkdir(parents=True, exist_ok=True)
         shutil.rmtree(root / "tmp", ignore_errors=True)
         (root / "tmp").mkdir(mode=0o700)
+        self._marks = Marks(root, root / "tmp", boot=boot)
+        self._drop_lost()
+
+    async def run(self, clock: Clock) -> None:
+        """Until cancelled: what was unpacked is brought to the disk, where it outlives a power cut."""
+        await self._marks.run(clock)
+
+    async def settle(self) -> None:
+        """What was unpacked until now is on disk when it returns. Raises OSError."""
+        await self._marks.settle()
+
+    def _drop_lost(self) -> None:
+        if lost := self._marks.drop_lost():
+            log.warning("layers may have been lost with a power cut; they are pulled again", layers=len(lost))
+        for path in (self._root / "images").glob("*.json"):
+            record = _read(path)
+            if record is None or not all(self._layer_path(layer).is_dir() for layer in record.layers):
+                path.unlink()
+        for left in (self._root / "tmp").iterdir():
+            shutil.rmtree(left, ignore_errors=True)
 
     async def ensure(self, image: ImageRef, *, pull_token: str) -> UnpackedImage:
         if image.digest and (found := await self.find(image.digest)):
@@ -65,7 +88,7 @@ class FileImageStore:
                 for layer in {layer.digest: layer for layer in manifest.layers}.values():
                     tasks.start_soon(self._layer, image, layer, pull_token)
             record = _Record(layers=[layer.digest for layer in manifest.layers], config=config)
-            _write_synced(self._image_path(manifest.digest), msgspec.json.encode(record))
+            self._write(self._image_path(manifest.digest), msgspec.json.encode(record))
             log.info("image unpacked", image=unparse(image), digest=manifest.digest, layers=len(record.layers))
         return self._unpacked(manifest.digest, record)
 
@@ -90,6 +113,7 @@ class FileImageStore:
             self._root / "layers"
         ).iterdir():  # without a pause: a pull that begins meanwhile sees none of them
             if f"sha256:{layer.name}" not in used:
+                self._marks.forget(layer.name)
                 doomed.append(layer.rename(self._root / "tmp" / ulid()))
         for tree in doomed:
             await _remove_tree(tree)
@@ -119,6 +143,7 @@ class FileImageStore:
                     await self._registry.blob(image, layer, blob, token=token)
                     tree.mkdir(mode=0o755)
                     await self._unpack(image, blob, tree)
+                    self._marks.add(final.name)
                     tree.rename(final)
                 finally:
                     blob.unlink(missing_ok=True)
@@ -140,6 +165,12 @@ class FileImageStore:
             raise InvalidRequest(f"{unparse(image)}: {done.stderr.decode().strip()}", field="config.image")
         if done.returncode != 0:
             raise TransientError(f"unpacking {unparse(image)} failed: {done.stderr.decode()[-300:].strip()}")
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Whole or not at all; a power cut may take it back, then the image is pulled again."""
+        fresh = self._root / "tmp" / ulid()
+        fresh.write_bytes(data)
+        fresh.rename(path)
 
     # -- paths -------------------------------------------------------------------------------------------------------
 
@@ -209,12 +240,3 @@ def _read(path: Path) -> _Record | None:
 
 async def _remove_tree(path: Path) -> None:
     await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    fresh = path.with_suffix(f".{ulid()}")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)

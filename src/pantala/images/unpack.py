@@ -335,7 +335,6 @@ def main(arguments: list[str]) -> int:
     try:
         confine(Path(arguments[0]))
         unpack(sys.stdin.buffer)
-        os.sync()
     except Refused as refused:
         sys.stderr.write(f"{refused}\n")
         return 2

@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 from pantala.domain.runtime import ImageConfig, ListenSocket, NetworkHandle, NetworkPlan, UnpackedImage
 from pantala.errors import NotFound
+from pantala.kit.clock import Clock
 from pantala.kit.rows import Row
 from pantala.testing.driver import ScriptedDriver
 from pantala.wire.machine import ImageRef
@@ -44,6 +45,10 @@ class FakeImages:
         for digest in gone:
             del self.have[digest]
         return gone
+
+    async def run(self, clock: Clock) -> None:
+        del clock
+        await anyio.sleep_forever()
 
 
 class FakeNetwork:

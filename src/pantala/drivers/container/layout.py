@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from pantala.errors import InternalError
+from pantala.kit.boot import boot_id
 from pantala.wire.guest import ExitRecord
 
 _MACHINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -87,10 +88,6 @@ class MachineFolder:
                 return msgspec.json.decode(file.read(EXIT_RECORD_BYTES_MAX), type=ExitRecord)
         except (OSError, msgspec.DecodeError):  # init was killed before or while it wrote
             return None
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def start_ticks(pid: int) -> int | None:
