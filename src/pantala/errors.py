@@ -138,6 +138,13 @@ class DriverBusy(TransientError):
     pass
 
 
+class DiskFull(TransientError):
+    """No room on a disk of the platform: what for, where, and how much is free. Nothing was changed."""
+
+    http_code = 507
+    status = "disk_full"
+
+
 class DriverError(PantalaError):
     """A driver failed. `guest_fault`: the image or its command is to blame, not the host."""
 

@@ -88,6 +88,10 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
     def cache_dir(self) -> Path:
         return Path(self.cache)
 
+    @property
+    def builds_dir(self) -> Path:
+        return self.cache_dir / f"buildkit{SUFFIX}"
+
     def hosts(self) -> list[Host]:
         return [
             Host(node=f"{region}-1", region=region, link=Link(netns=f"{PREFIX}{region}-1", third=index))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pantala.box import settings
-from pantala.box.layout import API_PORT, BUS_PORT, EDGE_ADDRESS, REGISTRY_PORT, SUFFIX, Box
+from pantala.box.layout import API_PORT, BUS_PORT, EDGE_ADDRESS, REGISTRY_PORT, Box
 from pantala.box.supervisor import Process
 from pantala.builds.daemon import BuildDaemon
 from pantala.errors import InvalidRequest
@@ -19,7 +19,7 @@ from pantala.wire.server import Bootstrapped
 def build_daemon(box: Box, *, mirrored: tuple[str, ...]) -> BuildDaemon:
     """Its cache outlives the box: it is what makes the second build fast."""
     return BuildDaemon(
-        root=box.cache_dir / f"buildkit{SUFFIX}",
+        root=box.builds_dir,
         socket=box.run_dir / "buildkitd.sock",
         registry=box.registry,
         mirrored=mirrored,

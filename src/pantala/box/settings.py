@@ -132,12 +132,18 @@ def write_server(box: Box) -> Path:
         bus=BusSettings(url=box.bus_url, user="pantala", password=bus_password(box)),
         app_domain=APP_DOMAIN,
         platform_domain=PLATFORM_DOMAIN,
-        registry=RegistrySettings(name=REGISTRY_NAME, url=f"http://{box.registry}", backend=box.registry),
+        registry=RegistrySettings(
+            name=REGISTRY_NAME,
+            url=f"http://{box.registry}",
+            backend=box.registry,
+            folder=str(box.state_dir / "registry"),
+        ),
         default_region=box.regions[0],
         regions=box.regions,
         closed_addresses=[f"{SUBNET}.0.0/16"],
         api_backend=f"{control}:{API_PORT}",
         builder=str(box.run_dir / "buildkitd.sock"),
+        builder_folder=str(box.builds_dir),
         shared_kernel=True,
     )
     return _write(box.state_dir / "control" / "server.json", settings)

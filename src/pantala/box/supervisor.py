@@ -144,8 +144,11 @@ class Supervisor:
     def _write(self) -> None:
         status = Status(supervisor=os.getpid(), processes=list(self._status.values()), trouble=self._trouble)
         fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(status))
-        fresh.rename(self._path)
+        try:
+            fresh.write_bytes(msgspec.json.encode(status))
+            fresh.rename(self._path)
+        except OSError as error:  # a full disk: what runs goes on, the next change is written again
+            log.warning("status not written", error=str(error))
 
 
 class _Up:

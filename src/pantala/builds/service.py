@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import AsyncGenerator
 from datetime import datetime
@@ -13,11 +14,14 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 import structlog
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from pantala.errors import DiskFull
 from pantala.kit import binaries
+from pantala.kit.disk import disk_full, has_room
 from pantala.kit.secret import Secret
 from pantala.wire.api import BuildEvent, BuildOptions
 
@@ -25,6 +29,9 @@ log = structlog.get_logger()
 
 BUILD_TIMEOUT_S = 1_800
 PROGRESS_LINE_BYTES_MAX = 4 * 1024 * 1024
+PRUNE_WITHIN_S = 20
+LOOK_EVERY_S = 0.1
+"""How often a build's disk is looked at: a fast writer fills what is kept free in a second."""
 ERROR_CHARACTERS_MAX = 2_000
 STEP_CHARACTERS_MAX = 90
 EPOCH = 1_735_689_600
@@ -34,12 +41,25 @@ _NOISE = re.compile(r"^\[internal\] |^resolve image config|^exporting|^sha256:|^
 
 
 class BuildkitBuilder:
-    """`push_registry`: `host:port` under which BuildKit reaches the registry that images name as `registry_name`."""
+    """`push_registry`: `host:port` under which BuildKit reaches the registry that images name as `registry_name`.
 
-    def __init__(self, *, socket: Path, push_registry: str, registry_name: str) -> None:
+    `folder` and `registry_folder`: where BuildKit and the registry keep what they have, if that is on this machine.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket: Path,
+        push_registry: str,
+        registry_name: str,
+        folder: Path | None = None,
+        registry_folder: Path | None = None,
+    ) -> None:
         self._socket = socket
         self._push_registry = push_registry
         self._registry_name = registry_name
+        self._folder = folder
+        self._registry_folder = registry_folder
 
     async def build(
         self, *, app: str, context_dir: Path, options: BuildOptions, image: str, push_token: Secret
@@ -61,10 +81,16 @@ class BuildkitBuilder:
             assert process.stderr is not None
             output = BufferedByteReceiveStream(process.stderr)
             deadline = anyio.current_time() + BUILD_TIMEOUT_S
+            full: DiskFull | None = None
             try:
                 while (events := await _next_events(output, progress, deadline)) is not None:
                     for event in events:
                         yield event
+                    if self._folder is not None and not has_room(self._folder):
+                        # With what is left BuildKit can still clean up; on a disk that is really full it cannot.
+                        full = disk_full("this build", self._folder)
+                        process.kill()
+                        break
                 with anyio.CancelScope(deadline=deadline):
                     await process.wait()
             finally:
@@ -72,14 +98,45 @@ class BuildkitBuilder:
                     process.kill()
                 with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                     await process.aclose()
-            if anyio.current_time() >= deadline:
+            if full is not None:
+                await self._drop_cache()
+                yield BuildEvent(type="failed", text=full.sentence())
+            elif anyio.current_time() >= deadline:
                 yield BuildEvent(type="failed", text=f"the build took more than {BUILD_TIMEOUT_S // 60} minutes")
             elif process.returncode != 0:
                 log.info("build failed", app=app, code=process.returncode)
-                yield BuildEvent(type="failed", text=progress.failure())
+                yield BuildEvent(type="failed", text=await self._explained(progress.failure(), app))
             else:
                 digest = json.loads(metadata.read_text())["containerimage.digest"]
                 yield BuildEvent(type="done", image=image, digest=digest)
+
+    async def _explained(self, failure: str, app: str) -> str:
+        """What BuildKit and the registry say of a full disk names neither the disk nor a remedy."""
+        said: DiskFull | None = None
+        if self._folder is not None and "no space left on device" in failure.lower():
+            said = disk_full("this build", self._folder)
+            await self._drop_cache()
+        elif self._registry_folder is not None and "failed to push" in failure and not has_room(self._registry_folder):
+            said = disk_full("the image in the registry", self._registry_folder)
+            await anyio.to_thread.run_sync(drop_uploads, self._registry_folder, app)
+        return f"{failure}\n{said.sentence()}" if said else failure
+
+    async def _drop_cache(self) -> None:
+        """Everything that no build uses, until the next one finds room: a step that was cut off ends a little later."""
+        command = [str(binaries.find("buildctl")), f"--addr=unix://{self._socket}", "prune"]
+        log.warning("the builds' disk is full; their cache is dropped")
+        with anyio.move_on_after(PRUNE_WITHIN_S):
+            while self._folder is not None:
+                await anyio.run_process(command, check=False)
+                if has_room(self._folder):
+                    return
+                await anyio.sleep(0.5)
+
+
+def drop_uploads(registry_folder: Path, app: str) -> None:
+    """What a failed push left half sent, on a disk that needs the room; the registry itself keeps it for a week."""
+    repository = registry_folder / "docker" / "registry" / "v2" / "repositories" / app
+    shutil.rmtree(repository / "_uploads", ignore_errors=True)
 
 
 class Progress:
@@ -130,13 +187,13 @@ class Progress:
 async def _next_events(
     stream: BufferedByteReceiveStream, progress: Progress, deadline: float
 ) -> list[BuildEvent] | None:
-    """The events of the next line; None at the end or when the time is up."""
-    with anyio.CancelScope(deadline=deadline):
+    """The events of the next line, none when it does not come at once; None at the end or when the time is up."""
+    with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + LOOK_EVERY_S)):
         try:
             return progress.feed(await stream.receive_until(b"\n", PROGRESS_LINE_BYTES_MAX))
         except (anyio.IncompleteRead, anyio.EndOfStream):
             return None
-    return None
+    return None if anyio.current_time() >= deadline else []
 
 
 def build_command(*, socket: Path, context: Path, options: BuildOptions, target: str, metadata: Path) -> list[str]:

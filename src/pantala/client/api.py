@@ -28,6 +28,7 @@ ERROR_TEXT_MAX = 2_000
 
 _BY_STATUS: dict[str, type[errors.PantalaError]] = {
     "insufficient_capacity": errors.CapacityError,
+    "disk_full": errors.DiskFull,
     "name_taken": errors.NameTaken,
     "lease_held": errors.LeaseHeld,
     "wrong_state": errors.WrongState,

@@ -21,6 +21,7 @@ from pantala.control.ports import Builder
 from pantala.errors import InvalidRequest, PantalaError, RateLimited
 from pantala.images.bootstrap import recipe_for
 from pantala.kit import ids
+from pantala.kit.disk import check_reserve, room_for
 from pantala.wire.api import BuildEvent, BuildOptions
 
 log = structlog.get_logger()
@@ -78,9 +79,15 @@ class Builds:
         if self._running >= AT_ONCE_MAX:
             raise RateLimited(f"{AT_ONCE_MAX} builds are running already", retry_after_s=10)
         self._running += 1
-        work = Path(tempfile.mkdtemp(prefix="build-", dir=self._ensure_folder()))
         try:
-            context_dir = await self._receive(work, upload)
+            with room_for("the source of this build", self._folder.parent):
+                work = Path(tempfile.mkdtemp(prefix="build-", dir=self._ensure_folder()))
+        except BaseException:
+            self._running -= 1
+            raise
+        try:
+            with room_for("the source of this build", self._folder):
+                context_dir = await self._receive(work, upload)
         except BaseException:
             await self._clean(work)
             raise
@@ -105,6 +112,7 @@ class Builds:
                         hint="list what the build does not need in .dockerignore",
                     )
                 await file.write(chunk)
+                check_reserve(work)
         context_dir = work / "context"
         context_dir.mkdir()
         await anyio.to_thread.run_sync(contexts.unpack, archive, context_dir, self.bounds)

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pantala.errors import InvalidRequest
+from pantala.kit.disk import check_reserve, is_full
 
 FIELD = "context"
 TIMES_FROM_NS = 946_684_800 * 10**9
@@ -26,7 +27,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def unpack(archive: Path, folder: Path, bounds: Bounds) -> None:
-    """Unpack a tar.gz into the empty `folder`. Raises InvalidRequest naming the entry that must not be unpacked.
+    """Unpack a tar.gz into the empty `folder`. Raises InvalidRequest naming the entry that must not be unpacked,
+    OSError when the disk is full.
 
     Folders, files and links that stay inside; no devices, no owners, no set-uid bits. A file's time follows from its
     content, whatever the archive says: BuildKit keeps the context that it was sent last, whoever sent it, and takes a
@@ -45,6 +47,8 @@ def unpack(archive: Path, folder: Path, bounds: Bounds) -> None:
                     )
                 _unpack_member(tar, member, folder)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        if is_full(error, folder):
+            raise
         raise InvalidRequest(f"is not a complete tar.gz: {error}", field=FIELD) from error
 
 
@@ -78,6 +82,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     with source, os.fdopen(os.open(target, flags, mode), "wb") as out:
         while chunk := source.read(1024 * 1024):
             out.write(chunk)
+            check_reserve(target.parent)
             content.update(chunk)
     time_ns = TIMES_FROM_NS + int.from_bytes(content.digest()[:8]) % TIMES_NS
     os.utime(target, ns=(time_ns, time_ns))

@@ -9,13 +9,14 @@ import structlog
 from sqlalchemy import Connection
 
 from pantala.control.context import Context
-from pantala.errors import InternalError
+from pantala.errors import InternalError, TransientError
 from pantala.store import ledger
 
 log = structlog.get_logger()
 
 NAME = "catalogue"
 TTL_MS = 30_000
+RENEW_S = TTL_MS / 3000
 RETRY_S = 1.0
 ATTEMPTS_MAX = 60
 
@@ -41,9 +42,18 @@ class PublisherLease:
 
     async def keep(self) -> None:
         """Renews for ever; raises when the lease was lost, which ends the process: it must not publish any more."""
+        wait_s = RENEW_S
         while True:
-            await self._context.clock.sleep(TTL_MS / 3000)
-            if not await self._context.db.write(self._renew):
+            await self._context.clock.sleep(wait_s)
+            try:
+                kept = await self._context.db.write(self._renew)
+            except TransientError as error:
+                # Whoever takes the lease meanwhile gets a newer epoch: our rows lose, and the next renewal says so.
+                log.warning("the publisher's lease was not renewed", error=error.message)
+                wait_s = RETRY_S
+                continue
+            wait_s = RENEW_S
+            if not kept:
                 raise InternalError("the publisher's lease was taken by another server")
 
     def _acquire(self, connection: Connection) -> int | None:

@@ -26,7 +26,7 @@ from pantala.control.nodes import Nodes
 from pantala.control.secrets import Secrets
 from pantala.domain import guests
 from pantala.domain.validate import validate_config
-from pantala.errors import CapacityError, InvalidRequest, NameTaken, NodeUnreachable, NotFound
+from pantala.errors import CapacityError, DiskFull, InvalidRequest, NameTaken, NodeUnreachable, NotFound
 from pantala.kit import ids
 from pantala.planner.placement import Ask, Candidate
 from pantala.store import ledger, machines, secrets
@@ -77,11 +77,18 @@ class Machines:
         image, pull_token = await self._images.resolve(principal, request.config.image or "")
         launch = _Launch(principal, app, request, config, image, pull_token)
         ask = await self._ask(app, request, wanted)
+        full: DiskFull | None = None
         for attempt in range(1, NODES_TRIED_MAX + 1):
-            node = (await self._nodes.fleet()).choose(ask)
+            try:
+                node = (await self._nodes.fleet()).choose(ask)
+            except CapacityError as error:
+                if full is not None:
+                    raise full from error
+                raise
             try:
                 return await self._create_on(node, launch)
-            except (CapacityError, NodeUnreachable) as error:
+            except (CapacityError, NodeUnreachable, DiskFull) as error:
+                full = error if isinstance(error, DiskFull) else full
                 log.info("node passed over", node=node.id, app=app.name, reason=error.message)
                 if attempt == NODES_TRIED_MAX:
                     raise

@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from pantala.client.api import ApiClient
-from pantala.deploys.health import SILENT_S, HealthWatch, crashes, described, exit_of
+from pantala.deploys.health import SILENT_S, HealthWatch, NotTaken, crashes, described, exit_of
 from pantala.deploys.leases import Leases, hold
 from pantala.errors import CapacityError, NotFound, PantalaError, RequestTimeout, UserError
 from pantala.kit.tasks import first_error, to_the_end
@@ -197,7 +197,12 @@ class Executor:
         if action.spearhead:
             await self._client.start(self._app, machine.id, nonce=nonce)
         if check and (action.warm or action.spearhead):
-            await self._wait_well(machine, since_ms=since_ms)
+            try:
+                await self._wait_well(machine, since_ms=since_ms)
+            except NotTaken:
+                if not action.spearhead:
+                    self._touched.remove(action.machine_id)  # it runs on as it was
+                raise
         if action.spearhead:
             await self._client.stop(self._app, machine.id, nonce=nonce)
             self._say(f"    machine {machine.id} [{action.group}] is well and asleep again")

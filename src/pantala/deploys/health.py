@@ -40,6 +40,10 @@ class Unhealthy(UserError):
     status = "unhealthy"
 
 
+class NotTaken(Unhealthy):
+    """The host gave the new version up (its image did not come); the machine runs on as it was."""
+
+
 class HealthWatch:
     def __init__(self, client: ApiClient, app: str, *, smoke_checks: bool = True, silent_s: float = SILENT_S) -> None:
         self._client = client
@@ -49,7 +53,7 @@ class HealthWatch:
         self._proven = False
 
     async def until_well(self, machine_id: str, *, version: str, since_ms: int, timeout_s: float) -> Machine:
-        """The machine once it is well. Raises Unhealthy."""
+        """The machine once it is well. Raises Unhealthy, NotTaken."""
         deadline = anyio.current_time() + timeout_s
         well_since: float | None = None
         silence = _Silence(self._silent_s / SILENT_LOOKS)
@@ -64,6 +68,8 @@ class HealthWatch:
                 continue
             await self._raise_if_hopeless(machine, since_ms=since_ms)
             if machine.instance_id != version:
+                if reason := not_taken(machine, version, since_ms=since_ms):
+                    raise NotTaken(f"machine {machine_id} could not be updated: {reason}")
                 raise Unhealthy(f"machine {machine_id} was changed by someone else during the deploy")
             if is_asleep(machine, since_ms=since_ms):
                 self._proven = True
@@ -194,6 +200,16 @@ def _silent(machine: Machine) -> str:
 
 def _accepted(machine: Machine, *, since_ms: int) -> bool:
     return any(event.type == "ready" and event.timestamp >= since_ms for event in machine.events)
+
+
+def not_taken(machine: Machine, version: str, *, since_ms: int) -> str | None:
+    """Why its host gave this version up before it began with it; None if it did not."""
+    prefix = f"version {version} did not come: "
+    for event in machine.events:
+        reason = (event.request.reason or "") if event.request else ""
+        if event.timestamp >= since_ms and event.type == "update" and reason.startswith(prefix):
+            return reason.removeprefix(prefix)
+    return None
 
 
 def crashes(machine: Machine) -> list[Event]:

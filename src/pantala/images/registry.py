@@ -20,6 +20,7 @@ import msgspec
 
 from pantala.errors import InvalidRequest, NotFound, TransientError, UserError
 from pantala.images.reference import DOCKER_HUB, parse, pinned, unparse
+from pantala.kit.disk import check_reserve
 from pantala.wire.machine import ImageRef
 
 INDEX_TYPES = (
@@ -32,6 +33,7 @@ MANIFEST_TYPES = (
 )
 MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 LAYER_BYTES_MAX = 8 * 1024**3
+RESERVE_EVERY_BYTES = 8 * 1024**2
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
@@ -101,10 +103,12 @@ class RegistryClient:
             raise InvalidRequest(f"{unparse(image)} has no readable manifest", field="config.image") from error
 
     async def blob(self, image: ImageRef, descriptor: Descriptor, destination: Path, *, token: str = "") -> None:
-        """Fetch one blob into a file; size and digest are checked. Raises InvalidRequest, NotFound, TransientError."""
+        """Fetch one blob into a file; size and digest are checked. Raises InvalidRequest, NotFound, TransientError;
+        OSError when the disk is full."""
         if descriptor.size > LAYER_BYTES_MAX:
             raise InvalidRequest(f"a layer of {descriptor.size} bytes is above the limit", field="config.image")
         hasher, written = hashlib.sha256(), 0
+        check_reserve(destination.parent)
         async with self._get(image, f"blobs/{descriptor.digest}", token) as response:
             with destination.open("wb") as file:
                 async for chunk in response.aiter_raw(1 << 20):
@@ -113,6 +117,8 @@ class RegistryClient:
                         break
                     hasher.update(chunk)
                     file.write(chunk)
+                    if written % RESERVE_EVERY_BYTES < len(chunk):
+                        check_reserve(destination.parent)
         if written != descriptor.size or f"sha256:{hasher.hexdigest()}" != descriptor.digest:
             raise InvalidRequest(
                 f"{unparse(image)}: what the registry sent for {descriptor.digest} is not that blob",

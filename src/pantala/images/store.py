@@ -11,8 +11,11 @@ a power cut may have left half written is dropped when the store is opened, with
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,12 @@ import msgspec
 import structlog
 
 from pantala.domain.runtime import ImageConfig, UnpackedImage
-from pantala.errors import InvalidRequest, TransientError
+from pantala.errors import DiskFull, InvalidRequest, TransientError
 from pantala.images.durable import Marks
 from pantala.images.reference import unparse
 from pantala.images.registry import Descriptor, RegistryClient, host_architecture
 from pantala.kit.clock import Clock
+from pantala.kit.disk import room_for
 from pantala.kit.ids import ulid
 from pantala.kit.tasks import KeyedLocks, first_error
 from pantala.wire.machine import ImageRef
@@ -75,6 +79,13 @@ class FileImageStore:
             shutil.rmtree(left, ignore_errors=True)
 
     async def ensure(self, image: ImageRef, *, pull_token: str) -> UnpackedImage:
+        try:
+            return await self._ensure(image, pull_token)
+        except DiskFull:
+            await self._drop_layers(self._named())  # what came of the image before there was no room
+            raise
+
+    async def _ensure(self, image: ImageRef, pull_token: str) -> UnpackedImage:
         if image.digest and (found := await self.find(image.digest)):
             return found
         manifest = await self._registry.manifest(image, token=pull_token)
@@ -88,7 +99,8 @@ class FileImageStore:
                 for layer in {layer.digest: layer for layer in manifest.layers}.values():
                     tasks.start_soon(self._layer, image, layer, pull_token)
             record = _Record(layers=[layer.digest for layer in manifest.layers], config=config)
-            self._write(self._image_path(manifest.digest), msgspec.json.encode(record))
+            with self._room_for(image):
+                self._write(self._image_path(manifest.digest), msgspec.json.encode(record))
             log.info("image unpacked", image=unparse(image), digest=manifest.digest, layers=len(record.layers))
         return self._unpacked(manifest.digest, record)
 
@@ -98,16 +110,23 @@ class FileImageStore:
 
     async def prune(self, keep: set[str]) -> list[str]:
         removed: list[str] = []
-        used: set[str] = set()
         for path in sorted((self._root / "images").glob("*.json")):
-            digest, record = f"sha256:{path.stem}", _read(path)
-            if record and (digest in keep or self._locks.busy(digest)):
-                used.update(record.layers)
-            else:
+            digest = f"sha256:{path.stem}"
+            if _read(path) is None or not (digest in keep or self._locks.busy(digest)):
                 path.unlink()
                 removed.append(digest)
+        await self._drop_layers(self._named())
+        return removed
+
+    def _named(self) -> set[str]:
+        """Layers that an image names."""
+        records = (_read(path) for path in (self._root / "images").glob("*.json"))
+        return {layer for record in records if record for layer in record.layers}
+
+    async def _drop_layers(self, used: set[str]) -> None:
+        """All but those, unless a pull is under way: it may be about to use any layer."""
         if self._locks.busy():
-            return removed  # a pull under way may be about to use any layer
+            return
         doomed: list[Path] = []
         for layer in (
             self._root / "layers"
@@ -117,14 +136,14 @@ class FileImageStore:
                 doomed.append(layer.rename(self._root / "tmp" / ulid()))
         for tree in doomed:
             await _remove_tree(tree)
-        return removed
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     async def _config(self, image: ImageRef, descriptor: Descriptor, token: str) -> ImageConfig:
         path = self._root / "tmp" / ulid()
         try:
-            await self._registry.blob(image, descriptor, path, token=token)
+            with self._room_for(image):
+                await self._registry.blob(image, descriptor, path, token=token)
             document = msgspec.json.decode(path.read_bytes())
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"{unparse(image)}: its config is not JSON", field="config.image") from error
@@ -140,11 +159,12 @@ class FileImageStore:
                 work = self._root / "tmp" / ulid()
                 blob, tree = work.with_suffix(".blob"), work.with_suffix(".tree")
                 try:
-                    await self._registry.blob(image, layer, blob, token=token)
-                    tree.mkdir(mode=0o755)
-                    await self._unpack(image, blob, tree)
-                    self._marks.add(final.name)
-                    tree.rename(final)
+                    with self._room_for(image):
+                        await self._registry.blob(image, layer, blob, token=token)
+                        tree.mkdir(mode=0o755)
+                        await self._unpack(image, blob, tree)
+                        self._marks.add(final.name)
+                        tree.rename(final)
                 finally:
                     blob.unlink(missing_ok=True)
                     with anyio.CancelScope(shield=True):
@@ -163,8 +183,14 @@ class FileImageStore:
                 ) from error
         if done.returncode == 2:
             raise InvalidRequest(f"{unparse(image)}: {done.stderr.decode().strip()}", field="config.image")
+        if done.returncode == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tree))
         if done.returncode != 0:
             raise TransientError(f"unpacking {unparse(image)} failed: {done.stderr.decode()[-300:].strip()}")
+
+    def _room_for(self, image: ImageRef) -> AbstractContextManager[None]:
+        """Around the writing itself, so that what is said of the disk was true when it failed."""
+        return room_for(f"the image {_short(image)}", self._root)
 
     def _write(self, path: Path, data: bytes) -> None:
         """Whole or not at all; a power cut may take it back, then the image is pulled again."""
@@ -229,6 +255,10 @@ def image_config(image: ImageRef, document: Any) -> ImageConfig:
         exposed_ports=tuple(sorted(int(port) for port, _, kind in ports if port.isdigit() and kind in ("", "tcp"))),
         labels=config.labels or {},
     )
+
+
+def _short(image: ImageRef) -> str:
+    return unparse(msgspec.structs.replace(image, digest="") if image.tag else image)
 
 
 def _read(path: Path) -> _Record | None:

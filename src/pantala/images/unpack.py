@@ -2,8 +2,8 @@
 
 It runs as its own process: before it reads a byte it enters new mount, network and IPC namespaces, makes the
 destination its root directory and drops every capability but those for owners, modes and file capabilities. So a path
-or link that means to leave the tree has nowhere to go; such entries are refused by name all the same. Exit code 0, or 2
-with one sentence on stderr for the image's owner.
+or link that means to leave the tree has nowhere to go; such entries are refused by name all the same. Exit code 0; 2
+with one sentence on stderr for the image's owner; 4 when the disk has no room; 3 for other trouble of the host.
 
 Whiteouts become overlayfs's own (a 0/0 character device, an opaque attribute).
 """
@@ -26,6 +26,8 @@ from typing import IO, Any, cast
 
 import zstandard
 
+from pantala.kit.disk import check_reserve, is_full
+
 NAME_BYTES_MAX = 4096
 MEMORY_BYTES_MAX = 2 * 1024**3
 """Address space of the helper: a header that claims gigabytes of names ends it, not the host."""
@@ -36,6 +38,7 @@ ZSTD_STEP_BYTES = 1024
 NOT_OF_THE_HOST = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
 """Errors that this layer would meet on every host."""
 
+_ROOT = Path("/")
 _CLONE_NEWNS, _CLONE_NEWNET, _CLONE_NEWIPC = 0x00020000, 0x40000000, 0x08000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 1, 38, 24
 _CAP_VERSION_3 = 0x20080522
@@ -284,6 +287,7 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None
     with os.fdopen(descriptor, "wb") as file:
         while content is not None and (chunk := content.read(1 << 20)):
             file.write(chunk)
+            check_reserve(_ROOT)
 
 
 def _attributes(member: tarfile.TarInfo, path: str) -> None:
@@ -340,7 +344,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except OSError as error:
         sys.stderr.write(f"{error.strerror or error}\n")
-        return 3
+        return 4 if is_full(error, _ROOT) else 3
     return 0
 
 

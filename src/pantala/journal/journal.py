@@ -19,6 +19,7 @@ import msgspec
 from pantala.errors import InternalError, StoreBusy
 from pantala.journal import schema
 from pantala.journal.records import MachineRecord
+from pantala.kit.disk import disk_full, is_full
 from pantala.wire.machine import Event
 from pantala.wire.node import SealedSecrets
 
@@ -59,8 +60,9 @@ class _Pending:
 class Journal:
     """Made by `Journal.open`. Reads and writes take turns on one connection."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
         self._connection = connection
+        self._folder = folder
         self._turn = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(1)
         self._pending: list[_Pending] = []
@@ -71,7 +73,7 @@ class Journal:
     async def open(cls, path: Path) -> AsyncGenerator[Journal]:
         connection = await anyio.to_thread.run_sync(_connect, path)
         try:
-            yield cls(connection)
+            yield cls(connection, path.parent)
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(connection.close)
@@ -79,7 +81,8 @@ class Journal:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     async def commit(self, change: Change) -> None:
-        """On disk when it returns. Raises StoreBusy when too much waits, InternalError when SQLite refuses."""
+        """On disk when it returns. Raises StoreBusy when too much waits, DiskFull, InternalError when SQLite
+        refuses; nothing of it is written then."""
         if len(self._pending) >= PENDING_MAX:
             raise StoreBusy("the journal is behind with its writes")
         mine = _Pending(change)
@@ -94,6 +97,8 @@ class Journal:
             if not mine.done and mine in self._pending:
                 self._pending.remove(mine)  # cancelled before its turn: nothing of it is written
         if mine.error is not None:
+            if is_full(mine.error, self._folder):
+                raise disk_full("the journal of this host", self._folder) from mine.error
             raise InternalError(f"the journal refused a change: {mine.error}") from mine.error
 
     def _write(self, batch: list[_Pending]) -> None:
@@ -222,10 +227,12 @@ def _connect(path: Path) -> sqlite3.Connection:
         for pragma in schema.PRAGMAS:
             connection.execute(pragma).fetchall()
         _migrate(connection, path)
-    except BaseException:
+        path.chmod(0o600)
+    except BaseException as error:
         connection.close()
+        if is_full(error, path.parent):
+            raise disk_full("the journal of this host", path.parent) from error
         raise
-    path.chmod(0o600)
     return connection
 
 

@@ -56,6 +56,8 @@ async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: in
             socket=Path(settings.builder),
             push_registry=settings.registry.backend,
             registry_name=settings.registry.name,
+            folder=Path(settings.builder_folder) if settings.builder_folder else None,
+            registry_folder=Path(settings.registry.folder) if settings.registry.folder else None,
         )
     async with CatalogueStore.open(Path(settings.state_dir) / "catalogue.db") as store:
         view = View(control=OWNER)

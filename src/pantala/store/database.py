@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from pantala.errors import InternalError, StoreBusy
+from pantala.kit.disk import disk_full, is_full
 
 T = TypeVar("T")
 
@@ -27,8 +28,9 @@ BUSY_TIMEOUT_MS = 5_000
 class Database:
     """Made by `open_database`; `close` releases every connection."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine = engine
+        self._folder = folder
         self._readers = anyio.CapacityLimiter(READERS_MAX)
         self._writer = anyio.CapacityLimiter(1)
 
@@ -51,6 +53,8 @@ class Database:
         except OperationalError as error:
             if "locked" in str(error.orig) or "busy" in str(error.orig):
                 raise StoreBusy("the database is busy; nothing was changed") from error
+            if error.orig is not None and is_full(error.orig, self._folder):
+                raise disk_full("the platform's database; nothing was changed", self._folder) from error
             raise InternalError(f"the database failed: {error.orig}") from error
         except DBAPIError as error:
             raise InternalError(f"the database refused a statement: {error.orig}") from error
@@ -60,9 +64,16 @@ def open_database(path: Path) -> Database:
     """The SQLite database at `path`, made and migrated to the newest schema."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = sqlite_engine(path)
-    migrate(engine)
-    path.chmod(0o600)
-    return Database(engine)
+    try:
+        migrate(engine)
+        path.chmod(0o600)
+    except BaseException as error:
+        engine.dispose()
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        if is_full(cause, path.parent):
+            raise disk_full("the platform's database", path.parent) from error
+        raise
+    return Database(engine, path.parent)
 
 
 def sqlite_engine(path: Path) -> Engine:

@@ -1,11 +1,12 @@
-"""A small disk for tests, that nobody has to unmount: it lives as long as a descriptor of this process.
+"""Small disks for tests, gone with the test even when it is killed.
 
-The file system is mounted and detached at once, so a killed test leaves neither mount nor loop device. It is reached
-under `/proc/<pid>/fd/<n>`, also by other processes.
+A `CutDisk` is mounted and detached at once: it lives as long as a descriptor of this process and is reached under
+`/proc/<pid>/fd/<n>`, also by other processes. A `small_folder` has a place of its own, for what resolves paths.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,10 +16,33 @@ from pathlib import Path
 
 
 @contextmanager
-def small_disk(work: Path, *, size_mib: int) -> Generator[Path]:
-    """A tmpfs of that size, reached through a place below `work`."""
-    with _detached(work, ["-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs"]) as root:
-        yield root
+def small_folder(place: Path, *, size_mib: int) -> Generator[Path]:
+    """A tmpfs at `place`. A guard, whose input ends when this process does, takes it away."""
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", place], check=True, timeout=60)
+    guard = subprocess.Popen(
+        ["sh", "-c", 'read -r _; umount --lazy "$1"', "sh", str(place)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    assert guard.stdin is not None
+    try:
+        yield place
+    finally:
+        guard.stdin.close()
+        guard.wait(timeout=60)
+
+
+def fill(folder: Path, *, leave_mib: int = 0) -> Path:
+    """Take what is free on the disk of `folder`, but for `leave_mib`; removing the file gives it back."""
+    filler = folder / "filler"
+    block = bytes(1 << 16)
+    found = os.statvfs(folder)
+    blocks = (found.f_bavail * found.f_frsize - (leave_mib << 20)) // len(block)
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        for _ in range(max(blocks, 0)):
+            file.write(block)
+        while not leave_mib:
+            file.write(b"." * 4096)
+    return filler
 
 
 class CutDisk:

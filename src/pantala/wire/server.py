@@ -24,11 +24,13 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
     """`name` is what image references begin with (`registry.<domain>[:port]`), `url` where this server reaches it,
-    `backend` the `ip:port` to which edges forward that host name."""
+    `backend` the `ip:port` to which edges forward that host name, `folder` where it keeps images if that is on this
+    machine."""
 
     name: str
     url: str = ""
     backend: str = ""
+    folder: str = ""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +39,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `cluster_key` and `signing_key` (of control's catalogue rows) are files of 32 bytes, made when they are not there,
     by default under `state_dir`; so are the box authority (`ca/ca.pem`), the registry's `rootcertbundle`
     (`registry/token.pem`), the cluster's authority (`cluster-ca/ca.pem`) and the bus's accounts (`bus/control.creds`
-    is this server's user). `builder`: address of buildkitd, empty where no builds are offered.
+    is this server's user). `builder`: address of buildkitd, empty where no builds are offered; `builder_folder`: where
+    it keeps what it builds.
 
     What joining hosts are told: `bus_hubs` and `bus_routes` (`host:port` of the hubs' leaf and cluster listeners; a
     host whose address is among the hubs' is one), `edge_addresses` (public), `closed_addresses` (networks that
@@ -58,6 +61,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     signing_key: str = ""
     api_backend: str = ""
     builder: str = ""
+    builder_folder: str = ""
     shared_kernel: bool = False
     bus_hubs: list[str] = []
     bus_routes: list[str] = []

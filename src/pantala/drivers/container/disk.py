@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from pantala.errors import DriverError
+from pantala.kit.disk import disk_full, is_full
 
 MIB = 1024 * 1024
 # Bumped when the commands below change, so that older templates are not used.
@@ -41,7 +42,7 @@ class DiskTemplates:
         self._folder = folder
 
     async def copy_to(self, target: Path, size_mib: int) -> None:
-        """A fresh image of `size_mib` at `target`. Raises DriverError."""
+        """A fresh image of `size_mib` at `target`. Raises DriverError, DiskFull."""
         await anyio.to_thread.run_sync(self._copy_to, target, size_mib)
 
     def _copy_to(self, target: Path, size_mib: int) -> None:
@@ -51,6 +52,8 @@ class DiskTemplates:
         try:
             copy_sparse(template, target)
         except OSError as error:
+            if is_full(error, target.parent):
+                raise disk_full("the writable layer of a machine", target.parent) from error
             raise DriverError(f"the writable layer cannot be made: {error.strerror}") from error
 
     def _make(self, template: Path, size_mib: int) -> None:
@@ -61,6 +64,8 @@ class DiskTemplates:
             done = subprocess.run(
                 mke2fs_command(draft, size_mib), capture_output=True, timeout=MKE2FS_DEADLINE_S, check=False
             )
+            if done.returncode != 0 and "No space left" in done.stderr.decode(errors="replace"):
+                raise disk_full("the writable layer of a machine", self._folder)
             if done.returncode != 0:
                 raise DriverError(f"mke2fs failed: {done.stderr.decode(errors='replace').strip()[:500]}")
             draft.rename(template)

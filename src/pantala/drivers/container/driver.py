@@ -29,6 +29,7 @@ from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError, PantalaError
 from pantala.kit.clock import Clock, SystemClock
+from pantala.kit.disk import disk_full, is_full
 from pantala.wire.guest import Failed, Ok, Refused, Signal, Start, Started, Status, StatusReply, Stop
 
 RING_BYTES = 512 * 1024
@@ -120,6 +121,8 @@ class ContainerDriver:
             folder.create(machine, token)
             ring.create(folder.ring, RING_BYTES)
         except OSError as error:
+            if is_full(error, folder.state):
+                raise disk_full(f"the files of machine {machine_id}", folder.state) from error
             raise DriverError(f"the machine's files cannot be made: {error.strerror}") from error
         await self._templates.copy_to(folder.disk, attempt.limits.disk_mib)
         procs = self._cgroups.create(machine_id, attempt.limits)
