@@ -83,9 +83,12 @@ class Demo:
     def sleep(self) -> None:
         begun = time.monotonic()
         while states := {m["state"] for m in self._machines()} - {"stopped"}:
-            self._hold(time.monotonic() - begun < IDLE_WINDOW_S + 30, f"machines are still {', '.join(sorted(states))}")
+            if time.monotonic() - begun > IDLE_WINDOW_S + 30:
+                raise StepFailed(f"machines are still {', '.join(sorted(states))}")
             time.sleep(0.2)
-        self._note("idle until all machines were stopped", time.monotonic() - begun)
+        took = time.monotonic() - begun
+        self._hold(True, f"all machines stopped after {took:.1f} s")
+        self._note("idle until all machines were stopped", took)
         left = app_processes()
         self._hold(not left, f"no process of the app is left ({len(left)} found)")
 
