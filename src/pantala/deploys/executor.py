@@ -16,7 +16,7 @@ import msgspec
 from pantala.client.api import ApiClient
 from pantala.deploys.health import SILENT_S, HealthWatch, NotTaken, crashes, described, exit_of
 from pantala.deploys.leases import Leases, hold
-from pantala.errors import CapacityError, NotFound, PantalaError, RequestTimeout, UserError
+from pantala.errors import CapacityError, DiskFull, NotFound, PantalaError, RequestTimeout, UserError
 from pantala.kit.tasks import first_error, to_the_end
 from pantala.planner.deploy import Action, Create, Destroy, Plan, ReleaseCommand, Update, Wave
 from pantala.wire.api import LaunchMachineRequest, Release, UpdateReleaseRequest
@@ -190,7 +190,7 @@ class Executor:
             machine = await self._change(
                 self._client.update_machine(self._app, action.machine_id, request, nonce=nonce)
             )
-        except (UserError, CapacityError) as error:
+        except (UserError, CapacityError, DiskFull) as error:
             if not isinstance(error, RequestTimeout):
                 self._touched.remove(action.machine_id)  # refused: it runs on as it was, there is nothing to put back
             raise
