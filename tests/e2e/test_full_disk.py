@@ -11,6 +11,7 @@ from probe_rig import GREETING, api_of, asked, deploy_probe
 
 from pantala.testing.box import CACHE, BoxRig, Done, running_box
 from pantala.testing.disk import fill, small_folder
+from pantala.testing.poll import until_sync
 
 pytestmark = pytest.mark.root
 
@@ -55,7 +56,7 @@ def machines(box: BoxRig) -> dict[str, tuple[str, str, str]]:
 
 def kept_layers(box: BoxRig) -> set[str]:
     images = box.state / "hosts" / "iad-1" / "images"
-    assert list((images / "tmp").iterdir()) == []
+    until_sync(lambda: list((images / "tmp").iterdir()), lambda left: left == [], within_s=20)
     return {path.name for path in (images / "layers").iterdir()}
 
 

@@ -102,9 +102,7 @@ class Marks:
             await self._sync()
             for name in batch - self._fresh:  # in both: removed and unpacked again while the disk was busy
                 if (self._folder / name).exists():
-                    mark = self._work / ulid()
-                    mark.write_text(ON_DISK)
-                    mark.rename(self._folder / name)
+                    replace(self._folder / name, ON_DISK.encode(), work=self._work)
             await self._sync()
         except BaseException:
             self._fresh |= batch
@@ -119,6 +117,17 @@ class Marks:
             return (self._folder / name).read_text()
         except (FileNotFoundError, UnicodeDecodeError):
             return ""
+
+
+def replace(path: Path, data: bytes, *, work: Path) -> None:
+    """Whole or not at all; a disk that is full in the middle keeps nothing of it."""
+    fresh = work / ulid()
+    try:
+        fresh.write_bytes(data)
+        fresh.rename(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -26,7 +26,7 @@ import structlog
 
 from pantala.domain.runtime import ImageConfig, UnpackedImage
 from pantala.errors import DiskFull, InvalidRequest, TransientError
-from pantala.images.durable import Marks
+from pantala.images.durable import Marks, replace
 from pantala.images.reference import unparse
 from pantala.images.registry import Descriptor, RegistryClient, host_architecture
 from pantala.kit.clock import Clock
@@ -194,9 +194,7 @@ class FileImageStore:
 
     def _write(self, path: Path, data: bytes) -> None:
         """Whole or not at all; a power cut may take it back, then the image is pulled again."""
-        fresh = self._root / "tmp" / ulid()
-        fresh.write_bytes(data)
-        fresh.rename(path)
+        replace(path, data, work=self._root / "tmp")
 
     # -- paths -------------------------------------------------------------------------------------------------------
 
