@@ -80,8 +80,16 @@ def service_row(rig_ports: Ports, app: str, internal_port: int, **changes: Any) 
 
 
 def machine_row(app: str, machine: str, ip4: str, state: str = "started", **changes: Any) -> FeedRow:
-    options: dict[str, Any] = {"instance_id": "01A", "generation": 1, "services": ["d1"], "passing": [True], **changes}
-    value = MachineRow(id=machine, app=app, region="iad", node="n1", state=state, ip4=ip4, ip6="fdaa::2", **options)
+    options: dict[str, Any] = {
+        "region": "iad",
+        "node": "n1",
+        "instance_id": "01A",
+        "generation": 1,
+        "services": ["d1"],
+        "passing": [True],
+        **changes,
+    }
+    value = MachineRow(id=machine, app=app, state=state, ip4=ip4, ip6="fdaa::2", **options)
     return row("routes", f"m/{machine}", value)
 
 
@@ -128,8 +136,11 @@ class Authority:
             .not_valid_after(now + timedelta(days=2))
         )
 
+    def pem(self) -> str:
+        return self._cert.public_bytes(serialization.Encoding.PEM).decode()
+
     def context(self, *alpn: str) -> ssl.SSLContext:
-        context = ssl.create_default_context(cadata=self._cert.public_bytes(serialization.Encoding.PEM).decode())
+        context = ssl.create_default_context(cadata=self.pem())
         if alpn:
             context.set_alpn_protocols(list(alpn))
         return context
@@ -160,8 +171,9 @@ class Authority:
 class FakeAgent:
     """Listens on the feed's socket; keeps the rows, answers a hello with all of them, records what the proxy says."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, node: str = "n1", region: str = "iad") -> None:
         self._path = path
+        self._hello = AgentHello(protocol=1, node=node, region=region)
         self._rows: dict[tuple[str, str], FeedRow] = {}
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -216,7 +228,7 @@ class FakeAgent:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
-            await self.send(AgentHello(protocol=1, node="n1", region="iad"))
+            await self.send(self._hello)
             rows = list(self._rows.values())
             half = len(rows) // 2
             await self.send(Snapshot(revision=self.revision, rows=rows[:half]))
@@ -347,27 +359,41 @@ class Ports:
 
 
 class Rig:
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    """`address` and `ports` are the proxy's; several rigs of one cluster share their ports on addresses of their own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        node: str = "n1",
+        region: str = "iad",
+        address: str = "127.0.0.1",
+        ports: Ports | None = None,
+        **settings: Any,
+    ) -> None:
         self.folder = folder
-        self.ports = Ports()
+        self.address = address
+        self.ports = ports or Ports()
         self.ca = Authority()
-        self.agent = FakeAgent(folder / "agent.sock")
+        self.agent = FakeAgent(folder / "agent.sock", node, region)
         self.process: asyncio.subprocess.Process | None = None
         self._backends: list[Backend] = []
         options: dict[str, Any] = {
             "dns": DNSSettings(listen=[], public_listen=[], public_names={}, forward=[]),
-            "admin_listen": f"127.0.0.1:{self.ports.admin}",
+            "admin_listen": f"{address}:{self.ports.admin}",
             "drain_max_ms": 5_000,
             **settings,
         }
+        listeners = options.pop("more_listeners", [])
         self.settings = ProxySettings(
-            node="n1",
-            region="iad",
+            node=node,
+            region=region,
             state_dir=str(folder / "state"),
             agent_socket=str(folder / "agent.sock"),
             listeners=[
-                Listener(address="127.0.0.1", port=self.ports.http, tls=False),
-                Listener(address="127.0.0.1", port=self.ports.https, tls=True),
+                Listener(address=address, port=self.ports.http, tls=False),
+                Listener(address=address, port=self.ports.https, tls=True),
+                *listeners,
             ],
             **options,
         )
@@ -399,7 +425,7 @@ class Rig:
     async def admin(self, path: str) -> str | None:
         try:
             async with httpx2.AsyncClient(trust_env=False) as client:
-                return (await client.get(f"http://127.0.0.1:{self.ports.admin}{path}")).text
+                return (await client.get(f"http://{self.address}:{self.ports.admin}{path}")).text
         except httpx2.TransportError:
             return None
 
@@ -427,7 +453,7 @@ class Rig:
 
     def client(self, host: str, *, http2: bool = False) -> httpx2.AsyncClient:
         """For one host name over TLS, resolved to the proxy."""
-        url = f"https://127.0.0.1:{self.ports.https}"
+        url = f"https://{self.address}:{self.ports.https}"
         return httpx2.AsyncClient(
             base_url=url,
             headers={"host": f"{host}:{self.ports.https}"},
@@ -443,12 +469,12 @@ class Rig:
         """Over plain HTTP, on a connection of its own."""
         async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=WITHIN_S) as client:
             return await client.get(
-                f"http://127.0.0.1:{self.ports.http}{path}", headers={"host": f"{host}:{self.ports.http}", **headers}
+                f"http://{self.address}:{self.ports.http}{path}", headers={"host": f"{host}:{self.ports.http}", **headers}
             )
 
     async def raw(self, request: bytes) -> bytes:
         """Bytes as they are, until the proxy closes."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.ports.http)
+        reader, writer = await asyncio.open_connection(self.address, self.ports.http)
         try:
             writer.write(request)
             await writer.drain()

@@ -24,6 +24,8 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::OutBody;
 use crate::headers::Client;
+use crate::mesh::listen;
+use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
 use crate::service::{self, Worker};
 use crate::settings::ListenAddress;
@@ -86,15 +88,25 @@ pub fn listen(address: SocketAddr, shared_port: bool, early: bool) -> std::io::R
 }
 
 /// The whole life of one worker thread.
-pub fn work(shared: Arc<Shared>, bound: Bound, tls: &Tls) -> std::io::Result<()> {
+pub fn work(
+    shared: Arc<Shared>,
+    bound: Bound,
+    mesh_bound: Option<std::net::TcpListener>,
+    tls: &Tls,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
         let worker = Rc::new(Worker {
             shared: shared.clone(),
             pool: Rc::new(Pool::default()),
+            mesh: shared.mesh.clone().map(|mesh| Rc::new(MeshPool::new(mesh))),
         });
-        spawn_local(sweep(worker.pool.clone()));
+        spawn_local(sweep(worker.clone()));
+        if let (Some(mesh), Some(socket)) = (&shared.mesh, mesh_bound) {
+            let listener = TcpListener::from_std(socket)?;
+            spawn_local(listen::accept(worker.clone(), mesh.clone(), listener));
+        }
         for (address, socket) in bound {
             let listener = TcpListener::from_std(socket)?;
             spawn_local(accept(worker.clone(), address, listener, tls.clone()));
@@ -112,11 +124,14 @@ pub struct Tls {
     pub raw: Arc<ServerConfig>,
 }
 
-async fn sweep(pool: Rc<Pool>) {
+async fn sweep(worker: Rc<Worker>) {
     let mut ticks = interval(Duration::from_millis(500));
     loop {
         ticks.tick().await;
-        pool.sweep();
+        worker.pool.sweep();
+        if let Some(mesh) = &worker.mesh {
+            mesh.sweep();
+        }
     }
 }
 
@@ -161,7 +176,7 @@ async fn converse(worker: &Rc<Worker>, address: ListenAddress, stream: TcpStream
     };
     match (address.tls, address.http) {
         (false, true) => http_1(worker, client, stream).await,
-        (false, false) => raw::carry(&worker.shared, client, stream, None).await,
+        (false, false) => raw::carry(worker, client, stream, None).await,
         (true, http) => {
             let config = if http { tls.http } else { tls.raw };
             let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(stream)).await else {
@@ -171,7 +186,7 @@ async fn converse(worker: &Rc<Worker>, address: ListenAddress, stream: TcpStream
             let session = stream.get_ref().1;
             if !http {
                 let name = session.server_name().map(str::to_owned);
-                raw::carry(&worker.shared, client, stream, name).await;
+                raw::carry(worker, client, stream, name).await;
             } else if session.alpn_protocol() == Some(b"h2") {
                 http_2(worker, client, stream).await;
             } else {
@@ -224,13 +239,13 @@ async fn handle(
     Ok(service::serve(worker, client, request).await)
 }
 
-async fn closing(shared: &Shared) {
+pub async fn closing(shared: &Shared) {
     let _ = shared.life.subscribe().wait_for(|life| *life >= Life::Closing).await;
 }
 
 /// hyper's HTTP/2 spawns a task per stream; they stay on this thread.
 #[derive(Clone)]
-struct Local;
+pub struct Local;
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, task: F) {

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+use crate::mesh::report;
 use crate::shared::Shared;
 
 const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -79,6 +80,7 @@ fn summary(shared: &Shared) -> String {
         "addresses": snapshot.addresses.len(),
         "certificate_names": shared.certificates.len(),
         "set_aside": snapshot.set_aside,
+        "peers": shared.mesh.as_ref().map(|mesh| report::peers(mesh, shared.elapsed_ms())),
     })
     .to_string()
 }
@@ -160,6 +162,9 @@ fn metrics(shared: &Shared) -> String {
     for (name, help, kind, value) in counters.chain(gauges.into_iter().map(|(n, h, v)| (n, h, "gauge", v))) {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
+    if let Some(mesh) = &shared.mesh {
+        report::metrics(mesh, &mut text);
     }
     text
 }

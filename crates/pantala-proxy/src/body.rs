@@ -12,6 +12,7 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use pantala_route::retry;
 
+use crate::mesh::pool::Stream;
 use crate::pool::Lease;
 use crate::select::Slot;
 
@@ -26,7 +27,8 @@ type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub struct ClientBody(Rc<RefCell<Source>>);
 
 struct Source {
-    incoming: Incoming,
+    /// none where there is nothing to come
+    incoming: Option<Incoming>,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     trailers: Option<HeaderMap>,
@@ -39,7 +41,15 @@ struct Source {
 
 impl ClientBody {
     pub fn new(incoming: Incoming) -> ClientBody {
-        let ended = incoming.is_end_stream();
+        ClientBody::of(Some(incoming))
+    }
+
+    pub fn none() -> ClientBody {
+        ClientBody::of(None)
+    }
+
+    fn of(incoming: Option<Incoming>) -> ClientBody {
+        let ended = incoming.as_ref().is_none_or(Incoming::is_end_stream);
         ClientBody(Rc::new(RefCell::new(Source {
             incoming,
             kept: Vec::new(),
@@ -56,7 +66,10 @@ impl ClientBody {
         let mut source = self.0.borrow_mut();
         source.attempt += 1;
         let total = if source.kept.is_empty() && !source.ended {
-            source.incoming.size_hint().exact()
+            source
+                .incoming
+                .as_ref()
+                .and_then(|incoming| incoming.size_hint().exact())
         } else {
             None
         };
@@ -122,7 +135,10 @@ impl Body for AttemptBody {
             this.trailers_sent = true;
             return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
         }
-        match std::task::ready!(Pin::new(&mut source.incoming).poll_frame(cx)) {
+        let Some(incoming) = &mut source.incoming else {
+            return Poll::Ready(None);
+        };
+        match std::task::ready!(Pin::new(incoming).poll_frame(cx)) {
             None => {
                 source.ended = true;
                 Poll::Ready(None)
@@ -193,6 +209,8 @@ pub struct Upstream {
     pub incoming: Incoming,
     pub lease: Option<Lease>,
     pub slot: Option<Slot>,
+    /// the share of a connection to another host
+    pub road: Option<Stream>,
 }
 
 impl Drop for Upstream {
@@ -216,7 +234,7 @@ impl Body for OutBody {
                     if let Some(lease) = upstream.lease.take() {
                         lease.give_back();
                     }
-                    upstream.slot = None;
+                    (upstream.slot, upstream.road) = (None, None);
                 }
                 Poll::Ready(frame.map(|result| result.map_err(Into::into)))
             }

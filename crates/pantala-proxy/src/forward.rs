@@ -1,5 +1,6 @@
 //! Phases 5 to 7 in a loop: take a slot, connect, send, and once the head of an answer is there hand it on. What failed
-//! before that is tried again where `pantala_route::retry` allows it.
+//! before that is tried again where `pantala_route::retry` allows it. A machine of another host is one attempt across the
+//! mesh; what comes across the mesh to this host uses [`Exchange::here`] alone.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -16,9 +17,13 @@ use tokio::time::Instant;
 
 use crate::body::{ClientBody, OutBody, Upstream};
 use crate::headers;
+use crate::mesh::edge::{self, Answered};
+use crate::mesh::pool::{MeshPool, UpBody};
+use crate::mesh::wire::{Call, Kind, Reason, Switch};
 use crate::pool::{Lease, Pool, Route};
 use crate::respond::Refusal;
 use crate::select::{Selection, Slot};
+use crate::service::Worker;
 use crate::shared::Shared;
 use crate::upgrade;
 
@@ -28,115 +33,219 @@ pub enum Upstreams {
     Backend(SocketAddr),
 }
 
-impl Upstreams {
-    fn reach_by(&self) -> Option<Instant> {
-        match self {
-            Upstreams::App(selection) => Some(selection.reach_by),
-            Upstreams::Backend(_) => None,
+pub struct Exchange {
+    pub shared: Arc<Shared>,
+    pool: Rc<Pool>,
+    mesh: Option<Rc<MeshPool>>,
+    client: SocketAddr,
+    /// headers as the app is to see them
+    parts: Parts,
+    pub body: ClientBody,
+    client_upgrade: Option<OnUpgrade>,
+}
+
+/// One attempt that came to nothing.
+pub struct Failed {
+    pub fault: Fault,
+    /// in the words of the machine's host, if it is another and answered
+    pub reason: Option<Reason>,
+    pub refusal: Refusal,
+}
+
+impl Failed {
+    fn here(fault: Fault, refusal: Refusal) -> Failed {
+        Failed {
+            fault,
+            reason: None,
+            refusal,
         }
     }
 }
 
-pub struct Exchange {
-    pub shared: Arc<Shared>,
-    pub pool: Rc<Pool>,
-    /// headers as the app is to see them
-    pub parts: Parts,
-    pub body: ClientBody,
-    pub client_upgrade: Option<OnUpgrade>,
-}
-
-struct Failed {
-    fault: Fault,
-    refusal: Refusal,
-}
-
 impl Exchange {
-    pub async fn run(mut self, mut upstreams: Upstreams) -> Result<Response<OutBody>, Refusal> {
+    pub fn new(
+        worker: &Worker,
+        client: SocketAddr,
+        parts: Parts,
+        body: ClientBody,
+        client_upgrade: Option<OnUpgrade>,
+    ) -> Exchange {
+        Exchange {
+            shared: worker.shared.clone(),
+            pool: worker.pool.clone(),
+            mesh: worker.mesh.clone(),
+            client,
+            parts,
+            body,
+            client_upgrade,
+        }
+    }
+
+    pub async fn run(mut self, upstreams: Upstreams) -> Result<Response<OutBody>, Refusal> {
+        match upstreams {
+            Upstreams::App(selection) => self.with_app(*selection).await,
+            Upstreams::Backend(socket) => self.with_backend(socket).await,
+        }
+    }
+
+    async fn with_app(&mut self, mut selection: Selection) -> Result<Response<OutBody>, Refusal> {
         let (mut attempts, mut deaths) = (0, 0);
         let mut fresh = self.client_upgrade.is_some();
         loop {
-            let (route, slot) = self.route(&mut upstreams).await?;
-            if let Upstreams::App(selection) = &upstreams
-                && let Some(machine) = &selection.unavailable
-            {
+            let slot = selection.slot().await?;
+            if let Some(machine) = &selection.unavailable {
                 headers::unavailable(&mut self.parts.headers, machine);
             }
             attempts += 1;
-            let failed = match self.attempt(&route, slot, fresh, upstreams.reach_by()).await {
+            let (machine, attempt) = (slot.target.machine.clone(), slot.attempt);
+            let tried = if machine.local {
+                self.here(slot, fresh, Some(selection.reach_by)).await
+            } else {
+                let call = selection.call(&slot, self.client);
+                self.across(slot, call).await
+            };
+            let failed = match tried {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
             deaths += u32::from(failed.fault == Fault::Died);
-            let attempt = Attempt {
-                fault: failed.fault,
-                attempts,
-                deaths,
-                idempotent: idempotent(&self.parts.method),
-                body: self.body.state(),
-                response_started: false,
-            };
-            if let Some(why) = self.body.failed() {
-                return Err(Refusal::malformed(format!(
-                    "The body of the request could not be read: {why}."
-                )));
-            }
-            if let Verdict::GiveUp(code) = judge(attempt) {
-                let code = if failed.refusal.code.is_empty() || code == "PA01" {
-                    code
-                } else {
-                    failed.refusal.code
-                };
-                return Err(Refusal { code, ..failed.refusal });
-            }
-            self.shared.metrics.retries.fetch_add(1, Relaxed);
+            let refusal = self.judge(&failed, attempts, deaths)?;
             fresh = fresh || failed.fault == Fault::Stale;
-            match &mut upstreams {
-                Upstreams::App(_) if failed.fault == Fault::Stale => {} // the machine is fine, the connection was not
-                Upstreams::App(selection) => {
-                    selection.failed(&Arc::from(failed.refusal.machine.as_str()), failed.refusal)
-                }
-                Upstreams::Backend(_) if failed.fault == Fault::Stale => {}
-                Upstreams::Backend(_) => return Err(failed.refusal),
+            match failed.fault {
+                Fault::Stale => {} // the machine is fine, the connection was not
+                _ if machine.local => selection.failed(&machine.id, refusal),
+                _ => selection.turned(&machine, attempt, failed.reason, refusal)?,
             }
         }
     }
 
-    async fn route(&self, upstreams: &mut Upstreams) -> Result<(Route, Option<Slot>), Refusal> {
-        let selection = match upstreams {
-            Upstreams::Backend(socket) => {
-                return Ok((
-                    Route {
-                        socket: *socket,
-                        gauge: None,
-                        epoch: 0,
-                        pooled: true,
-                    },
-                    None,
-                ));
-            }
-            Upstreams::App(selection) => selection,
-        };
-        let slot = selection.slot().await?;
-        let machine = &slot.target.machine;
-        let socket = slot.target.socket().ok_or_else(|| {
-            Refusal::new(
-                StatusCode::BAD_GATEWAY,
-                "PM05",
-                "The machine has no address.",
-                "Try again in a moment.",
-            )
-        })?;
-        let (gauge, pooled) = (Some(machine.gauge.clone()), slot.target.service.pooled);
-        Ok((
-            Route {
+    /// A platform service: one place, no slots.
+    async fn with_backend(&mut self, socket: SocketAddr) -> Result<Response<OutBody>, Refusal> {
+        let (mut attempts, mut fresh) = (0, self.client_upgrade.is_some());
+        loop {
+            attempts += 1;
+            let route = Route {
                 socket,
-                gauge,
-                epoch: machine.epoch,
-                pooled,
-            },
-            Some(slot),
-        ))
+                gauge: None,
+                epoch: 0,
+                pooled: true,
+            };
+            let failed = match self.attempt(&route, None, fresh, None).await {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
+            };
+            let deaths = u32::from(failed.fault == Fault::Died);
+            let refusal = self.judge(&failed, attempts, deaths)?;
+            if failed.fault != Fault::Stale {
+                return Err(refusal);
+            }
+            fresh = true;
+        }
+    }
+
+    /// Answers with why it failed where another attempt is allowed, fails with it where none is.
+    fn judge(&self, failed: &Failed, attempts: u32, deaths: u32) -> Result<Refusal, Refusal> {
+        if let Some(why) = self.body.failed() {
+            return Err(Refusal::malformed(format!(
+                "The body of the request could not be read: {why}."
+            )));
+        }
+        let attempt = Attempt {
+            fault: failed.fault,
+            attempts,
+            deaths,
+            idempotent: idempotent(&self.parts.method),
+            body: self.body.state(),
+            response_started: false,
+        };
+        let refusal = failed.refusal.clone();
+        if let Verdict::GiveUp(code) = judge(attempt) {
+            let code = if refusal.code.is_empty() || code == "PA01" {
+                code
+            } else {
+                refusal.code
+            };
+            return Err(Refusal { code, ..refusal });
+        }
+        self.shared.metrics.retries.fetch_add(1, Relaxed);
+        Ok(refusal)
+    }
+
+    /// One attempt at a machine of this host.
+    pub async fn here(&mut self, slot: Slot, fresh: bool, by: Option<Instant>) -> Result<Response<OutBody>, Failed> {
+        let machine = &slot.target.machine;
+        let Some(socket) = slot.target.socket() else {
+            let refusal = bad_gateway("PM05", "The machine has no address.".to_owned(), Some(&slot));
+            return Err(Failed::here(Fault::Connect, refusal));
+        };
+        let route = Route {
+            socket,
+            gauge: Some(machine.gauge.clone()),
+            epoch: machine.epoch,
+            pooled: slot.target.service.pooled,
+        };
+        self.attempt(&route, Some(slot), fresh, by).await
+    }
+
+    /// One attempt at a machine of another host.
+    async fn across(&mut self, slot: Slot, call: Call) -> Result<Response<OutBody>, Failed> {
+        let Some(mesh) = &self.mesh else {
+            let refusal = bad_gateway("PU03", "This host has no way to other hosts.".to_owned(), Some(&slot));
+            return Err(Failed::here(Fault::Connect, refusal));
+        };
+        let (kind, request) = self.across_request();
+        let Answered {
+            mut response,
+            said,
+            stream,
+            slot,
+        } = edge::send(mesh, &self.shared, slot, &call, &kind, request).await?;
+        if let Some(status) = said.status.and_then(|status| StatusCode::from_u16(status).ok()) {
+            *response.status_mut() = status;
+        }
+        if let Some(token) = said.upgrade.and_then(|token| HeaderValue::try_from(token).ok()) {
+            response.headers_mut().insert(UPGRADE, token);
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(client) = self.client_upgrade.take()
+        {
+            return Ok(upgrade::switch(
+                &self.shared,
+                response,
+                client,
+                Some(slot),
+                Some(stream),
+            ));
+        }
+        let (parts, incoming) = response.into_parts();
+        let upstream = Upstream {
+            incoming,
+            lease: None,
+            slot: Some(slot),
+            road: Some(stream),
+        };
+        Ok(Response::from_parts(parts, OutBody::Upstream(Box::new(upstream))))
+    }
+
+    fn across_request(&self) -> (Kind, Request<UpBody>) {
+        let (method, path, mut headers) = (
+            &self.parts.method,
+            self.parts.uri.path_and_query(),
+            self.parts.headers.clone(),
+        );
+        let token = headers.get(UPGRADE).and_then(|token| token.to_str().ok());
+        if let (Some(token), Some(_)) = (token, &self.client_upgrade) {
+            let switch = Switch {
+                method: method.as_str().to_owned(),
+                target: path.map_or("/", |path| path.as_str()).to_owned(),
+                token: token.to_owned(),
+            };
+            return (Kind::Upgrade(switch), edge::connect(headers));
+        }
+        headers.remove(UPGRADE);
+        headers.remove(CONNECTION);
+        let body = UpBody::Request(self.body.attempt());
+        (Kind::Http, edge::request(method, path, headers, body))
     }
 
     async fn attempt(
@@ -153,10 +262,8 @@ impl Exchange {
                     Some(_) => format!("The app does not answer on port {}: {error}.", route.socket.port()),
                     None => format!("The service does not answer: {error}."),
                 };
-                return Err(Failed {
-                    fault: Fault::Connect,
-                    refusal: bad_gateway(error.code(), happened, slot.as_ref()),
-                });
+                let refusal = bad_gateway(error.code(), happened, slot.as_ref());
+                return Err(Failed::here(Fault::Connect, refusal));
             }
         };
         if !lease.reused {
@@ -179,10 +286,7 @@ impl Exchange {
                         "The app took the request and closed the connection without an answer.".to_owned(),
                     ),
                 };
-                Err(Failed {
-                    fault,
-                    refusal: bad_gateway(code, happened, slot.as_ref()),
-                })
+                Err(Failed::here(fault, bad_gateway(code, happened, slot.as_ref())))
             }
         }
     }
@@ -208,7 +312,7 @@ impl Exchange {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(client) = self.client_upgrade.take()
         {
-            return upgrade::switch(&self.shared, response, client, slot);
+            return upgrade::switch(&self.shared, response, client, slot, None);
         }
         let (parts, incoming) = response.into_parts();
         Response::from_parts(
@@ -217,14 +321,17 @@ impl Exchange {
                 incoming,
                 lease: Some(lease),
                 slot,
+                road: None,
             })),
         )
     }
 }
 
+pub const LISTEN: &str =
+    "Try again in a moment. If you run this app: it must listen on 0.0.0.0 and its internal_port; look at its logs.";
+
 fn bad_gateway(code: &'static str, happened: String, slot: Option<&Slot>) -> Refusal {
-    let advice = "Try again in a moment. If you run this app: it must listen on 0.0.0.0 and its internal_port; look at its logs.";
-    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, happened, advice);
+    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, happened, LISTEN);
     match slot {
         Some(slot) => refusal
             .of_app(&slot.target.machine.app)

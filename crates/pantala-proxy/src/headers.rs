@@ -156,7 +156,7 @@ fn override_header(headers: &mut HeaderMap, name: &str, value: &Value) {
 }
 
 /// What `Connection` names goes first, so that nobody can have one of ours removed.
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let listed: Vec<HeaderName> = headers
             .get_all(CONNECTION)

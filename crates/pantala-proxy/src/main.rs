@@ -15,6 +15,7 @@ mod headers;
 mod ids;
 mod link;
 mod log;
+mod mesh;
 mod pool;
 mod queue;
 mod raw;
@@ -75,6 +76,8 @@ fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
     raise_descriptor_limit();
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let bound = accept::bind(&settings.listeners, workers)?;
+    let mesh_bound = settings.mesh_listen.map(|address| mesh::listen::bind(address, workers));
+    let mut mesh_bound = mesh_bound.transpose()?.unwrap_or_default().into_iter();
     let side = SideListeners::bind(&settings)?;
     let dns = dns::bind(&settings)?;
     let generations = generations::Generations::open(settings.wire.state_dir.as_ref())
@@ -89,12 +92,16 @@ fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
     let control = control::Control::new(shared.clone(), generations)?;
     let mut threads = Vec::new();
     for (index, bound) in bound.into_iter().enumerate() {
-        let (shared, tls) = (shared.clone(), tls.clone());
-        let work = move || accept::work(shared, bound, &tls);
+        let (shared, tls, mesh_bound) = (shared.clone(), tls.clone(), mesh_bound.next());
+        let work = move || accept::work(shared, bound, mesh_bound, &tls);
         threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
     }
     let (asked, dns_thread) = (shared.clone(), thread::Builder::new().name("dns".to_owned()));
     threads.push(dns_thread.spawn(move || dns::work(asked, dns))?);
+    if let Some(mesh) = shared.mesh.clone() {
+        let (shared, mesh_thread) = (shared.clone(), thread::Builder::new().name("mesh".to_owned()));
+        threads.push(mesh_thread.spawn(move || mesh::ping::work(shared, mesh))?);
+    }
     let wire = &shared.settings.wire;
     log::info(
         "proxy started",

@@ -2,21 +2,24 @@
 //! in the queue taken, a change of the view awaited, each within its deadline.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use pantala_route::choose::{Choice, Failure, Knowledge, Waiting, choose};
+use pantala_route::choose::{Choice, Failure, Knowledge, Reach, Waiting, choose};
+use pantala_route::gauge::UNLIMITED;
 use pantala_route::matching::Matched;
 use pantala_route::prefer::Wishes;
 use pantala_route::snapshot::{App, Machine, Target};
 use pantala_wire::feed::WakeResult;
 use tokio::time::{Instant, timeout_at};
 
+use crate::mesh::wire::{Attempt, Call, HOPS_MAX, Reason};
+use crate::mesh::{Mesh, Waking};
 use crate::respond::Refusal;
-use crate::shared::{Command, Shared};
+use crate::shared::{Command, Shared, View};
 
 /// How long an app may refuse connections while its machine counts as running.
 const REFUSING_MAX: Duration = Duration::from_secs(5);
@@ -24,13 +27,26 @@ const REFUSING_MAX: Duration = Duration::from_secs(5);
 const NEWER_VIEW_MAX: Duration = Duration::from_secs(2);
 /// Wakes that one request waits for.
 const WAKES_MAX: u32 = 20;
+/// How often the first in line asks whether another host has room.
+const LOOK_ABROAD: Duration = Duration::from_millis(250);
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
-/// One request's place on a machine; given back when dropped.
+pub const ADVICE: &str = "Try again in a moment. If you run this app: look at its machines and logs.";
+
+/// One request's place on a machine; given back when dropped. On another host it is only proposed: that host's proxy takes it.
 pub struct Slot {
     pub target: Target,
+    pub attempt: Attempt,
+    waking: Option<Waking>,
     shared: Arc<Shared>,
+}
+
+impl Slot {
+    /// The machine took the request, so it is awake.
+    pub fn arrived(&mut self) {
+        self.waking = None;
+    }
 }
 
 impl Drop for Slot {
@@ -43,17 +59,30 @@ impl Drop for Slot {
     }
 }
 
+/// Whose request it is, and so how far one may go for it.
+enum Scope {
+    /// of a client of this edge: any machine of the app
+    Client { local: IpAddr, host: String },
+    /// of another host's edge: this machine, or when it may queue any of the app on this host, else retry elsewhere
+    Peer {
+        machine: Arc<str>,
+        attempt: Attempt,
+        only: bool,
+    },
+}
+
 /// What one request learnt on its way through the machines.
 pub struct Selection {
     shared: Arc<Shared>,
     app: Arc<str>,
     port: u16,
-    local: IpAddr,
-    host: String,
+    scope: Scope,
     wishes: Wishes,
     /// the machine that the client prefers and does not get
     pub unavailable: Option<String>,
     tried: Vec<Arc<str>>,
+    /// machines of other hosts that sleep although their rows say otherwise
+    asleep: Vec<Arc<str>>,
     wakes_joined: u32,
     pause: Duration,
     /// One end for everything that precedes the request's first byte on a machine: wakes, retries, states that pass.
@@ -61,6 +90,8 @@ pub struct Selection {
     queue_by: Option<Instant>,
     refusing_by: Option<Instant>,
     last_failure: Option<Refusal>,
+    /// for the other host, when there is no slot
+    pub reason: Reason,
 }
 
 impl Knowledge for Selection {
@@ -69,28 +100,73 @@ impl Knowledge for Selection {
     }
 
     fn waking(&self, machine: &Machine) -> bool {
-        self.shared.wakes.under_way(&machine.id)
+        let there = |mesh: &Arc<Mesh>| !machine.local && mesh.wakes(&machine.id);
+        self.shared.wakes.under_way(&machine.id) || self.shared.mesh.as_ref().is_some_and(there)
+    }
+
+    fn reach(&self, machine: &Machine) -> Reach {
+        match (&self.scope, &self.shared.mesh) {
+            _ if machine.local => Reach::Here,
+            (Scope::Client { .. }, Some(mesh)) => mesh.peers.reach(&machine.node),
+            _ => Reach::Never,
+        }
+    }
+
+    fn distance(&self, region: &str) -> u32 {
+        match &self.shared.mesh {
+            _ if region == self.shared.settings.wire.region => 0,
+            Some(mesh) => mesh.peers.distance(region),
+            None => u32::MAX,
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.shared.elapsed_ms()
     }
 }
 
 impl Selection {
     pub fn new(shared: &Arc<Shared>, app: &Arc<str>, local: IpAddr, port: u16, host: &str) -> Selection {
-        Selection {
-            shared: shared.clone(),
-            app: app.clone(),
-            port,
+        let scope = Scope::Client {
             local,
             host: host.to_owned(),
+        };
+        let limit = Duration::from_millis(shared.settings.wire.wake_timeout_ms);
+        Selection::of(shared, app.clone(), port, scope, limit)
+    }
+
+    pub fn of_peer(shared: &Arc<Shared>, call: &Call) -> Selection {
+        let scope = Scope::Peer {
+            machine: call.machine.as_str().into(),
+            attempt: call.attempt,
+            only: call.only,
+        };
+        let limit = Duration::from_millis(call.deadline_ms.min(shared.settings.wire.wake_timeout_ms));
+        Selection::of(shared, call.app.as_str().into(), call.port, scope, limit)
+    }
+
+    fn of(shared: &Arc<Shared>, app: Arc<str>, port: u16, scope: Scope, limit: Duration) -> Selection {
+        Selection {
+            shared: shared.clone(),
+            app,
+            port,
+            scope,
             wishes: Wishes::default(),
             unavailable: None,
             tried: Vec::new(),
+            asleep: Vec::new(),
             wakes_joined: 0,
             pause: PAUSE_FIRST,
-            reach_by: Instant::now() + Duration::from_millis(shared.settings.wire.wake_timeout_ms),
+            reach_by: Instant::now() + limit,
             queue_by: None,
             refusing_by: None,
             last_failure: None,
+            reason: Reason::Late,
         }
+    }
+
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
     }
 
     /// The machine did not take the request; another one may.
@@ -98,6 +174,51 @@ impl Selection {
         self.tried.push(machine.clone());
         self.refusing_by.get_or_insert_with(|| Instant::now() + REFUSING_MAX);
         self.last_failure = Some(why);
+    }
+
+    /// The host of the machine refused, or was not reached; fails when there is nobody else to ask.
+    pub fn turned(
+        &mut self,
+        machine: &Machine,
+        attempt: Attempt,
+        reason: Option<Reason>,
+        why: Refusal,
+    ) -> Result<(), Refusal> {
+        match reason {
+            Some(Reason::Full | Reason::Late) if attempt == Attempt::Queue => return Err(why),
+            // Its load is known now, which says more than that it was tried.
+            Some(Reason::Full) => {
+                self.last_failure = Some(why);
+                return Ok(());
+            }
+            Some(Reason::Asleep) => self.asleep.push(machine.id.clone()),
+            Some(Reason::Wake) => self.shared.wakes.refused(&machine.id),
+            _ => {}
+        }
+        self.failed(&machine.id, why);
+        Ok(())
+    }
+
+    /// How the machine's host is asked for the slot.
+    pub fn call(&self, slot: &Slot, client: SocketAddr) -> Call {
+        let by = match slot.attempt {
+            Attempt::Queue => self.queue_by.unwrap_or(self.reach_by),
+            _ => self.reach_by,
+        };
+        Call {
+            app: self.app.to_string(),
+            machine: slot.target.machine.id.to_string(),
+            port: self.port,
+            attempt: slot.attempt,
+            only: self.wishes.force_instance.is_some(),
+            deadline_ms: by.saturating_duration_since(Instant::now()).as_millis() as u64,
+            client,
+            hops: HOPS_MAX,
+        }
+    }
+
+    pub fn unmeshed(&self) -> Refusal {
+        self.refuse("PU03", "This host has no way to other hosts.")
     }
 
     /// Each wait inside has a deadline of its own and a better reason; a machine that comes and goes for ever outlives them.
@@ -120,11 +241,9 @@ impl Selection {
         let mut place = None;
         loop {
             let view = shared.view();
-            let app = match view.snapshot.find(self.local, Some(&self.host)) {
-                Matched::App(app) => app,
-                _ => return Err(self.refuse("PR01", "The app is gone.")),
-            };
+            let app = self.app(&view).ok_or_else(|| self.refuse("PR01", "The app is gone."))?;
             let Some(offer) = app.offer(self.port) else {
+                self.reason = Reason::Unknown;
                 return Err(self.refuse("PR01", "The app no longer serves this port."));
             };
             let in_turn = match &place {
@@ -132,9 +251,16 @@ impl Selection {
                 Some(place) => crate::queue::Place::first(place),
             };
             let choice = if in_turn {
-                self.choose(&offer.targets)?
+                Some(self.choose(&offer.targets)?)
             } else {
-                Choice::Queue
+                None
+            };
+            if let Some(refusal) = self.elsewhere(choice.as_ref(), &app) {
+                return Err(refusal);
+            }
+            let Some(choice) = choice else {
+                self.stand(&shared, &mut place).await?;
+                continue;
             };
             match choice {
                 Choice::Use(target) => {
@@ -144,16 +270,19 @@ impl Selection {
                 }
                 Choice::Wake(target, meanwhile) => {
                     place = None; // those behind must not wait for a wake that is not theirs
-                    if let Some(target) = self.wake(target, meanwhile, view.seq).await?
-                        && let Some(slot) = self.take(target)
-                    {
+                    if let Some(slot) = self.awaken(target, meanwhile, view.seq).await? {
                         return Ok(slot);
                     }
                 }
-                Choice::Queue => match &place {
-                    None => place = Some(self.queue(&shared)?),
-                    Some(place) => self.called(place.called()).await?,
-                },
+                Choice::Queue(target) if target.machine.local => self.stand(&shared, &mut place).await?,
+                Choice::Queue(target) => {
+                    let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
+                    self.queue_by.get_or_insert_with(|| Instant::now() + limit);
+                    shared.metrics.queued.fetch_add(1, Relaxed);
+                    if let Some(slot) = self.propose(target, Attempt::Queue) {
+                        return Ok(slot);
+                    }
+                }
                 Choice::Wait(why) => {
                     place = None;
                     self.change(why, view.seq, &app).await?;
@@ -168,7 +297,23 @@ impl Selection {
         Selection { wishes, ..self }
     }
 
+    fn app(&self, view: &View) -> Option<Arc<App>> {
+        match &self.scope {
+            Scope::Peer { .. } => view.snapshot.apps.get(&self.app).cloned(),
+            Scope::Client { local, host } => match view.snapshot.find(*local, Some(host)) {
+                Matched::App(app) => Some(app),
+                _ => None,
+            },
+        }
+    }
+
     fn choose(&mut self, targets: &[Target]) -> Result<Choice, Refusal> {
+        if let Scope::Peer { machine, attempt, only } = &self.scope {
+            let any = *attempt == Attempt::Queue && !only;
+            let fit = |target: &&Target| target.machine.local && (any || target.machine.id == *machine);
+            let here: Vec<Target> = targets.iter().filter(fit).cloned().collect();
+            return Ok(choose(&here, self));
+        }
         if !self.wishes.any() {
             return Ok(choose(targets, self));
         }
@@ -179,11 +324,80 @@ impl Selection {
             .ok_or_else(|| self.refuse("PR01", "The app has no machine where the request demands one."))
     }
 
+    /// What the edge of another host is told instead of waiting here: what it may do better elsewhere.
+    fn elsewhere(&mut self, choice: Option<&Choice>, app: &App) -> Option<Refusal> {
+        let Scope::Peer { machine, attempt, .. } = &self.scope else {
+            return None;
+        };
+        let known = pantala_route::choose::machine(app, machine).filter(|machine| machine.local);
+        let draining = known.is_some_and(|machine| machine.gauge.read().draining);
+        let awake = |target: &Target| self.waking(&target.machine);
+        let (reason, happened) = match choice {
+            _ if known.is_none() => (Reason::Unknown, "The machine is no longer on its host."),
+            None | Some(Choice::Queue(_)) if *attempt != Attempt::Queue => {
+                (Reason::Full, "The machine is at its limit.")
+            }
+            Some(Choice::Wake(target, _)) if *attempt == Attempt::Take && !awake(target) => {
+                (Reason::Asleep, "The machine went to sleep.")
+            }
+            Some(Choice::Wait(_)) if draining => (Reason::Draining, "The machine is being emptied."),
+            Some(Choice::Wait(Waiting::Checks)) => (Reason::Unready, "The machine does not pass its health checks."),
+            Some(Choice::Wait(_)) => (Reason::Unready, "The machine is starting or changing."),
+            Some(Choice::Fail(Failure::Cordoned)) => (Reason::Cordoned, "The machine is cordoned."),
+            Some(Choice::Fail(_)) => (
+                Reason::Unready,
+                "The machine is not in a state from which it can serve.",
+            ),
+            Some(Choice::Exhausted) => (Reason::Wake, "The machine could not be started."),
+            _ => return None,
+        };
+        self.reason = reason;
+        let code = if reason == Reason::Full { "PR04" } else { "PR01" };
+        let refusal = self
+            .refuse(code, happened)
+            .of_machine(known.map_or("", |machine| &machine.id));
+        Some(self.last_failure.take().unwrap_or(refusal))
+    }
+
     fn take(&mut self, target: Target) -> Option<Slot> {
-        let taken = target.machine.gauge.acquire(target.service.hard);
-        taken.then(|| Slot {
+        if target.machine.local {
+            let taken = target.machine.gauge.acquire(target.service.hard);
+            return taken.then(|| self.slot_on(target, Attempt::Take));
+        }
+        let asleep = self.asleep.contains(&target.machine.id);
+        self.propose(target, if asleep { Attempt::Wake } else { Attempt::Take })
+    }
+
+    /// Its host has the last word on its limit; what this edge has in flight there counts here all the same.
+    fn propose(&self, target: Target, attempt: Attempt) -> Option<Slot> {
+        let taken = target.machine.gauge.acquire(UNLIMITED);
+        taken.then(|| self.slot_on(target, attempt))
+    }
+
+    fn slot_on(&self, target: Target, attempt: Attempt) -> Slot {
+        let waking = match (&self.shared.mesh, attempt) {
+            (Some(mesh), Attempt::Wake) => Some(mesh.wait_for(&target.machine.id)),
+            _ => None,
+        };
+        Slot {
             target,
+            attempt,
+            waking,
             shared: self.shared.clone(),
+        }
+    }
+
+    /// A machine of this host is woken through its agent; one of another host by the proxy there, where the request waits.
+    async fn awaken(&mut self, target: Target, meanwhile: Option<Target>, seq: u64) -> Result<Option<Slot>, Refusal> {
+        if target.machine.local {
+            let usable = self.wake(target, meanwhile, seq).await?;
+            return Ok(usable.and_then(|target| self.take(target)));
+        }
+        Ok(match meanwhile {
+            Some(target_meanwhile) if self.shared.wakes.refused_lately(&target.machine.id) => {
+                self.take(target_meanwhile)
+            }
+            _ => self.propose(target, Attempt::Wake),
         })
     }
 
@@ -192,6 +406,7 @@ impl Selection {
         if meanwhile.is_some() && self.shared.wakes.refused_lately(&target.machine.id) {
             return Ok(meanwhile);
         }
+        self.reason = Reason::Wake;
         let (mut outcome, began) = self.shared.wakes.join(&target.machine.id);
         if began {
             self.shared.metrics.wakes.fetch_add(1, Relaxed);
@@ -247,6 +462,20 @@ impl Selection {
         }
     }
 
+    /// A place in line, or in the next turn the wait there.
+    async fn stand<'a>(
+        &mut self,
+        shared: &'a Shared,
+        place: &mut Option<crate::queue::Place<'a>>,
+    ) -> Result<(), Refusal> {
+        self.reason = Reason::Full;
+        match place {
+            None => *place = Some(self.queue(shared)?),
+            Some(place) => self.called(place.called()).await?,
+        }
+        Ok(())
+    }
+
     fn queue<'a>(&mut self, shared: &'a Shared) -> Result<crate::queue::Place<'a>, Refusal> {
         let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
         self.queue_by.get_or_insert_with(|| Instant::now() + limit);
@@ -261,19 +490,26 @@ impl Selection {
     }
 
     async fn called(&mut self, called: impl Future<Output = ()>) -> Result<(), Refusal> {
-        let by = self.queue_by.unwrap_or(self.reach_by);
-        timeout_at(by, called).await.map_err(|_| {
-            self.refuse(
-                "PR04",
-                "All machines of the app stayed at their limit while the request waited.",
-            )
-            .retry_after(2)
-        })
+        let by = self.queue_by.unwrap_or(self.reach_by).min(self.reach_by);
+        // Nobody calls when a machine of another host has room again: then it is looked for now and then.
+        let look = match (&self.scope, &self.shared.mesh) {
+            (Scope::Client { .. }, Some(_)) => by.min(Instant::now() + LOOK_ABROAD),
+            _ => by,
+        };
+        if timeout_at(look, called).await.is_ok() || Instant::now() < by {
+            return Ok(());
+        }
+        let refusal = self.refuse(
+            "PR04",
+            "All machines of the app stayed at their limit while the request waited.",
+        );
+        Err(refusal.retry_after(2))
     }
 
     async fn change(&mut self, why: Waiting, seq: u64, app: &App) -> Result<(), Refusal> {
         let (by, happened) = match why {
-            Waiting::Change => (self.reach_by, "The app's machine did not become ready in time."),
+            Waiting::Start | Waiting::Change => (self.reach_by, "The app's machine did not become ready in time."),
+            Waiting::Away => return self.away(seq).await,
             Waiting::Checks => {
                 let limit = Duration::from_millis(self.shared.settings.wire.queue_timeout_ms);
                 let by = *self.queue_by.get_or_insert_with(|| Instant::now() + limit);
@@ -289,6 +525,20 @@ impl Selection {
         self.tried.clear();
         self.refusing_by = None;
         Ok(())
+    }
+
+    /// The hosts of all machines are silent: like an app that refuses, they are given a few seconds to come back.
+    async fn away(&mut self, seq: u64) -> Result<(), Refusal> {
+        let by = *self.refusing_by.get_or_insert_with(|| Instant::now() + REFUSING_MAX);
+        if timeout_at(by.min(self.reach_by), self.shared.newer_than(seq))
+            .await
+            .is_ok()
+        {
+            self.tried.clear();
+            return Ok(());
+        }
+        let silent = self.refuse("PU03", "The hosts of the app's machines do not answer.");
+        Err(self.last_failure.take().unwrap_or(silent.retry_after(2)))
     }
 
     /// All were tried: a short pause, cut short by news, and around again until they have refused for too long.
@@ -310,10 +560,10 @@ impl Selection {
         if let Some(known) = self.last_failure.take() {
             return known;
         }
-        let code = if failure == Failure::Unstartable {
-            "PM08"
-        } else {
-            "PR01"
+        let code = match failure {
+            Failure::Unstartable => "PM08",
+            Failure::Elsewhere => "PU03",
+            _ => "PR01",
         };
         let mut happened = failure.reason().to_owned();
         happened[..1].make_ascii_uppercase();
@@ -321,8 +571,7 @@ impl Selection {
     }
 
     fn refuse(&self, code: &'static str, happened: impl Into<String>) -> Refusal {
-        let advice = "Try again in a moment. If you run this app: look at its machines and logs.";
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, code, happened, advice).of_app(&self.app)
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, code, happened, ADVICE).of_app(&self.app)
     }
 }
 

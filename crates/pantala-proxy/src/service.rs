@@ -14,6 +14,7 @@ use pantala_wire::feed::{HTTPResponseOptions, ProxyLog};
 use crate::body::{ClientBody, OutBody};
 use crate::forward::{Exchange, Upstreams};
 use crate::headers::{self, Client};
+use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
 use crate::request::{self, Checked};
 use crate::respond::{self, Accept, Refusal};
@@ -25,6 +26,7 @@ use crate::{ids, log};
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: Rc<Pool>,
+    pub mesh: Option<Rc<MeshPool>>,
 }
 
 /// Never fails: what goes wrong is a page.
@@ -90,13 +92,7 @@ async fn answer(
         id,
     );
     let client_upgrade = checked.upgrade.as_ref().and(on_upgrade);
-    let exchange = Exchange {
-        shared: shared.clone(),
-        pool: worker.pool.clone(),
-        parts,
-        body: ClientBody::new(body),
-        client_upgrade,
-    };
+    let exchange = Exchange::new(worker, client.peer, parts, ClientBody::new(body), client_upgrade);
     exchange.run(upstreams).await
 }
 

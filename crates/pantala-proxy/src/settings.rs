@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use pantala_wire::feed::ProxySettings;
+use pantala_wire::feed::{MeshSettings, ProxySettings};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -31,6 +31,7 @@ pub struct Settings {
     pub api_forward: Option<SocketAddr>,
     pub api_listen: Vec<SocketAddr>,
     pub admin_listen: Option<SocketAddr>,
+    pub mesh_listen: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +88,7 @@ fn check(wire: ProxySettings) -> Result<Settings, SettingsError> {
         return Err(wrong("api_forward", "", "ip:port, which api_listen needs"));
     }
     let admin_listen = optional("admin_listen", &wire.admin_listen)?;
+    let mesh_listen = wire.mesh.as_ref().map(mesh).transpose()?;
     for (field, value) in [
         ("node", &wire.node),
         ("region", &wire.region),
@@ -108,8 +110,31 @@ fn check(wire: ProxySettings) -> Result<Settings, SettingsError> {
         api_forward,
         api_listen,
         admin_listen,
+        mesh_listen,
         wire,
     })
+}
+
+fn mesh(mesh: &MeshSettings) -> Result<SocketAddr, SettingsError> {
+    for (field, value) in [
+        ("mesh.certificate", &mesh.certificate),
+        ("mesh.key", &mesh.key),
+        ("mesh.authority", &mesh.authority),
+    ] {
+        if value.is_empty() {
+            return Err(wrong(field, "", "the path of a PEM file"));
+        }
+    }
+    let (interval, timeout) = (mesh.ping_interval_ms, mesh.ping_timeout_ms);
+    if interval == 0 {
+        return Err(wrong("mesh.ping_interval_ms", "0", "at least 1"));
+    }
+    if timeout < interval {
+        let wanted = "at least mesh.ping_interval_ms";
+        return Err(wrong("mesh.ping_timeout_ms", &timeout.to_string(), wanted));
+    }
+    let listen = mesh.listen.parse();
+    listen.map_err(|_| wrong("mesh.listen", &mesh.listen, "ip:port"))
 }
 
 fn wrong(field: &str, value: &str, wanted: &'static str) -> SettingsError {
@@ -181,6 +206,19 @@ mod tests {
             (json!({"api_listen": ["fdaa::3"]}), "api_forward"),
             (json!({"admin_listen": "here"}), "admin_listen"),
             (json!({"region": "i d"}), "region"),
+            (
+                json!({"mesh": {"listen": "x", "certificate": "/c", "key": "/k", "authority": "/a"}}),
+                "mesh.listen",
+            ),
+            (
+                json!({"mesh": {"listen": "10.0.0.1:1", "certificate": "/c", "key": "", "authority": "/a"}}),
+                "mesh.key",
+            ),
+            (
+                json!({"mesh": {"listen": "10.0.0.1:1", "certificate": "/c", "key": "/k", "authority": "/a",
+                    "ping_interval_ms": 900, "ping_timeout_ms": 800}}),
+                "mesh.ping_timeout_ms",
+            ),
         ] {
             let message = settings(change).unwrap_err().to_string();
             assert!(message.contains(named), "{message}");

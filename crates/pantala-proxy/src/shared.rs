@@ -10,6 +10,7 @@ use pantala_route::snapshot::Snapshot;
 use pantala_wire::feed::ProxyLog;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::mesh::Mesh;
 use crate::queue::Queues;
 use crate::settings::Settings;
 use crate::tls::Certificates;
@@ -47,6 +48,8 @@ pub struct Shared {
     changed: watch::Sender<u64>,
     pub life: watch::Sender<Life>,
     pub certificates: Arc<Certificates>,
+    /// none: this host is alone
+    pub mesh: Option<Arc<Mesh>>,
     pub wakes: Wakes,
     pub queues: Queues,
     pub tunnels: Tunnels,
@@ -65,6 +68,7 @@ impl Shared {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let shared = Shared {
             queues: Queues::new(settings.wire.queue_per_app_max),
+            mesh: Mesh::of(&settings),
             settings,
             view: ArcSwap::from_pointee(View {
                 seq: 0,
@@ -88,9 +92,22 @@ impl Shared {
     }
 
     pub fn publish(&self, snapshot: Snapshot) {
-        let seq = self.view.load().seq + 1;
-        self.view.store(Arc::new(View { seq, snapshot }));
-        self.changed.send_replace(seq);
+        self.replace(|_| snapshot.clone());
+    }
+
+    /// Something beside the rows changed that whoever waits judges by: a peer went or came.
+    pub fn stir(&self) {
+        self.replace(|view| view.snapshot.clone());
+    }
+
+    fn replace(&self, make: impl Fn(&View) -> Snapshot) {
+        let before = self.view.rcu(|view| View {
+            seq: view.seq + 1,
+            snapshot: make(view),
+        });
+        let seq = before.seq + 1;
+        self.changed
+            .send_if_modified(|now| std::mem::replace(now, seq.max(*now)) < seq);
         self.queues.stir();
     }
 

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::sync::watch;
 
 use crate::body::OutBody;
+use crate::mesh::pool::Stream;
 use crate::select::Slot;
 use crate::shared::Shared;
 use crate::websocket::{Frames, close_frame};
@@ -22,12 +23,14 @@ const BUFFER: usize = 16 * 1024;
 /// Platform services have no machine; their tunnels end with the process.
 const NO_MACHINE: &str = "";
 
-/// Answers 101 and couples both sides once hyper has let go of them. The slot is held until then.
+/// Answers 101 and couples both sides once hyper has let go of them. The slot is held until then, and so is `road`: the share
+/// of a connection to another host.
 pub fn switch(
     shared: &Arc<Shared>,
     mut response: Response<Incoming>,
     client: OnUpgrade,
     slot: Option<Slot>,
+    road: Option<Stream>,
 ) -> Response<OutBody> {
     let upstream = hyper::upgrade::on(&mut response);
     let token = response
@@ -44,7 +47,7 @@ pub fn switch(
         if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
             couple(client, upstream, ends, websocket).await;
         }
-        drop(slot);
+        drop((slot, road));
     });
     let (parts, _) = response.into_parts();
     Response::from_parts(parts, OutBody::Full(Full::default()))

@@ -82,11 +82,16 @@ impl Wakes {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// It could not be woken, here or by the proxy of its host.
+    pub fn refused(&self, machine: &str) {
+        let mut refused = self.refusals();
+        refused.retain(|_, at| at.elapsed() < REFUSAL_HOLDS);
+        refused.insert(machine.to_owned(), Instant::now());
+    }
+
     pub fn resolve(&self, result: WakeResult) {
         if !result.ok {
-            let mut refused = self.refusals();
-            refused.retain(|_, at| at.elapsed() < REFUSAL_HOLDS);
-            refused.insert(result.machine.clone(), Instant::now());
+            self.refused(&result.machine);
         }
         let mut pending = self.pending();
         // The id guards against the late answer to a wake that was given up.

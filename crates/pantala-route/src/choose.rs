@@ -1,20 +1,25 @@
-//! Which machine serves a request, or what has to happen first (Fly Proxy's documented load balancing and autostart). The answer is a
-//! proposal: the caller takes the slot with [`Gauge::acquire`](crate::gauge::Gauge::acquire) and asks again when it lost the race.
+//! Which machine serves a request, or what has to happen first (Fly Proxy's documented load balancing and autostart): regions
+//! from the nearest to the farthest, each judged by [`crate::within`]. The answer is a proposal: the caller takes the slot with
+//! [`Gauge::acquire`](crate::gauge::Gauge::acquire), or from the machine's host, and asks again when it lost the race.
+//!
+//! A running machine farther away does not spare a sleeping one near by its wake: by the documented load balancing traffic
+//! leaves a region only when every machine there is unhealthy or at its hard limit, which a sleeping one is not, and by the
+//! documented autostart one in the nearest region is started for a request that finds none running there below its soft
+//! limit. The farther one helps out when the wake fails. What starts, changes or fails its checks near by is not waited for
+//! while another region serves.
 
 use std::sync::Arc;
 
-use crate::snapshot::{App, Machine, Phase, Target};
-
-/// Up to so many candidates are compared one by one; above, two are drawn and the less loaded one taken.
-const COMPARED_MAX: usize = 8;
+use crate::snapshot::{App, Machine, Target};
+use crate::within::within;
 
 #[derive(Clone, Debug)]
 pub enum Choice {
     Use(Target),
     /// Ask for this machine (once, however many wait). `meanwhile` serves when the wake fails.
     Wake(Target, Option<Target>),
-    /// All are at their hard limit.
-    Queue,
+    /// All are at their hard limit; this one is the nearest to wait at.
+    Queue(Target),
     /// Nothing serves at this moment, something will without our doing: look again when rows change.
     Wait(Waiting),
     /// Every machine that could serve was tried by this request.
@@ -24,16 +29,20 @@ pub enum Choice {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// a machine starts, changes, ends or drains
+    /// a machine starts by itself
+    Start,
+    /// a machine changes, ends or drains
     Change,
     /// machines run and fail their checks
     Checks,
+    /// the hosts of all machines do not answer at this moment
+    Away,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     NoMachines,
-    /// all machines are on hosts that this proxy does not reach
+    /// all machines are on hosts that this proxy has no way to
     Elsewhere,
     Cordoned,
     /// asleep, and no service of theirs has autostart
@@ -52,6 +61,30 @@ impl Failure {
             Failure::Unstartable => "no machine of the app is in a state from which it can serve",
         }
     }
+
+    /// The most hopeful reason is the one worth telling.
+    pub(crate) fn worth(self) -> u8 {
+        match self {
+            Failure::NoMachines => 0,
+            Failure::Elsewhere => 1,
+            Failure::Unstartable => 2,
+            Failure::Cordoned => 3,
+            Failure::Asleep => 4,
+        }
+    }
+}
+
+/// How a machine's host is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// it is this host
+    Here,
+    /// through the proxy of its host
+    There,
+    /// its host does not answer at this moment
+    Away,
+    /// this proxy has no way to its host
+    Never,
 }
 
 /// What one request knows beside the snapshot.
@@ -60,193 +93,104 @@ pub trait Knowledge {
     fn tried(&self, machine: &Machine) -> bool;
     /// a wake of the machine is on its way
     fn waking(&self, machine: &Machine) -> bool;
+    fn reach(&self, machine: &Machine) -> Reach;
+    /// measured round trip in µs; 0 for the own region, the largest where nothing is measured yet
+    fn distance(&self, region: &str) -> u32;
+    /// clock of the gauges
+    fn now_ms(&self) -> u64;
 }
 
+/// Targets of one region stand together, as in [`crate::snapshot::Offer`].
 pub fn choose(targets: &[Target], known: &impl Knowledge) -> Choice {
-    if let Some(quick) = draw_two(targets, known) {
-        return Choice::Use(quick);
+    let one_region = targets.first().map(region) == targets.last().map(region);
+    if one_region {
+        return within(targets, known);
     }
-    let seen = Seen::of(targets, known);
-    if let Some(target) = least_loaded(&seen.below_soft) {
-        return Choice::Use(target.clone());
-    }
-    let between = least_loaded(&seen.between).cloned();
-    if let (Some(target), true) = (&between, seen.waking.is_some() || seen.starting) {
-        return Choice::Use(target.clone()); // help is on its way
-    }
-    if let Some(target) = seen.waking {
-        return Choice::Wake(target.clone(), None);
-    }
-    if seen.starting && seen.at_hard == 0 {
-        return Choice::Wait(Waiting::Change);
-    }
-    if let Some(target) = seen.asleep {
-        return Choice::Wake(target.clone(), between);
-    }
-    if let Some(target) = between {
-        return Choice::Use(target);
-    }
-    if seen.at_hard > 0 {
-        return Choice::Queue;
-    }
-    if seen.changing {
-        return Choice::Wait(Waiting::Change);
-    }
-    if seen.failing {
-        return Choice::Wait(Waiting::Checks);
-    }
-    if seen.tried {
-        return Choice::Exhausted;
-    }
-    Choice::Fail(seen.why_not)
-}
-
-/// The usual case of a large app costs two looks, not a scan.
-fn draw_two(targets: &[Target], known: &impl Knowledge) -> Option<Target> {
-    if targets.len() <= COMPARED_MAX {
-        return None;
-    }
-    let first = fastrand::usize(..targets.len());
-    let second = (first + fastrand::usize(1..targets.len())) % targets.len();
-    let fit = |t: &&Target| {
-        serves(t) && !known.tried(&t.machine) && {
-            let now = t.machine.gauge.read();
-            !now.draining && now.in_flight < t.service.soft
+    let mut verdict = Verdict::default();
+    for targets in nearest_first(targets, known) {
+        if let Some(choice) = verdict.hear(within(targets, known)) {
+            return choice;
         }
-    };
-    let drawn = [&targets[first], &targets[second]];
-    drawn
-        .into_iter()
-        .filter(fit)
-        .min_by_key(|t| t.machine.gauge.read().in_flight)
-        .cloned()
-}
-
-/// Running, here, in rotation; its load is another question.
-fn serves(target: &Target) -> bool {
-    let machine = &target.machine;
-    machine.phase == Phase::Running && machine.local && !machine.cordoned && target.passing && machine.ip4.is_some()
-}
-
-fn least_loaded<'a>(loaded: &[(u32, &'a Target)]) -> Option<&'a Target> {
-    if loaded.len() > COMPARED_MAX {
-        let first = fastrand::usize(..loaded.len());
-        let second = (first + fastrand::usize(1..loaded.len())) % loaded.len();
-        let drawn = [&loaded[first], &loaded[second]];
-        return drawn
-            .into_iter()
-            .min_by_key(|(load, _)| *load)
-            .map(|(_, target)| *target);
     }
-    let least = loaded.iter().map(|(load, _)| *load).min()?;
-    let ties: Vec<&'a Target> = loaded
-        .iter()
-        .filter(|(load, _)| *load == least)
-        .map(|(_, target)| *target)
+    verdict.last()
+}
+
+fn region(target: &Target) -> &str {
+    &target.machine.region
+}
+
+fn nearest_first<'a>(targets: &'a [Target], known: &impl Knowledge) -> Vec<&'a [Target]> {
+    let mut regions: Vec<(u32, &[Target])> = targets
+        .chunk_by(|a, b| region(a) == region(b))
+        .map(|targets| (known.distance(region(&targets[0])), targets))
         .collect();
-    fastrand::choice(ties)
+    regions.sort_by_key(|(distance, _)| *distance);
+    regions.into_iter().map(|(_, targets)| targets).collect()
 }
 
-struct Seen<'a> {
-    below_soft: Vec<(u32, &'a Target)>,
-    between: Vec<(u32, &'a Target)>,
-    at_hard: usize,
-    waking: Option<&'a Target>,
-    asleep: Option<&'a Target>,
-    starting: bool,
-    changing: bool,
-    failing: bool,
-    tried: bool,
-    why_not: Failure,
+/// What the regions said so far, from the nearest on; of each kind the first.
+#[derive(Default)]
+struct Verdict {
+    wake: Option<Target>,
+    queue: Option<Target>,
+    /// a machine starts nearer than `wake` is
+    starts_nearer: bool,
+    wait: Option<Waiting>,
+    exhausted: bool,
+    failure: Option<Failure>,
 }
 
-impl<'a> Seen<'a> {
-    fn of(targets: &'a [Target], known: &impl Knowledge) -> Seen<'a> {
-        let mut seen = Seen {
-            below_soft: Vec::new(),
-            between: Vec::new(),
-            at_hard: 0,
-            waking: None,
-            asleep: None,
-            starting: false,
-            changing: false,
-            failing: false,
-            tried: false,
-            why_not: Failure::NoMachines,
-        };
-        for target in targets {
-            seen.add(target, known);
-        }
-        seen
-    }
-
-    fn add(&mut self, target: &'a Target, known: &impl Knowledge) {
-        let machine = &target.machine;
-        if machine.cordoned {
-            return self.why_not(Failure::Cordoned);
-        }
-        if !machine.local {
-            return self.why_not(Failure::Elsewhere);
-        }
-        if known.tried(machine) {
-            self.tried = true;
-            return;
-        }
-        match machine.phase {
-            Phase::Running => self.running(target, known),
-            Phase::Asleep(rank) if target.service.row.autostart => {
-                if known.waking(machine) {
-                    self.waking = self.waking.or(Some(target));
-                } else if self.asleep.is_none_or(|best| rank < asleep_rank(best)) {
-                    self.asleep = Some(target);
+impl Verdict {
+    /// Answers once nothing farther away could change it.
+    fn hear(&mut self, choice: Choice) -> Option<Choice> {
+        match choice {
+            Choice::Use(target) => {
+                return Some(match self.wake.take() {
+                    Some(wake) if !self.starts_nearer => Choice::Wake(wake, Some(target)),
+                    _ => Choice::Use(target),
+                });
+            }
+            Choice::Wake(target, Some(meanwhile)) if self.wake.is_none() => {
+                return Some(Choice::Wake(target, Some(meanwhile)));
+            }
+            Choice::Wake(target, meanwhile) => match (self.wake.take(), meanwhile) {
+                (Some(nearer), Some(meanwhile)) => return Some(Choice::Wake(nearer, Some(meanwhile))),
+                (nearer, _) => self.wake = nearer.or(Some(target)),
+            },
+            Choice::Queue(target) => drop(self.queue.get_or_insert(target)),
+            Choice::Wait(why) => {
+                self.starts_nearer |= why == Waiting::Start && self.wake.is_none();
+                let worth = |why| match why {
+                    Waiting::Start => 3,
+                    Waiting::Change => 2,
+                    Waiting::Checks => 1,
+                    Waiting::Away => 0,
+                };
+                if self.wait.is_none_or(|known| worth(why) > worth(known)) {
+                    self.wait = Some(why);
                 }
             }
-            Phase::Asleep(_) => self.why_not(Failure::Asleep),
-            Phase::Starting => self.starting = true,
-            Phase::Changing => self.changing = true,
-            Phase::Ending if target.service.row.autostart => self.changing = true,
-            Phase::Ending => self.why_not(Failure::Asleep),
-            Phase::Gone => self.why_not(Failure::Unstartable),
+            Choice::Exhausted => self.exhausted = true,
+            Choice::Fail(why) => {
+                if self.failure.is_none_or(|known| why.worth() > known.worth()) {
+                    self.failure = Some(why);
+                }
+            }
         }
+        None
     }
 
-    fn running(&mut self, target: &'a Target, known: &impl Knowledge) {
-        let now = target.machine.gauge.read();
-        if now.draining || target.machine.ip4.is_none() {
-            self.changing = true;
-        } else if !target.passing && target.service.row.autostart && known.waking(&target.machine) {
-            // Its row came before the end of its wake: it runs and will be ready, another need not be woken.
-            self.waking = self.waking.or(Some(target));
-        } else if !target.passing {
-            self.failing = true;
-        } else if now.in_flight < target.service.soft {
-            self.below_soft.push((now.in_flight, target));
-        } else if now.in_flight < target.service.hard {
-            self.between.push((now.in_flight, target));
-        } else {
-            self.at_hard += 1;
+    /// No region has a machine that serves at once.
+    fn last(self) -> Choice {
+        let sleeps_on = self.starts_nearer && self.queue.is_none();
+        match (self.wake, self.queue, self.wait) {
+            (Some(wake), _, _) if !sleeps_on => Choice::Wake(wake, None),
+            (_, Some(target), _) => Choice::Queue(target),
+            (_, _, Some(Waiting::Checks | Waiting::Away)) if self.exhausted => Choice::Exhausted,
+            (_, _, Some(why)) => Choice::Wait(why),
+            _ if self.exhausted => Choice::Exhausted,
+            _ => Choice::Fail(self.failure.unwrap_or(Failure::NoMachines)),
         }
-    }
-
-    /// The most hopeful reason is the one worth telling.
-    fn why_not(&mut self, reason: Failure) {
-        let worth = |failure| match failure {
-            Failure::NoMachines => 0,
-            Failure::Elsewhere => 1,
-            Failure::Unstartable => 2,
-            Failure::Cordoned => 3,
-            Failure::Asleep => 4,
-        };
-        if worth(reason) > worth(self.why_not) {
-            self.why_not = reason;
-        }
-    }
-}
-
-fn asleep_rank(target: &Target) -> u8 {
-    match target.machine.phase {
-        Phase::Asleep(rank) => rank,
-        _ => u8::MAX,
     }
 }
 

@@ -17,7 +17,13 @@ pub struct Gauge {
     word: AtomicU64,
     last_end_ms: AtomicU64,
     epoch: AtomicU32,
+    /// Of a machine on another host: when its proxy said so (44 bits of milliseconds, 0: never) and what is in flight there
+    /// beside our own requests (20 bits).
+    others: AtomicU64,
 }
+
+/// What another host's proxy said of a machine's load is worth something for so long.
+const REPORT_HOLDS_MS: u64 = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -60,6 +66,20 @@ impl Gauge {
         let before = self.word.fetch_sub(1, SeqCst);
         debug_assert!(before & IN_FLIGHT > 0, "a slot is released once");
         (before - 1).into()
+    }
+
+    /// The proxy of the machine's host said its exact count, which includes what we have in flight there.
+    pub fn report(&self, in_flight: u32, now_ms: u64) {
+        let others = in_flight.min(UNLIMITED).saturating_sub(self.read().in_flight);
+        self.others
+            .store((now_ms + 1) << IN_FLIGHT_BITS | u64::from(others), SeqCst);
+    }
+
+    /// Our own requests and, for a machine on another host, what is known of the others'.
+    pub fn load(&self, now_ms: u64) -> u32 {
+        let (own, word) = (self.read().in_flight, self.others.load(SeqCst));
+        let fresh = word != 0 && now_ms < (word >> IN_FLIGHT_BITS) + REPORT_HOLDS_MS;
+        own + if fresh { (word & IN_FLIGHT) as u32 } else { 0 }
     }
 
     /// Stops new requests. With `load_seq` only if none came since; the answer is whether it drains now.
@@ -135,6 +155,22 @@ mod tests {
             prop_assert_eq!(gauge.drain(Some(before)), since == 0);
             prop_assert_eq!(gauge.read().draining, since == 0);
         }
+    }
+
+    #[test]
+    fn what_others_have_in_flight_is_added_for_a_while() {
+        let gauge = Gauge::default();
+        assert!(gauge.acquire(9));
+        gauge.report(5, 100); // ours is one of them
+        assert_eq!(gauge.load(100), 5);
+        assert!(gauge.acquire(9));
+        assert_eq!(gauge.load(200), 6);
+        gauge.release(200);
+        gauge.release(200);
+        assert_eq!(gauge.load(300), 4);
+        assert_eq!(gauge.load(100 + REPORT_HOLDS_MS + 1), 0);
+        gauge.report(0, 5_000);
+        assert_eq!(gauge.load(5_000), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! - [`table`]: rows become a [`snapshot`]; unreadable ones are set aside
 //! - [`matching`]: address and host name to an app or a platform service
-//! - [`choose`]: which machine, or wake, wait, queue, fail
+//! - [`choose`]: which machine of which region, or wake, wait, queue, fail; [`within`] is the part inside one region
 //! - [`prefer`]: the same within what the client wishes
 //! - [`gauge`]: what is in flight on a machine, shared by all threads; also the drain switch
 //! - [`retry`]: whether another attempt is allowed
@@ -17,3 +17,4 @@ pub mod prefer;
 pub mod retry;
 pub mod snapshot;
 pub mod table;
+pub mod within;

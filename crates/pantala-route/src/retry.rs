@@ -13,6 +13,8 @@ pub enum Fault {
     NotSent,
     /// a kept connection ended before an answer: the machine had closed it
     Stale,
+    /// the proxy of the machine's host refused before a byte reached the app
+    Turned,
     /// a fresh connection ended before an answer: the app may have acted on the request
     Died,
 }
@@ -58,7 +60,7 @@ pub fn judge(attempt: Attempt) -> Verdict {
         return Verdict::GiveUp("PR03");
     }
     match attempt.fault {
-        Fault::Connect | Fault::NotSent | Fault::Stale => Verdict::Again,
+        Fault::Connect | Fault::NotSent | Fault::Stale | Fault::Turned => Verdict::Again,
         Fault::Died if attempt.idempotent && attempt.deaths < DEATHS_MAX => Verdict::Again,
         Fault::Died => Verdict::GiveUp("PU02"),
     }
@@ -70,7 +72,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn attempts() -> impl Strategy<Value = Attempt> {
-        let faults = prop::sample::select(vec![Fault::Connect, Fault::NotSent, Fault::Stale, Fault::Died]);
+        let faults = prop::sample::select(vec![
+            Fault::Connect,
+            Fault::NotSent,
+            Fault::Stale,
+            Fault::Turned,
+            Fault::Died,
+        ]);
         let bodies = prop::sample::select(vec![Body::Unread, Body::Kept, Body::Lost]);
         (faults, 1u32..200, 0u32..10, any::<bool>(), bodies, any::<bool>()).prop_map(
             |(fault, attempts, deaths, idempotent, body, response_started)| Attempt {

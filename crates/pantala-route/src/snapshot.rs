@@ -1,6 +1,6 @@
 //! The routing view that requests read: immutable, shared by all threads, replaced as a whole by [`crate::table`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -73,6 +73,7 @@ pub struct Machine {
     pub id: Arc<str>,
     pub app: Arc<str>,
     pub region: String,
+    pub node: Arc<str>,
     pub instance_id: String,
     pub state: String,
     pub phase: Phase,
@@ -108,6 +109,7 @@ pub struct Offer {
     pub start: u16,
     pub end: u16,
     pub port: Port,
+    /// those of one region stand together: [`crate::choose`] cuts them there
     pub targets: Vec<Target>,
 }
 
@@ -143,6 +145,14 @@ pub enum Destination {
     Backend(SocketAddr),
 }
 
+/// A host as its agent describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub region: String,
+    /// where its proxy takes requests of other proxies
+    pub mesh: Option<SocketAddr>,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub revision: u64,
@@ -150,5 +160,8 @@ pub struct Snapshot {
     pub hosts: Arc<HashMap<String, Destination>>,
     /// app of each address that belongs to one app alone
     pub addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    pub nodes: Arc<HashMap<Arc<str>, Node>>,
+    /// hosts that belong to the cluster: control's word, without which a host's proxy is not spoken to
+    pub members: Arc<HashSet<Arc<str>>>,
     pub set_aside: Vec<String>,
 }

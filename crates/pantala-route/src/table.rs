@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::gauge::Gauge;
 use crate::names::normalise;
-use crate::snapshot::{App, Destination, Machine, Offer, Phase, Service, Snapshot, Target};
+use crate::snapshot::{App, Destination, Machine, Node, Offer, Phase, Service, Snapshot, Target};
 
 /// `(stream, key)`
 pub type RowKey = (String, String);
@@ -228,8 +228,19 @@ impl Table {
                 batch.apps.insert(app.to_owned());
             }
             ("routes", Some(("m", id))) => self.read_machine(id, parse(value)?, batch)?,
-            ("nodes", Some(("node", id))) => same("id", &parse::<NodeRow>(value)?.id, id)?,
-            ("nodes", Some(("member", id))) => same("id", &parse::<MemberRow>(value)?.id, id)?,
+            ("nodes", Some(("node", id))) => {
+                let row: NodeRow = parse(value)?;
+                same("id", &row.id, id)?;
+                let node = Node {
+                    mesh: mesh_address(&row.mesh)?,
+                    region: row.region,
+                };
+                Arc::make_mut(&mut self.snapshot.nodes).insert(id.into(), node);
+            }
+            ("nodes", Some(("member", id))) => {
+                same("id", &parse::<MemberRow>(value)?.id, id)?;
+                Arc::make_mut(&mut self.snapshot.members).insert(id.into());
+            }
             ("certs", Some(("cert", _))) => {
                 let row: CertRow = parse(value)?;
                 if row.names.is_empty() {
@@ -320,6 +331,8 @@ impl Table {
                     batch.apps.insert(app);
                 }
             }
+            ("nodes", Some(("node", id))) => drop(Arc::make_mut(&mut self.snapshot.nodes).remove(id)),
+            ("nodes", Some(("member", id))) => drop(Arc::make_mut(&mut self.snapshot.members).remove(id)),
             ("certs", _) => batch.changes.certs |= self.certs.remove(key).is_some(),
             _ => {}
         }
@@ -361,6 +374,7 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
             id: id.as_str().into(),
             app: name.clone(),
             region: row.region.clone(),
+            node: row.node.as_str().into(),
             instance_id: row.instance_id.clone(),
             state: row.state.clone(),
             phase: Phase::of(&row.state),
@@ -396,6 +410,9 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
         app.machines.push(machine);
     }
     app.offers = offers.into_values().collect();
+    for offer in &mut app.offers {
+        offer.targets.sort_by(|a, b| a.machine.region.cmp(&b.machine.region));
+    }
     app
 }
 
@@ -416,6 +433,16 @@ fn check_ports(ports: &[Port]) -> Result<(), Unreadable> {
         }
     }
     Ok(())
+}
+
+fn mesh_address(mesh: &str) -> Result<Option<SocketAddr>, Unreadable> {
+    if mesh.is_empty() {
+        return Ok(None);
+    }
+    let address = mesh.parse();
+    address
+        .map(Some)
+        .map_err(|_| unreadable("mesh: not of the form ip:port"))
 }
 
 fn host_destination(row: &HostRow) -> Result<Destination, Unreadable> {

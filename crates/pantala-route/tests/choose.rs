@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use pantala_route::choose::{Choice, Failure, Knowledge, Waiting, choose};
+use pantala_route::choose::{Choice, Failure, Knowledge, Reach, Waiting, choose};
 use pantala_route::matching::Matched;
 use pantala_route::snapshot::{App, Machine, Phase};
 use pantala_route::table::Table;
@@ -119,6 +119,15 @@ impl Knowledge for Knows<'_> {
     fn waking(&self, machine: &Machine) -> bool {
         self.one(machine).waking
     }
+    fn reach(&self, machine: &Machine) -> Reach {
+        if machine.local { Reach::Here } else { Reach::Never }
+    }
+    fn distance(&self, _region: &str) -> u32 {
+        0
+    }
+    fn now_ms(&self) -> u64 {
+        0
+    }
 }
 
 fn serves(one: &One) -> bool {
@@ -162,7 +171,7 @@ proptest! {
                     prop_assert!(serves(knows.one(&target.machine)) && knows.one(&target.machine).load < HARD);
                 }
             }
-            Choice::Queue => prop_assert!(!fit.is_empty() && fit.iter().all(|one| one.load >= HARD)),
+            Choice::Queue(_) => prop_assert!(!fit.is_empty() && fit.iter().all(|one| one.load >= HARD)),
             Choice::Wait(_) | Choice::Exhausted | Choice::Fail(_) => {
                 // nobody could have served
                 prop_assert!(fit.iter().all(|one| one.load >= HARD));
@@ -248,7 +257,8 @@ fn a_machine_whose_row_is_ahead_of_its_wake_is_joined_and_no_other_woken() {
 
 #[test]
 fn what_comes_back_by_itself_is_waited_for() {
-    for state in ["starting", "updating", "replacing", "restarting", "stopping"] {
+    assert!(matches!(chosen(&[of("starting", 0)]), Choice::Wait(Waiting::Start)));
+    for state in ["updating", "replacing", "restarting", "stopping"] {
         assert!(
             matches!(chosen(&[of(state, 0)]), Choice::Wait(Waiting::Change)),
             "{state}"

@@ -1,0 +1,183 @@
+//! The sending side: one attempt at a machine of another host. What its proxy says of the machine's load is kept whether it
+//! served or not; a refusal is an attempt that reached no app, a host that falls silent one that may have.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
+use hyper::http::uri::PathAndQuery;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::TokioIo;
+use pantala_route::retry::Fault;
+use tokio::time::{Duration, timeout};
+
+use super::peers::Peer;
+use super::pool::{MeshPool, Stream, UpBody};
+use super::wire::{Call, Kind, Reason, Said, Told};
+use crate::forward::Failed;
+use crate::raw::Wire;
+use crate::respond::Refusal;
+use crate::select::Slot;
+use crate::shared::Shared;
+
+const TOLD_BYTES_MAX: usize = 16 * 1024;
+const TOLD_MAX: Duration = Duration::from_secs(2);
+
+/// The head of an answer from the other side.
+pub struct Answered {
+    pub response: Response<Incoming>,
+    pub said: Said,
+    pub stream: Stream,
+    pub slot: Slot,
+}
+
+/// An app's request as it goes over the mesh.
+pub fn request(method: &Method, path: Option<&PathAndQuery>, headers: HeaderMap, body: UpBody) -> Request<UpBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method.clone();
+    let path = path.map_or("/", PathAndQuery::as_str);
+    let uri = Uri::builder().scheme("http").authority("mesh").path_and_query(path);
+    // Parts that were parsed before go together again.
+    *request.uri_mut() = uri.build().unwrap_or_default();
+    *request.version_mut() = Version::HTTP_2;
+    *request.headers_mut() = headers;
+    request
+}
+
+/// A stream that carries bytes both ways once it is answered.
+pub fn connect(mut headers: HeaderMap) -> Request<UpBody> {
+    for name in [UPGRADE, CONNECTION, CONTENT_LENGTH] {
+        headers.remove(name);
+    }
+    let mut request = Request::new(UpBody::Empty);
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = Uri::from_static("mesh:80");
+    *request.version_mut() = Version::HTTP_2;
+    *request.headers_mut() = headers;
+    request
+}
+
+pub async fn send(
+    pool: &MeshPool,
+    shared: &Shared,
+    mut slot: Slot,
+    call: &Call,
+    kind: &Kind,
+    mut request: Request<UpBody>,
+) -> Result<Answered, Failed> {
+    let node = slot.target.machine.node.clone();
+    let peer = pool
+        .mesh
+        .peers
+        .find(&node)
+        .ok_or_else(|| lost(&slot, "it is no peer any more", Fault::Connect))?;
+    peer.used(shared.elapsed_ms());
+    let stream = pool
+        .stream(&peer)
+        .await
+        .map_err(|e| lost(&slot, &e.to_string(), Fault::Connect))?;
+    pool.mesh.metrics.sent.fetch_add(1, Relaxed);
+    call.write(kind, request.headers_mut());
+    let mut response = answer(&stream, &peer, request)
+        .await
+        .map_err(|(why, fault)| lost(&slot, &why, fault))?;
+    let said = Said::take(response.headers_mut());
+    let (gauge, hard) = (&slot.target.machine.gauge, slot.target.service.hard);
+    if let Some(in_flight) = said.in_flight {
+        // A full machine stays full for a while even if its count is below: others wait there in order.
+        let full = said.refused == Some(Reason::Full);
+        gauge.report(if full { in_flight.max(hard) } else { in_flight }, shared.elapsed_ms());
+    }
+    match said.refused {
+        Some(reason) => Err(turned(reason, response, &slot).await),
+        None => {
+            slot.arrived();
+            Ok(Answered {
+                response,
+                said,
+                stream,
+                slot,
+            })
+        }
+    }
+}
+
+async fn answer(
+    stream: &Stream,
+    peer: &Arc<Peer>,
+    request: Request<UpBody>,
+) -> Result<Response<Incoming>, (String, Fault)> {
+    let mut sender = stream.sender();
+    let answered = sender.try_send_request(request);
+    tokio::select! {
+        biased;
+        answered = answered => answered.map_err(|mut error| {
+            let fault = if error.take_message().is_some() { Fault::NotSent } else { Fault::Died };
+            (error.into_error().to_string(), fault)
+        }),
+        () = peer.down() => Err(("it fell silent while the request was there".to_owned(), Fault::Died)),
+    }
+}
+
+fn lost(slot: &Slot, why: &str, fault: Fault) -> Failed {
+    let machine = &slot.target.machine;
+    let happened = format!("The host {} of the machine cannot be reached: {why}.", machine.node);
+    let advice = "Try again in a moment. If you run this platform: look at that host and at the network between.";
+    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, "PU03", happened, advice);
+    Failed {
+        fault,
+        reason: None,
+        refusal: refusal.of_app(&machine.app).of_machine(&machine.id),
+    }
+}
+
+async fn turned(reason: Reason, response: Response<Incoming>, slot: &Slot) -> Failed {
+    let told = timeout(TOLD_MAX, Limited::new(response.into_body(), TOLD_BYTES_MAX).collect()).await;
+    let told: Told = match told {
+        Ok(Ok(body)) => serde_json::from_slice(&body.to_bytes()).unwrap_or_default(),
+        // The reason is known all the same.
+        _ => Told::default(),
+    };
+    let machine = &slot.target.machine;
+    let (status, advice, fault) = match reason {
+        Reason::Connect => (StatusCode::BAD_GATEWAY, crate::forward::LISTEN, Fault::Turned),
+        Reason::Died => (StatusCode::BAD_GATEWAY, crate::forward::LISTEN, Fault::Died),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, crate::select::ADVICE, Fault::Turned),
+    };
+    let happened = match told.happened.is_empty() {
+        true => format!(
+            "The host {} of the machine refused the request ({}).",
+            machine.node,
+            reason.word()
+        ),
+        false => told.happened.clone(),
+    };
+    let refusal = Refusal::new(status, told.code(), happened, advice);
+    let refusal = refusal.of_app(&machine.app).of_machine(&machine.id);
+    Failed {
+        fault,
+        reason: Some(reason),
+        refusal: if fault == Fault::Turned && status == StatusCode::SERVICE_UNAVAILABLE {
+            refusal.retry_after(1)
+        } else {
+            refusal
+        },
+    }
+}
+
+/// A TCP connection to the machine through its host.
+pub async fn tunnel(pool: &MeshPool, shared: &Shared, slot: Slot, call: &Call) -> Result<(Slot, Wire), Failed> {
+    let answered = send(pool, shared, slot, call, &Kind::Tcp, connect(HeaderMap::new())).await?;
+    let Answered {
+        mut response,
+        stream,
+        slot,
+        ..
+    } = answered;
+    match hyper::upgrade::on(&mut response).await {
+        Ok(upgraded) => Ok((slot, Wire::There(TokioIo::new(upgraded), stream))),
+        Err(error) => Err(lost(&slot, &error.to_string(), Fault::Died)),
+    }
+}

@@ -1,0 +1,126 @@
+//! The receiving end's connections: every worker thread accepts on the mesh address. A peer shows a certificate of the
+//! cluster's authority and is a member in the view, at the handshake and as long as it stays.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::{CONNECTION_WINDOW, HEAD_BYTES_MAX, KEEP_ALIVE, Mesh, STREAM_WINDOW, STREAMS_MAX, is_member, serve, tls};
+use crate::accept::{self, Local, closing};
+use crate::log;
+use crate::service::Worker;
+use crate::shared::Life;
+
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How soon a connection ends whose node was removed from the cluster.
+const MEMBER_LOOK: Duration = Duration::from_secs(1);
+/// Above what a peer opens on one connection: a stream that it gave up may still be on its way out here.
+const STREAMS_TAKEN_MAX: u32 = STREAMS_MAX * 2;
+
+pub fn bind(address: SocketAddr, workers: usize) -> std::io::Result<Vec<StdListener>> {
+    // Without SO_REUSEPORT, which would share the port with a stranger of the same user.
+    accept::listen(address, false, false).map_err(|e| accept::named(e, address))?;
+    (0..workers)
+        .map(|_| accept::listen(address, true, false).map_err(|e| accept::named(e, address)))
+        .collect()
+}
+
+pub async fn accept(worker: Rc<Worker>, mesh: Arc<Mesh>, listener: TcpListener) {
+    let mut life = worker.shared.life.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            _ = life.wait_for(|life| *life > Life::Serving) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, from)) => drop(spawn_local(connection(worker.clone(), mesh.clone(), stream, from))),
+            Err(error) => {
+                log::warning("accept failed", &[("address", &mesh.listen), ("reason", &error)]);
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(worker: Rc<Worker>, mesh: Arc<Mesh>, stream: TcpStream, from: SocketAddr) {
+    let open = &worker.shared.metrics.connections_open;
+    open.fetch_add(1, Relaxed);
+    match handshake(&worker, &mesh, stream).await {
+        Ok((node, stream)) => {
+            mesh.metrics.handshakes.fetch_add(1, Relaxed);
+            converse(&worker, &mesh, node, stream).await;
+        }
+        Err(why) => {
+            mesh.metrics.handshakes_refused.fetch_add(1, Relaxed);
+            log::warning("mesh connection refused", &[("from", &from), ("reason", &why)]);
+        }
+    }
+    open.fetch_sub(1, Relaxed);
+}
+
+async fn handshake(
+    worker: &Worker,
+    mesh: &Mesh,
+    stream: TcpStream,
+) -> Result<(Arc<str>, TlsStream<TcpStream>), String> {
+    let credentials = mesh.files.current().ok_or("this host has no certificate yet")?;
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let accepting = TlsAcceptor::from(credentials.server.clone()).accept(stream);
+    let accepted = timeout(HANDSHAKE_MAX, accepting).await;
+    let stream = accepted
+        .map_err(|_| "no handshake in time")?
+        .map_err(|e| e.to_string())?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let node = tls::node_of(chain).ok_or("its certificate names no node")?;
+    if !is_member(&worker.shared.view().snapshot, &node) {
+        return Err(format!("{node} is no member of the cluster"));
+    }
+    Ok((node.into(), stream))
+}
+
+async fn converse(worker: &Rc<Worker>, mesh: &Arc<Mesh>, node: Arc<str>, stream: TlsStream<TcpStream>) {
+    let mut builder = http2::Builder::new(Local);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_TAKEN_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .auto_date_header(false)
+        .keep_alive_interval(KEEP_ALIVE * 4)
+        .keep_alive_timeout(KEEP_ALIVE * 2);
+    let service = service_fn(|request| {
+        let (worker, mesh, node) = (worker.clone(), mesh.clone(), node.clone());
+        async move { Ok::<_, Infallible>(serve::serve(worker, mesh, &node, request).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = closing(&worker.shared) => connection.as_mut().graceful_shutdown(),
+        () = removed(worker, &node) => {
+            log::warning("mesh connection cut", &[("node", &node), ("reason", &"no member of the cluster any more")]);
+            return;
+        }
+    }
+    let _ = connection.await;
+}
+
+async fn removed(worker: &Worker, node: &str) {
+    while is_member(&worker.shared.view().snapshot, node) {
+        sleep(MEMBER_LOOK).await;
+    }
+}

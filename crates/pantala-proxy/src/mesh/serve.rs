@@ -1,0 +1,205 @@
+//! The receiving side of one request: its machine is on this host, or the sender is told to retry elsewhere. The slot is
+//! taken here, so the limit holds however many edges send; a sleeping machine is woken here, once for all who wait.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::upgrade::OnUpgrade;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use pantala_route::choose::machine;
+use pantala_route::gauge::Gauge;
+use pantala_route::retry::{self, Fault};
+use tokio::task::spawn_local;
+
+use super::wire::{self, Call, HOPS_MAX, Kind, Reason, Said, Switch, Told};
+use super::{Mesh, is_member};
+use crate::body::{ClientBody, OutBody};
+use crate::forward::Exchange;
+use crate::respond::Refusal;
+use crate::select::{ADVICE, Selection};
+use crate::service::Worker;
+use crate::{headers, raw};
+
+/// Kept connections that the app had closed, in a row, before a request counts as lost.
+const STALE_MAX: u32 = 4;
+
+struct Refused {
+    reason: Reason,
+    refusal: Refusal,
+}
+
+pub async fn serve(worker: Rc<Worker>, mesh: Arc<Mesh>, node: &str, request: Request<Incoming>) -> Response<OutBody> {
+    let kind = wire::kind(request.headers());
+    if kind == Ok(Kind::Ping) {
+        return Response::new(OutBody::Full(Full::default()));
+    }
+    mesh.metrics.served.fetch_add(1, Relaxed);
+    let (mut gauge, call) = (None, Call::read(request.headers()));
+    let served = match (kind, call) {
+        (Ok(kind), Ok(call)) if call.hops <= HOPS_MAX && is_member(&worker.shared.view().snapshot, node) => {
+            gauge = gauge_of(&worker, &call);
+            answer(&worker, call, kind, request).await
+        }
+        (kind, call) => Err(not_understood(kind.err().or(call.err()))),
+    };
+    // The count is read last: it is the one that the sender learns.
+    served.unwrap_or_else(|refused| {
+        mesh.metrics.refused(refused.reason);
+        told(&refused, gauge.as_ref())
+    })
+}
+
+fn not_understood(why: Option<wire::Malformed>) -> Refused {
+    let happened = match why {
+        Some(why) => format!("The request of another host was not understood: {why}."),
+        None => "The request of another host came too far.".to_owned(),
+    };
+    Refused {
+        reason: Reason::Malformed,
+        refusal: Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "PU04", happened, ADVICE),
+    }
+}
+
+fn gauge_of(worker: &Worker, call: &Call) -> Option<Arc<Gauge>> {
+    let view = worker.shared.view();
+    let app = view.snapshot.apps.get(call.app.as_str())?;
+    machine(app, &call.machine).map(|machine| machine.gauge.clone())
+}
+
+async fn answer(
+    worker: &Rc<Worker>,
+    call: Call,
+    kind: Kind,
+    mut request: Request<Incoming>,
+) -> Result<Response<OutBody>, Refused> {
+    let selection = Selection::of_peer(&worker.shared, &call);
+    match kind {
+        Kind::Tcp => tunnel(selection, hyper::upgrade::on(&mut request)).await,
+        Kind::Upgrade(switch) => {
+            let client = hyper::upgrade::on(&mut request);
+            let (mut parts, body) = request.into_parts();
+            wire::strip(&mut parts.headers);
+            let wrong = |_| not_understood(None);
+            parts.method = Method::from_bytes(switch.method.as_bytes()).map_err(|_| wrong(()))?;
+            parts.uri = Uri::try_from(&switch.target).map_err(|_| wrong(()))?;
+            let token = HeaderValue::from_str(&switch.token).map_err(|_| wrong(()))?;
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            parts.headers.insert(UPGRADE, token);
+            drop(body); // an upgrade has none; what comes later belongs to the tunnel
+            let exchange = Exchange::new(worker, call.client, parts, ClientBody::none(), Some(client));
+            exchange_with_app(selection, exchange, Some(switch)).await
+        }
+        _ => {
+            let (mut parts, body) = request.into_parts();
+            wire::strip(&mut parts.headers);
+            let exchange = Exchange::new(worker, call.client, parts, ClientBody::new(body), None);
+            exchange_with_app(selection, exchange, None).await
+        }
+    }
+}
+
+async fn exchange_with_app(
+    mut selection: Selection,
+    mut exchange: Exchange,
+    switch: Option<Switch>,
+) -> Result<Response<OutBody>, Refused> {
+    let (mut stale, mut fresh) = (0, switch.is_some());
+    loop {
+        let slot = selection.slot().await.map_err(|refusal| Refused {
+            reason: selection.reason,
+            refusal,
+        })?;
+        let gauge = slot.target.machine.gauge.clone();
+        match exchange.here(slot, fresh, Some(selection.reach_by)).await {
+            Ok(response) => return Ok(answered(response, &gauge, switch.is_some())),
+            Err(failed)
+                if failed.fault == Fault::Stale && exchange.body.state() != retry::Body::Lost && stale < STALE_MAX =>
+            {
+                (stale, fresh) = (stale + 1, true);
+            }
+            Err(failed) => {
+                let reached = matches!(failed.fault, Fault::Died | Fault::Stale);
+                let reason = if reached { Reason::Died } else { Reason::Connect };
+                return Err(Refused {
+                    reason,
+                    refusal: failed.refusal,
+                });
+            }
+        }
+    }
+}
+
+fn answered(mut response: Response<OutBody>, gauge: &Gauge, upgrade: bool) -> Response<OutBody> {
+    let (status, headers) = (response.status(), response.headers_mut());
+    let token = headers
+        .get(UPGRADE)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    headers::remove_hop_by_hop(headers);
+    let mut said = Said {
+        in_flight: Some(gauge.read().in_flight),
+        ..Said::default()
+    };
+    if upgrade {
+        // A CONNECT stream knows only yes and no; the app's own word travels beside.
+        (said.status, said.upgrade) = (Some(status.as_u16()), token);
+        let switched = status == StatusCode::SWITCHING_PROTOCOLS;
+        if switched {
+            headers.remove(CONTENT_LENGTH);
+        }
+        said.write(headers);
+        *response.status_mut() = if switched { StatusCode::OK } else { StatusCode::CONFLICT };
+    } else {
+        said.write(headers);
+    }
+    response
+}
+
+fn told(refused: &Refused, gauge: Option<&Arc<Gauge>>) -> Response<OutBody> {
+    // Writing a struct of strings cannot fail; an empty text would be read as one without details.
+    let text = serde_json::to_vec(&Told::of(&refused.refusal)).unwrap_or_default();
+    let mut response = Response::new(OutBody::Full(Full::new(Bytes::from(text))));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Said {
+        in_flight: gauge.map(|gauge| gauge.read().in_flight),
+        refused: Some(refused.reason),
+        ..Said::default()
+    }
+    .write(headers);
+    response
+}
+
+/// Bytes both ways until one side ends or the machine drains.
+async fn tunnel(mut selection: Selection, client: OnUpgrade) -> Result<Response<OutBody>, Refused> {
+    let slot = selection.slot().await.map_err(|refusal| Refused {
+        reason: selection.reason,
+        refusal,
+    })?;
+    let mut upstream = raw::connect_here(&slot).await.map_err(|refusal| Refused {
+        reason: Reason::Connect,
+        refusal,
+    })?;
+    let shared = selection.shared();
+    let gauge = slot.target.machine.gauge.clone();
+    spawn_local(async move {
+        if let Ok(client) = client.await {
+            raw::couple(&shared, &slot, &mut TokioIo::new(client), &mut upstream).await;
+        }
+        drop(slot);
+    });
+    let mut response = Response::new(OutBody::Full(Full::default()));
+    Said {
+        in_flight: Some(gauge.read().in_flight),
+        ..Said::default()
+    }
+    .write(response.headers_mut());
+    Ok(response)
+}

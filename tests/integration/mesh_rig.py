@@ -1,0 +1,143 @@
+"""Several real proxies as one cluster on loopback: each with a fake agent, an address, a node and a region of its own, the
+same ports, and certificates that the test's authority made. Rows go to all agents, as the catalogue would bring them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from proxy_rig import WITHIN_S, Authority, FeedRow, Ports, Rig, app_rows, free_port, machine_row, row, service_row
+
+from pantala.testing.poll import until
+from pantala.wire.feed import MemberRow, MeshSettings, NodeRow
+
+HOST = "web.apps.test"
+NAME_OF_NODES = "node.pantala.internal"
+
+
+def node_row(node: str, region: str, mesh: str) -> FeedRow:
+    value = NodeRow(
+        id=node,
+        region=region,
+        zone="a",
+        address=mesh.split(":")[0],
+        verify_key="",
+        sealing_key="",
+        cpus=2,
+        memory_mib=1024,
+        cpus_free=2,
+        memory_mib_free=1024,
+        version="0",
+        mesh=mesh,
+    )
+    return row("nodes", f"node/{node}", value)
+
+
+def member_row(node: str, region: str) -> FeedRow:
+    value = MemberRow(id=node, region=region, zone="a", address="", verify_key="", sealing_key="", edge=True)
+    return row("nodes", f"member/{node}", value)
+
+
+class Host:
+    """One host of the cluster: its proxy, and where its machines are."""
+
+    def __init__(self, folder: Path, number: int, region: str, ports: Ports, mesh_port: int, **settings: Any) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.node, self.region = f"n{number}", region
+        self.address = f"127.0.1.{number}"
+        self.mesh = f"{self.address}:{mesh_port}"
+        self.machines = f"127.0.3.{number}"
+        mesh = MeshSettings(
+            listen=self.mesh,
+            certificate=str(folder / "node.pem"),
+            key=str(folder / "node.key"),
+            authority=str(folder / "authority.pem"),
+            **settings.pop("mesh", {}),
+        )
+        self.rig = Rig(
+            folder, node=self.node, region=region, address=self.address, ports=ports, **{"mesh": mesh, **settings}
+        )
+
+    def certify(self, authority: Authority, name: str | None = None) -> None:
+        issued = authority.issue(name or f"{self.node}.{NAME_OF_NODES}")
+        for file, text in (
+            ("authority.pem", authority.pem()),
+            ("node.key", issued.key_pem),
+            ("node.pem", issued.chain_pem),
+        ):
+            new = self.folder / f"{file}.new"
+            new.write_text(text)
+            new.rename(self.folder / file)
+
+    async def metric(self, name: str) -> float:
+        text = await self.rig.admin("/metrics") or ""
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+    async def peers(self) -> dict[str, Any]:
+        return {peer["node"]: peer for peer in (await self.rig.snapshot()).get("peers") or []}
+
+
+class Cluster:
+    def __init__(self, folder: Path, regions: tuple[str, ...], **settings: Any) -> None:
+        self.ports, self.mesh_port = Ports(), free_port()
+        self.authority = Authority()
+        self.hosts = [
+            Host(folder / f"n{number}", number, region, self.ports, self.mesh_port, **settings)
+            for number, region in enumerate(regions, start=1)
+        ]
+
+    async def start(self) -> None:
+        for host in self.hosts:
+            host.certify(self.authority)
+            await host.rig.agent.start()
+            await host.rig.start()
+            await host.rig.agent.applied()
+        for host in self.hosts:
+            await self.rows(node_row(host.node, host.region, host.mesh), member_row(host.node, host.region))
+        await self.met()
+
+    async def met(self, *hosts: Host) -> None:
+        """All proxies hear all others."""
+        hosts = hosts or tuple(self.hosts)
+        for host in hosts:
+            wanted = {other.node for other in hosts if other is not host}
+
+            def all_up(peers: dict[str, Any], wanted: set[str] = wanted) -> bool:
+                return {node for node, peer in peers.items() if peer["state"] == "up"} >= wanted
+
+            await until(host.peers, all_up, within_s=WITHIN_S, every_s=0.02)
+
+    async def rows(self, *rows: FeedRow) -> None:
+        for host in self.hosts:
+            await host.rig.agent.rows(*rows)
+
+    async def web(self, internal_port: int, *machines: FeedRow, **service: Any) -> None:
+        await self.rows(*app_rows("web", HOST), service_row(self.ports, "web", internal_port, **service), *machines)
+
+    def machine(self, host: Host, name: str, state: str = "started", ip4: str | None = None, **changes: Any) -> FeedRow:
+        ip4 = host.machines if ip4 is None else ip4
+        return machine_row("web", name, ip4, state, node=host.node, region=host.region, **changes)
+
+    async def close(self) -> None:
+        for host in self.hosts:
+            await host.rig.close()
+
+
+@contextlib.asynccontextmanager
+async def cluster(folder: Path, *regions: str, **settings: Any) -> AsyncGenerator[Cluster]:
+    made = Cluster(folder, regions, **settings)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.close()
+
+
+def changed(value: FeedRow, **changes: Any) -> FeedRow:
+    assert value.value is not None
+    return msgspec.structs.replace(value, value={**value.value, **changes})
