@@ -1,19 +1,32 @@
-"""Several real proxies as one cluster on loopback: each with a fake agent, an address, a node and a region of its own, the
-same ports, and certificates that the test's authority made. Rows go to all agents, as the catalogue would bring them."""
+"""Several real proxies as one cluster on loopback: each with a fake agent, an address, a node and a region of its own,
+the same ports, and certificates that the test's authority made. Rows go to all agents, as the catalogue would bring
+them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from proxy_rig import WITHIN_S, Authority, FeedRow, Ports, Rig, app_rows, free_port, machine_row, row, service_row
+from proxy_rig import (
+    WITHIN_S,
+    Authority,
+    Backend,
+    Ports,
+    Request,
+    Rig,
+    answer,
+    app_rows,
+    free_port,
+    machine_row,
+    row,
+    service_row,
+)
 
 from pantala.testing.poll import until
-from pantala.wire.feed import MemberRow, MeshSettings, NodeRow
+from pantala.wire.feed import FeedRow, MemberRow, MeshSettings, NodeRow
 
 HOST = "web.apps.test"
 NAME_OF_NODES = "node.pantala.internal"
@@ -24,7 +37,7 @@ def node_row(node: str, region: str, mesh: str) -> FeedRow:
         id=node,
         region=region,
         zone="a",
-        address=mesh.split(":")[0],
+        address=mesh.split(":", maxsplit=1)[0],
         verify_key="",
         sealing_key="",
         cpus=2,
@@ -78,17 +91,25 @@ class Host:
         text = await self.rig.admin("/metrics") or ""
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
+    async def forgets_load(self) -> None:
+        """What other hosts said of their machines' load holds for a second."""
+        await asyncio.sleep(1.1)
+
     async def peers(self) -> dict[str, Any]:
         return {peer["node"]: peer for peer in (await self.rig.snapshot()).get("peers") or []}
 
 
 class Cluster:
-    def __init__(self, folder: Path, regions: tuple[str, ...], **settings: Any) -> None:
+    """`each`: settings of one host after the other, beside those of all."""
+
+    def __init__(
+        self, folder: Path, regions: tuple[str, ...], each: Sequence[dict[str, Any]] = (), **settings: Any
+    ) -> None:
         self.ports, self.mesh_port = Ports(), free_port()
         self.authority = Authority()
         self.hosts = [
-            Host(folder / f"n{number}", number, region, self.ports, self.mesh_port, **settings)
-            for number, region in enumerate(regions, start=1)
+            Host(folder / f"n{number}", number, region, self.ports, self.mesh_port, **{**settings, **own})
+            for number, (region, own) in enumerate(zip(regions, each or [{}] * len(regions), strict=True), start=1)
         ]
 
     async def start(self) -> None:
@@ -138,6 +159,90 @@ async def cluster(folder: Path, *regions: str, **settings: Any) -> AsyncGenerato
         await made.close()
 
 
-def changed(value: FeedRow, **changes: Any) -> FeedRow:
-    assert value.value is not None
-    return msgspec.structs.replace(value, value={**value.value, **changes})
+# -- apps and clients --------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """A handler that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.inside = 0
+
+    async def __call__(self, backend: Backend, request: Request) -> bytes:
+        self.inside += 1
+        try:
+            await self.open.wait()
+        finally:
+            self.inside -= 1
+        return answer(backend.name.encode())
+
+    async def wait_for(self, number: int) -> None:
+        async def inside() -> int:
+            return self.inside
+
+        await until(inside, lambda now: now >= number, within_s=WITHIN_S, every_s=0.01)
+
+
+class Reader:
+    """One connection, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def say(self, data: bytes) -> None:
+        self._writer.write(data)
+        await asyncio.wait_for(self._writer.drain(), WITHIN_S)
+
+    async def until(self, mark: bytes) -> bytes:
+        return await asyncio.wait_for(self._reader.readuntil(mark), WITHIN_S)
+
+    async def exactly(self, size: int) -> bytes:
+        return await asyncio.wait_for(self._reader.readexactly(size), WITHIN_S)
+
+    async def rest(self) -> bytes:
+        return await asyncio.wait_for(self._reader.read(), WITHIN_S)
+
+    def close_writing(self) -> None:
+        self._writer.write_eof()
+
+
+@contextlib.asynccontextmanager
+async def talk(address: str, port: int, limit: int = 1 << 20) -> AsyncGenerator[Reader]:
+    reader, writer = await asyncio.open_connection(address, port, limit=limit)
+    try:
+        yield Reader(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def echo_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers before the request ended, chunk by chunk as they come, and with a trailer that counts them."""
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n")
+        total = 0
+        while size := int((await reader.readline()).strip(), 16):
+            data = await reader.readexactly(size)
+            await reader.readexactly(2)
+            total += size
+            writer.write(b"%x\r\n%s\r\n" % (size, data))
+            await writer.drain()
+        await reader.readline()
+        writer.write(b"0\r\nx-sum: %d\r\n\r\n" % total)
+        await writer.drain()
+    finally:
+        writer.close()
+
+
+async def echo_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write(b"bye")
+        await writer.drain()
+    finally:
+        writer.close()

@@ -359,7 +359,7 @@ class Ports:
 
 
 class Rig:
-    """`address` and `ports` are the proxy's; several rigs of one cluster share their ports on addresses of their own."""
+    """`address` and `ports` are the proxy's; the rigs of one cluster share their ports on addresses of their own."""
 
     def __init__(
         self,
@@ -469,7 +469,8 @@ class Rig:
         """Over plain HTTP, on a connection of its own."""
         async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=WITHIN_S) as client:
             return await client.get(
-                f"http://{self.address}:{self.ports.http}{path}", headers={"host": f"{host}:{self.ports.http}", **headers}
+                f"http://{self.address}:{self.ports.http}{path}",
+                headers={"host": f"{host}:{self.ports.http}", **headers},
             )
 
     async def raw(self, request: bytes) -> bytes:

@@ -187,7 +187,7 @@ impl MeshPool {
         let fine = |connection: &Rc<Connection>| {
             let idle = connection.streams.get() == 0;
             let old = connection.used.get().elapsed() >= IDLE_MAX || Some(connection.generation) != generation;
-            !connection.sender.is_closed() && !(idle && old)
+            !(connection.sender.is_closed() || idle && old)
         };
         self.peers.borrow_mut().retain(|_, kept| {
             kept.connections.borrow_mut().retain(fine);
