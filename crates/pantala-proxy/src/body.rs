@@ -14,7 +14,7 @@ use pantala_route::retry;
 
 use crate::mesh::pool::Stream;
 use crate::pool::Lease;
-use crate::select::Slot;
+use crate::slot::Slot;
 
 /// Documented contract: larger bodies are not sent twice.
 const KEPT_MAX: usize = 1024 * 1024;

@@ -13,18 +13,20 @@ use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use pantala_route::retry::{Attempt, Fault, Verdict, judge};
+use pantala_route::turn::Reason;
 use tokio::time::Instant;
 
 use crate::body::{ClientBody, OutBody, Upstream};
 use crate::headers;
 use crate::mesh::edge::{self, Answered};
 use crate::mesh::pool::{MeshPool, UpBody};
-use crate::mesh::wire::{Call, Kind, Reason, Switch};
+use crate::mesh::wire::{Call, Kind, Switch};
 use crate::pool::{Lease, Pool, Route};
 use crate::respond::Refusal;
-use crate::select::{Selection, Slot};
+use crate::select::Selection;
 use crate::service::Worker;
 use crate::shared::Shared;
+use crate::slot::Slot;
 use crate::upgrade;
 
 /// Whom a request goes to.

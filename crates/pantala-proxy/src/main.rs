@@ -26,6 +26,7 @@ mod service;
 mod settings;
 mod shared;
 mod shutdown;
+mod slot;
 mod tls;
 mod tunnels;
 mod upgrade;

@@ -19,9 +19,10 @@ use crate::headers::Client;
 use crate::mesh::edge;
 use crate::mesh::pool::Stream;
 use crate::respond::Refusal;
-use crate::select::{Selection, Slot};
+use crate::select::Selection;
 use crate::service::Worker;
 use crate::shared::Shared;
+use crate::slot::Slot;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = pantala_route::retry::ATTEMPTS_MAX;

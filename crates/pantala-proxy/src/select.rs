@@ -13,13 +13,15 @@ use pantala_route::gauge::UNLIMITED;
 use pantala_route::matching::Matched;
 use pantala_route::prefer::Wishes;
 use pantala_route::snapshot::{App, Machine, Target};
+use pantala_route::turn::{Attempt, Reason, turn};
 use pantala_wire::feed::WakeResult;
 use tokio::time::{Instant, timeout_at};
 
-use crate::mesh::wire::{Attempt, Call, HOPS_MAX, Reason};
-use crate::mesh::{Mesh, Waking};
+use crate::mesh::Mesh;
+use crate::mesh::wire::{Call, HOPS_MAX};
 use crate::respond::Refusal;
 use crate::shared::{Command, Shared, View};
+use crate::slot::Slot;
 
 /// How long an app may refuse connections while its machine counts as running.
 const REFUSING_MAX: Duration = Duration::from_secs(5);
@@ -33,31 +35,6 @@ const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 pub const ADVICE: &str = "Try again in a moment. If you run this app: look at its machines and logs.";
-
-/// One request's place on a machine; given back when dropped. On another host it is only proposed: that host's proxy takes it.
-pub struct Slot {
-    pub target: Target,
-    pub attempt: Attempt,
-    waking: Option<Waking>,
-    shared: Arc<Shared>,
-}
-
-impl Slot {
-    /// The machine took the request, so it is awake.
-    pub fn arrived(&mut self) {
-        self.waking = None;
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let left = self.target.machine.gauge.release(self.shared.elapsed_ms());
-        if left.draining && left.in_flight == 0 {
-            self.shared.emptied.notify_one();
-        }
-        self.shared.queues.call(&self.target.machine.app);
-    }
-}
 
 /// Whose request it is, and so how far one may go for it.
 enum Scope {
@@ -324,33 +301,14 @@ impl Selection {
             .ok_or_else(|| self.refuse("PR01", "The app has no machine where the request demands one."))
     }
 
-    /// What the edge of another host is told instead of waiting here: what it may do better elsewhere.
+    /// What the edge of another host is told instead of waiting here.
     fn elsewhere(&mut self, choice: Option<&Choice>, app: &App) -> Option<Refusal> {
         let Scope::Peer { machine, attempt, .. } = &self.scope else {
             return None;
         };
         let known = pantala_route::choose::machine(app, machine).filter(|machine| machine.local);
-        let draining = known.is_some_and(|machine| machine.gauge.read().draining);
-        let awake = |target: &Target| self.waking(&target.machine);
-        let (reason, happened) = match choice {
-            _ if known.is_none() => (Reason::Unknown, "The machine is no longer on its host."),
-            None | Some(Choice::Queue(_)) if *attempt != Attempt::Queue => {
-                (Reason::Full, "The machine is at its limit.")
-            }
-            Some(Choice::Wake(target, _)) if *attempt == Attempt::Take && !awake(target) => {
-                (Reason::Asleep, "The machine went to sleep.")
-            }
-            Some(Choice::Wait(_)) if draining => (Reason::Draining, "The machine is being emptied."),
-            Some(Choice::Wait(Waiting::Checks)) => (Reason::Unready, "The machine does not pass its health checks."),
-            Some(Choice::Wait(_)) => (Reason::Unready, "The machine is starting or changing."),
-            Some(Choice::Fail(Failure::Cordoned)) => (Reason::Cordoned, "The machine is cordoned."),
-            Some(Choice::Fail(_)) => (
-                Reason::Unready,
-                "The machine is not in a state from which it can serve.",
-            ),
-            Some(Choice::Exhausted) => (Reason::Wake, "The machine could not be started."),
-            _ => return None,
-        };
+        let waking = |target: &Target| self.waking(&target.machine);
+        let (reason, happened) = turn(choice, *attempt, known.map(|known| &**known), waking)?;
         self.reason = reason;
         let code = if reason == Reason::Full { "PR04" } else { "PR01" };
         let refusal = self
@@ -362,7 +320,7 @@ impl Selection {
     fn take(&mut self, target: Target) -> Option<Slot> {
         if target.machine.local {
             let taken = target.machine.gauge.acquire(target.service.hard);
-            return taken.then(|| self.slot_on(target, Attempt::Take));
+            return taken.then(|| Slot::new(&self.shared, target, Attempt::Take));
         }
         let asleep = self.asleep.contains(&target.machine.id);
         self.propose(target, if asleep { Attempt::Wake } else { Attempt::Take })
@@ -371,20 +329,7 @@ impl Selection {
     /// Its host has the last word on its limit; what this edge has in flight there counts here all the same.
     fn propose(&self, target: Target, attempt: Attempt) -> Option<Slot> {
         let taken = target.machine.gauge.acquire(UNLIMITED);
-        taken.then(|| self.slot_on(target, attempt))
-    }
-
-    fn slot_on(&self, target: Target, attempt: Attempt) -> Slot {
-        let waking = match (&self.shared.mesh, attempt) {
-            (Some(mesh), Attempt::Wake) => Some(mesh.wait_for(&target.machine.id)),
-            _ => None,
-        };
-        Slot {
-            target,
-            attempt,
-            waking,
-            shared: self.shared.clone(),
-        }
+        taken.then(|| Slot::new(&self.shared, target, attempt))
     }
 
     /// A machine of this host is woken through its agent; one of another host by the proxy there, where the request waits.

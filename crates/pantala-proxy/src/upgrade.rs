@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use crate::body::OutBody;
 use crate::mesh::pool::Stream;
-use crate::select::Slot;
 use crate::shared::Shared;
+use crate::slot::Slot;
 use crate::websocket::{Frames, close_frame};
 
 const BUFFER: usize = 16 * 1024;

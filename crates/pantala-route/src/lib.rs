@@ -6,6 +6,7 @@
 //! - [`choose`]: which machine of which region, or wake, wait, queue, fail; [`within`] is the part inside one region
 //! - [`prefer`]: the same within what the client wishes
 //! - [`gauge`]: what is in flight on a machine, shared by all threads; also the drain switch
+//! - [`turn`]: which requests of other hosts' edges a machine's host turns away
 //! - [`retry`]: whether another attempt is allowed
 #![forbid(unsafe_code)]
 
@@ -17,4 +18,5 @@ pub mod prefer;
 pub mod retry;
 pub mod snapshot;
 pub mod table;
+pub mod turn;
 pub mod within;

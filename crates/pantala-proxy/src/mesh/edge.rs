@@ -11,16 +11,17 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use pantala_route::retry::Fault;
+use pantala_route::turn::Reason;
 use tokio::time::{Duration, timeout};
 
 use super::peers::Peer;
 use super::pool::{MeshPool, Stream, UpBody};
-use super::wire::{Call, Kind, Reason, Said, Told};
+use super::wire::{Call, Kind, Said, Told};
 use crate::forward::Failed;
 use crate::raw::Wire;
 use crate::respond::Refusal;
-use crate::select::Slot;
 use crate::shared::Shared;
+use crate::slot::Slot;
 
 const TOLD_BYTES_MAX: usize = 16 * 1024;
 const TOLD_MAX: Duration = Duration::from_secs(2);

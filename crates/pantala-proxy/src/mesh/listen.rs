@@ -30,6 +30,8 @@ const MEMBER_LOOK: Duration = Duration::from_secs(1);
 /// Above what a peer opens on one connection: a stream that it gave up may still be on its way out here.
 const STREAMS_TAKEN_MAX: u32 = STREAMS_MAX * 2;
 
+const RESETS_MAX: usize = 10_000;
+
 pub fn bind(address: SocketAddr, workers: usize) -> std::io::Result<Vec<StdListener>> {
     // Without SO_REUSEPORT, which would share the port with a stranger of the same user.
     accept::listen(address, false, false).map_err(|e| accept::named(e, address))?;
@@ -99,6 +101,9 @@ async fn converse(worker: &Rc<Worker>, mesh: &Arc<Mesh>, node: Arc<str>, stream:
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_TAKEN_MAX)
         .max_header_list_size(HEAD_BYTES_MAX)
+        // Clients that leave by the dozen are no attack by the host that they came through.
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(RESETS_MAX)
         .auto_date_header(false)
         .keep_alive_interval(KEEP_ALIVE * 4)
         .keep_alive_timeout(KEEP_ALIVE * 2);

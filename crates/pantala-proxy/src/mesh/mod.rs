@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pantala_route::snapshot::Snapshot;
+use pantala_route::turn::{REASONS, Reason};
 use pantala_wire::feed::MeshSettings;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -34,7 +35,6 @@ use tokio_rustls::client::TlsStream;
 
 use self::peers::{Peer, Peers};
 use self::tls::{Credentials, Files};
-use self::wire::{REASONS, Reason};
 use crate::settings::Settings;
 
 /// A stream is slowed down when its receiver has so much unread. Below what a request keeps for another attempt, so that a

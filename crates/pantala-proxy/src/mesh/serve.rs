@@ -15,9 +15,10 @@ use hyper_util::rt::TokioIo;
 use pantala_route::choose::machine;
 use pantala_route::gauge::Gauge;
 use pantala_route::retry::{self, Fault};
+use pantala_route::turn::Reason;
 use tokio::task::spawn_local;
 
-use super::wire::{self, Call, HOPS_MAX, Kind, Reason, Said, Switch, Told};
+use super::wire::{self, Call, HOPS_MAX, Kind, Said, Switch, Told};
 use super::{Mesh, is_member};
 use crate::body::{ClientBody, OutBody};
 use crate::forward::Exchange;

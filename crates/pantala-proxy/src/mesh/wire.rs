@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
+use pantala_route::turn::{Attempt, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::respond::Refusal;
@@ -29,27 +30,6 @@ const REFUSED: HeaderName = HeaderName::from_static("pantala-mesh-refused");
 
 /// Edge to the machine's host, never further.
 pub const HOPS_MAX: u32 = 1;
-
-/// How far the receiving proxy may go to serve a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
-    /// the machine runs and has a free slot, or retry elsewhere
-    Take,
-    /// also wake it
-    Wake,
-    /// all others refused: wait for a slot
-    Queue,
-}
-
-impl Attempt {
-    fn word(self) -> &'static str {
-        match self {
-            Attempt::Take => "take",
-            Attempt::Wake => "wake",
-            Attempt::Queue => "queue",
-        }
-    }
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -114,12 +94,7 @@ impl Call {
     }
 
     pub fn read(headers: &HeaderMap) -> Result<Call, Malformed> {
-        let attempt = match text(headers, &ATTEMPT)? {
-            "take" => Attempt::Take,
-            "wake" => Attempt::Wake,
-            "queue" => Attempt::Queue,
-            _ => return Err(Malformed(ATTEMPT)),
-        };
+        let attempt = Attempt::of(text(headers, &ATTEMPT)?).ok_or(Malformed(ATTEMPT))?;
         Ok(Call {
             app: text(headers, &APP)?.to_owned(),
             machine: text(headers, &MACHINE)?.to_owned(),
@@ -203,70 +178,6 @@ impl Said {
         };
         strip(headers);
         said
-    }
-}
-
-/// Why a host's proxy did not serve a request. Only after `Died` may a byte have reached the app.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// no such machine on this host, any more or yet
-    Unknown,
-    Cordoned,
-    Draining,
-    Full,
-    /// it sleeps, and the attempt was not one that wakes
-    Asleep,
-    /// starting, changing, failing its checks or ended
-    Unready,
-    /// it could not be woken
-    Wake,
-    /// the app does not take the connection
-    Connect,
-    /// the deadline passed
-    Late,
-    /// the app took the request and did not answer
-    Died,
-    /// the request of the other proxy was not understood
-    Malformed,
-}
-
-pub const REASONS: [Reason; 11] = [
-    Reason::Unknown,
-    Reason::Cordoned,
-    Reason::Draining,
-    Reason::Full,
-    Reason::Asleep,
-    Reason::Unready,
-    Reason::Wake,
-    Reason::Connect,
-    Reason::Late,
-    Reason::Died,
-    Reason::Malformed,
-];
-
-impl Reason {
-    pub fn word(self) -> &'static str {
-        match self {
-            Reason::Unknown => "unknown",
-            Reason::Cordoned => "cordoned",
-            Reason::Draining => "draining",
-            Reason::Full => "full",
-            Reason::Asleep => "asleep",
-            Reason::Unready => "unready",
-            Reason::Wake => "wake",
-            Reason::Connect => "connect",
-            Reason::Late => "late",
-            Reason::Died => "died",
-            Reason::Malformed => "malformed",
-        }
-    }
-
-    /// A word of a later version is a refusal all the same.
-    fn of(word: &str) -> Reason {
-        REASONS
-            .into_iter()
-            .find(|reason| reason.word() == word)
-            .unwrap_or(Reason::Unready)
     }
 }
 
@@ -376,13 +287,5 @@ mod tests {
         said.write(&mut headers);
         assert_eq!(Said::take(&mut headers), said);
         assert!(headers.is_empty());
-    }
-
-    #[test]
-    fn every_reason_has_its_word() {
-        for reason in REASONS {
-            assert_eq!(Reason::of(reason.word()), reason);
-        }
-        assert_eq!(Reason::of("a later word"), Reason::Unready);
     }
 }

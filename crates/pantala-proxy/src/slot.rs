@@ -1,0 +1,48 @@
+//! A request's place on a machine, from the choice to the last byte of the answer.
+
+use std::sync::Arc;
+
+use pantala_route::snapshot::Target;
+use pantala_route::turn::Attempt;
+
+use crate::mesh::Waking;
+use crate::shared::Shared;
+
+/// One request's place on a machine; given back when dropped. On another host it is only proposed: that host's proxy takes it.
+pub struct Slot {
+    pub target: Target,
+    pub attempt: Attempt,
+    waking: Option<Waking>,
+    shared: Arc<Shared>,
+}
+
+impl Slot {
+    /// Of a slot that the gauge gave.
+    pub fn new(shared: &Arc<Shared>, target: Target, attempt: Attempt) -> Slot {
+        let waking = match (&shared.mesh, attempt) {
+            (Some(mesh), Attempt::Wake) => Some(mesh.wait_for(&target.machine.id)),
+            _ => None,
+        };
+        Slot {
+            target,
+            attempt,
+            waking,
+            shared: shared.clone(),
+        }
+    }
+
+    /// The machine took the request, so it is awake.
+    pub fn arrived(&mut self) {
+        self.waking = None;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let left = self.target.machine.gauge.release(self.shared.elapsed_ms());
+        if left.draining && left.in_flight == 0 {
+            self.shared.emptied.notify_one();
+        }
+        self.shared.queues.call(&self.target.machine.app);
+    }
+}
