@@ -6,6 +6,7 @@ use pantala_route::snapshot::Target;
 use pantala_route::turn::Attempt;
 
 use crate::mesh::Waking;
+use crate::mesh::guests::Guest;
 use crate::shared::Shared;
 
 /// One request's place on a machine; given back when dropped. On another host it is only proposed: that host's proxy takes it.
@@ -13,6 +14,8 @@ pub struct Slot {
     pub target: Target,
     pub attempt: Attempt,
     waking: Option<Waking>,
+    /// counted until the slot is given back
+    guest: Option<Guest>,
     shared: Arc<Shared>,
 }
 
@@ -27,8 +30,15 @@ impl Slot {
             target,
             attempt,
             waking,
+            guest: None,
             shared: shared.clone(),
         }
+    }
+
+    /// The request came from another host.
+    pub fn of_host(&mut self, node: &Arc<str>) {
+        let mesh = self.shared.mesh.as_ref();
+        self.guest = mesh.map(|mesh| mesh.guests.enter(&self.target.machine.id, node));
     }
 
     /// The machine took the request, so it is awake.
@@ -39,6 +49,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.guest = None;
         let left = self.target.machine.gauge.release(self.shared.elapsed_ms());
         if left.draining && left.in_flight == 0 {
             self.shared.emptied.notify_one();

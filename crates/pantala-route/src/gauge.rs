@@ -68,9 +68,10 @@ impl Gauge {
         (before - 1).into()
     }
 
-    /// The proxy of the machine's host said its exact count, which includes what we have in flight there.
-    pub fn report(&self, in_flight: u32, now_ms: u64) {
-        let others = in_flight.min(UNLIMITED).saturating_sub(self.read().in_flight);
+    /// The proxy of the machine's host said how many requests of others are in flight there. Ours are counted here: at the
+    /// moment when its word arrives some of those that it counted have ended.
+    pub fn report(&self, others: u32, now_ms: u64) {
+        let others = others.min(UNLIMITED);
         self.others
             .store((now_ms + 1) << IN_FLIGHT_BITS | u64::from(others), SeqCst);
     }
@@ -161,7 +162,7 @@ mod tests {
     fn what_others_have_in_flight_is_added_for_a_while() {
         let gauge = Gauge::default();
         assert!(gauge.acquire(9));
-        gauge.report(5, 100); // ours is one of them
+        gauge.report(4, 100);
         assert_eq!(gauge.load(100), 5);
         assert!(gauge.acquire(9));
         assert_eq!(gauge.load(200), 6);

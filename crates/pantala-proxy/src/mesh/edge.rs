@@ -86,15 +86,11 @@ pub async fn send(
         .map_err(|(why, fault)| lost(&slot, &why, fault))?;
     let said = Said::take(response.headers_mut());
     let (gauge, hard) = (&slot.target.machine.gauge, slot.target.service.hard);
-    if let Some(in_flight) = said.in_flight {
-        let count = match said.refused {
-            None => in_flight,
-            // A full machine stays full for a while even if its count is below: others wait there in order. A refused
-            // request is not in the count of its host, but still in ours.
-            Some(Reason::Full) => in_flight.max(hard).saturating_add(1),
-            Some(_) => in_flight.saturating_add(1),
-        };
-        gauge.report(count, shared.elapsed_ms());
+    if let (Some(in_flight), Some(yours)) = (said.in_flight, said.yours) {
+        // A full machine stays full for a while even if its count is below: others wait there in order.
+        let full = said.refused == Some(Reason::Full);
+        let count = if full { in_flight.max(hard) } else { in_flight };
+        gauge.report(count.saturating_sub(yours), shared.elapsed_ms());
     }
     match said.refused {
         Some(reason) => Err(turned(reason, response, &slot).await),

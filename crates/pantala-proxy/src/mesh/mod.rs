@@ -6,10 +6,11 @@
 //! - [`tls`]: certificates of nodes, read again when they change
 //! - [`peers`] and [`ping`]: which proxies answer, and how far they are (a thread of its own)
 //! - [`pool`] and [`edge`]: the sending side; kept connections of each worker thread, one attempt across
-//! - [`listen`] and [`serve`]: the receiving side
+//! - [`listen`], [`serve`] and [`guests`]: the receiving side
 //! - [`report`]: for the operator
 
 pub mod edge;
+pub mod guests;
 pub mod listen;
 pub mod peers;
 pub mod ping;
@@ -33,6 +34,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use self::guests::Guests;
 use self::peers::{Peer, Peers};
 use self::tls::{Credentials, Files};
 use crate::settings::Settings;
@@ -56,6 +58,7 @@ pub struct Mesh {
     pub metrics: Metrics,
     /// machines of other hosts, with the number of our requests that wait for them to wake
     waking: Mutex<HashMap<Arc<str>, usize>>,
+    pub guests: Guests,
 }
 
 impl Mesh {
@@ -73,6 +76,7 @@ impl Mesh {
             ping_timeout: Duration::from_millis(settings.ping_timeout_ms),
             metrics: Metrics::default(),
             waking: Mutex::default(),
+            guests: Guests::default(),
         }
     }
 

@@ -21,8 +21,10 @@ pub enum State {
     Up,
     /// it misses pings: not chosen, and requests that wait for its answer are given up
     Down,
-    /// silent for so long, or no member any more, that its connections are cut
+    /// silent for so long that its connections are cut
     Gone,
+    /// out of the view, or somewhere else: this peer is never up again
+    Removed,
 }
 
 pub struct Peer {
@@ -35,6 +37,8 @@ pub struct Peer {
     rtt_us: AtomicU32,
     heard_ms: AtomicU64,
     used_ms: AtomicU64,
+    /// how often it fell silent: connections from before carry nothing new, since it may have been started again
+    silences: AtomicU64,
     /// a request found it unwatched: look now
     pub hurry: Notify,
 }
@@ -53,6 +57,7 @@ impl Peer {
             rtt_us: AtomicU32::new(0),
             heard_ms: AtomicU64::new(0),
             used_ms: AtomicU64::new(0),
+            silences: AtomicU64::new(0),
             hurry: Notify::new(),
         })
     }
@@ -63,8 +68,18 @@ impl Peer {
 
     /// Whether it changed.
     pub fn set(&self, state: State) -> bool {
-        self.state
-            .send_if_modified(|now| std::mem::replace(now, state) != state)
+        self.state.send_if_modified(|now| {
+            let changes = *now != state && *now != State::Removed;
+            if changes {
+                self.silences.fetch_add(u64::from(state == State::Down), Relaxed);
+                *now = state;
+            }
+            changes
+        })
+    }
+
+    pub fn silences(&self) -> u64 {
+        self.silences.load(Relaxed)
     }
 
     pub fn answers(&self) -> bool {
@@ -77,11 +92,15 @@ impl Peer {
         let _ = self.state.subscribe().wait_for(|state| *state > State::Up).await;
     }
 
+    pub async fn removed(&self) {
+        let _ = self.state.subscribe().wait_for(|state| *state == State::Removed).await;
+    }
+
     pub fn gone(&self) -> impl Future<Output = ()> + use<> {
         let mut state = self.state.subscribe();
         async move {
             // Without its peer in the table a connection has no use either.
-            let _ = state.wait_for(|state| *state == State::Gone).await;
+            let _ = state.wait_for(|state| *state >= State::Gone).await;
         }
     }
 
@@ -166,7 +185,7 @@ impl Peers {
         }
         for peer in old.peers.values() {
             if !peers.get(&peer.node).is_some_and(|now| Arc::ptr_eq(now, peer)) {
-                peer.set(State::Gone);
+                peer.set(State::Removed);
             }
         }
         let distances = distances(&peers);
@@ -233,7 +252,8 @@ mod tests {
         assert_eq!(peers.reach("a"), Reach::Away);
         Arc::make_mut(&mut now.members).remove("a");
         peers.follow(&now, "own");
-        assert_eq!((peers.reach("a"), a.state()), (Reach::Never, State::Gone));
+        assert_eq!((peers.reach("a"), a.state()), (Reach::Never, State::Removed));
+        assert!(!a.set(State::Up), "for ever");
     }
 
     #[test]

@@ -112,18 +112,8 @@ type Sender = SendRequest<Empty<Bytes>>;
 impl Watch {
     /// Ends with the peer's place in the view.
     async fn run(self) {
-        let removed = async {
-            loop {
-                self.peer.gone().await;
-                let still = self.mesh.peers.find(&self.peer.node);
-                if !still.is_some_and(|now| Arc::ptr_eq(&now, &self.peer)) {
-                    return;
-                }
-                sleep(self.mesh.ping_interval).await;
-            }
-        };
         tokio::select! {
-            () = removed => {}
+            () = self.peer.removed() => {}
             () = self.watch() => {}
         }
     }

@@ -64,6 +64,8 @@ impl Body for UpBody {
 struct Connection {
     sender: SendRequest<UpBody>,
     generation: u64,
+    /// of the peer when this was opened
+    silences: u64,
     peer: Arc<Peer>,
     streams: Cell<u32>,
     used: Cell<Instant>,
@@ -154,6 +156,7 @@ impl MeshPool {
     }
 
     async fn open(&self, peer: &Arc<Peer>, credentials: &Credentials) -> Result<Rc<Connection>, ConnectError> {
+        let silences = peer.silences();
         let stream = self.mesh.connect(peer, credentials).await?;
         let mut builder = http2::Builder::new(Local);
         builder
@@ -175,6 +178,7 @@ impl MeshPool {
         Ok(Rc::new(Connection {
             sender,
             generation: credentials.generation,
+            silences,
             peer: peer.clone(),
             streams: Cell::new(0),
             used: Cell::new(Instant::now()),
@@ -186,7 +190,8 @@ impl MeshPool {
         let generation = self.mesh.files.current().map(|now| now.generation);
         let fine = |connection: &Rc<Connection>| {
             let idle = connection.streams.get() == 0;
-            let old = connection.used.get().elapsed() >= IDLE_MAX || Some(connection.generation) != generation;
+            let left = Some(connection.generation) != generation || connection.silences != connection.peer.silences();
+            let old = left || connection.used.get().elapsed() >= IDLE_MAX;
             !(connection.sender.is_closed() || idle && old)
         };
         self.peers.borrow_mut().retain(|_, kept| {
@@ -201,6 +206,7 @@ impl Kept {
         let fits = |connection: &&Rc<Connection>| {
             !connection.sender.is_closed()
                 && connection.generation == credentials.generation
+                && connection.silences == peer.silences()
                 && Arc::ptr_eq(&connection.peer, peer)
                 && connection.streams.get() < STREAMS_MAX
         };

@@ -77,6 +77,7 @@ pub fn peers(mesh: &Mesh, now_ms: u64) -> Value {
             State::Up => "up",
             State::Down => "down",
             State::Gone => "gone",
+            State::Removed => "removed",
         };
         json!({
             "node": &*peer.node,

@@ -13,8 +13,8 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use pantala_route::choose::machine;
-use pantala_route::gauge::Gauge;
 use pantala_route::retry::{self, Fault};
+use pantala_route::snapshot::Machine;
 use pantala_route::turn::Reason;
 use tokio::task::spawn_local;
 
@@ -25,6 +25,7 @@ use crate::forward::Exchange;
 use crate::respond::Refusal;
 use crate::select::{ADVICE, Selection};
 use crate::service::Worker;
+use crate::slot::Slot;
 use crate::{headers, raw};
 
 /// Kept connections that the app had closed, in a row, before a request counts as lost.
@@ -35,24 +36,49 @@ struct Refused {
     refusal: Refusal,
 }
 
-pub async fn serve(worker: Rc<Worker>, mesh: Arc<Mesh>, node: &str, request: Request<Incoming>) -> Response<OutBody> {
+/// Whose count an answer says, and to whom.
+struct Count {
+    mesh: Arc<Mesh>,
+    node: Arc<str>,
+}
+
+impl Count {
+    fn said(&self, machine: &Machine) -> Said {
+        Said {
+            in_flight: Some(machine.gauge.read().in_flight),
+            yours: Some(self.mesh.guests.of(&machine.id, &self.node)),
+            ..Said::default()
+        }
+    }
+}
+
+pub async fn serve(
+    worker: Rc<Worker>,
+    mesh: Arc<Mesh>,
+    node: &Arc<str>,
+    request: Request<Incoming>,
+) -> Response<OutBody> {
     let kind = wire::kind(request.headers());
     if kind == Ok(Kind::Ping) {
         return Response::new(OutBody::Full(Full::default()));
     }
     mesh.metrics.served.fetch_add(1, Relaxed);
-    let (mut gauge, call) = (None, Call::read(request.headers()));
+    let (mut known, call) = (None, Call::read(request.headers()));
+    let count = Count {
+        mesh: mesh.clone(),
+        node: node.clone(),
+    };
     let served = match (kind, call) {
         (Ok(kind), Ok(call)) if call.hops <= HOPS_MAX && is_member(&worker.shared.view().snapshot, node) => {
-            gauge = gauge_of(&worker, &call);
-            answer(&worker, call, kind, request).await
+            known = machine_of(&worker, &call);
+            answer(&worker, &count, call, kind, request).await
         }
         (kind, call) => Err(not_understood(kind.err().or(call.err()))),
     };
     // The count is read last: it is the one that the sender learns.
     served.unwrap_or_else(|refused| {
         mesh.metrics.refused(refused.reason);
-        told(&refused, gauge.as_ref())
+        told(&refused, known.map(|known| count.said(&known)).unwrap_or_default())
     })
 }
 
@@ -67,21 +93,22 @@ fn not_understood(why: Option<wire::Malformed>) -> Refused {
     }
 }
 
-fn gauge_of(worker: &Worker, call: &Call) -> Option<Arc<Gauge>> {
+fn machine_of(worker: &Worker, call: &Call) -> Option<Arc<Machine>> {
     let view = worker.shared.view();
     let app = view.snapshot.apps.get(call.app.as_str())?;
-    machine(app, &call.machine).map(|machine| machine.gauge.clone())
+    machine(app, &call.machine).cloned()
 }
 
 async fn answer(
     worker: &Rc<Worker>,
+    count: &Count,
     call: Call,
     kind: Kind,
     mut request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Refused> {
     let selection = Selection::of_peer(&worker.shared, &call);
     match kind {
-        Kind::Tcp => tunnel(selection, hyper::upgrade::on(&mut request)).await,
+        Kind::Tcp => tunnel(count, selection, hyper::upgrade::on(&mut request)).await,
         Kind::Upgrade(switch) => {
             let client = hyper::upgrade::on(&mut request);
             let (mut parts, body) = request.into_parts();
@@ -94,31 +121,38 @@ async fn answer(
             parts.headers.insert(UPGRADE, token);
             drop(body); // an upgrade has none; what comes later belongs to the tunnel
             let exchange = Exchange::new(worker, call.client, parts, ClientBody::none(), Some(client));
-            exchange_with_app(selection, exchange, Some(switch)).await
+            exchange_with_app(count, selection, exchange, Some(switch)).await
         }
         _ => {
             let (mut parts, body) = request.into_parts();
             wire::strip(&mut parts.headers);
             let exchange = Exchange::new(worker, call.client, parts, ClientBody::new(body), None);
-            exchange_with_app(selection, exchange, None).await
+            exchange_with_app(count, selection, exchange, None).await
         }
     }
 }
 
+async fn take(count: &Count, selection: &mut Selection) -> Result<Slot, Refused> {
+    let mut slot = selection.slot().await.map_err(|refusal| Refused {
+        reason: selection.reason,
+        refusal,
+    })?;
+    slot.of_host(&count.node);
+    Ok(slot)
+}
+
 async fn exchange_with_app(
+    count: &Count,
     mut selection: Selection,
     mut exchange: Exchange,
     switch: Option<Switch>,
 ) -> Result<Response<OutBody>, Refused> {
     let (mut stale, mut fresh) = (0, switch.is_some());
     loop {
-        let slot = selection.slot().await.map_err(|refusal| Refused {
-            reason: selection.reason,
-            refusal,
-        })?;
-        let gauge = slot.target.machine.gauge.clone();
+        let slot = take(count, &mut selection).await?;
+        let machine = slot.target.machine.clone();
         match exchange.here(slot, fresh, Some(selection.reach_by)).await {
-            Ok(response) => return Ok(answered(response, &gauge, switch.is_some())),
+            Ok(response) => return Ok(answered(response, count.said(&machine), switch.is_some())),
             Err(failed)
                 if failed.fault == Fault::Stale && exchange.body.state() != retry::Body::Lost && stale < STALE_MAX =>
             {
@@ -136,17 +170,13 @@ async fn exchange_with_app(
     }
 }
 
-fn answered(mut response: Response<OutBody>, gauge: &Gauge, upgrade: bool) -> Response<OutBody> {
+fn answered(mut response: Response<OutBody>, mut said: Said, upgrade: bool) -> Response<OutBody> {
     let (status, headers) = (response.status(), response.headers_mut());
     let token = headers
         .get(UPGRADE)
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
     headers::remove_hop_by_hop(headers);
-    let mut said = Said {
-        in_flight: Some(gauge.read().in_flight),
-        ..Said::default()
-    };
     if upgrade {
         // A CONNECT stream knows only yes and no; the app's own word travels beside.
         (said.status, said.upgrade) = (Some(status.as_u16()), token);
@@ -162,34 +192,27 @@ fn answered(mut response: Response<OutBody>, gauge: &Gauge, upgrade: bool) -> Re
     response
 }
 
-fn told(refused: &Refused, gauge: Option<&Arc<Gauge>>) -> Response<OutBody> {
+fn told(refused: &Refused, said: Said) -> Response<OutBody> {
     // Writing a struct of strings cannot fail; an empty text would be read as one without details.
     let text = serde_json::to_vec(&Told::of(&refused.refusal)).unwrap_or_default();
     let mut response = Response::new(OutBody::Full(Full::new(Bytes::from(text))));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     let headers: &mut HeaderMap = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Said {
-        in_flight: gauge.map(|gauge| gauge.read().in_flight),
-        refused: Some(refused.reason),
-        ..Said::default()
-    }
-    .write(headers);
+    let refused = Some(refused.reason);
+    Said { refused, ..said }.write(headers);
     response
 }
 
 /// Bytes both ways until one side ends or the machine drains.
-async fn tunnel(mut selection: Selection, client: OnUpgrade) -> Result<Response<OutBody>, Refused> {
-    let slot = selection.slot().await.map_err(|refusal| Refused {
-        reason: selection.reason,
-        refusal,
-    })?;
+async fn tunnel(count: &Count, mut selection: Selection, client: OnUpgrade) -> Result<Response<OutBody>, Refused> {
+    let slot = take(count, &mut selection).await?;
     let mut upstream = raw::connect_here(&slot).await.map_err(|refusal| Refused {
         reason: Reason::Connect,
         refusal,
     })?;
     let shared = selection.shared();
-    let gauge = slot.target.machine.gauge.clone();
+    let said = count.said(&slot.target.machine);
     spawn_local(async move {
         if let Ok(client) = client.await {
             raw::couple(&shared, &slot, &mut TokioIo::new(client), &mut upstream).await;
@@ -197,10 +220,6 @@ async fn tunnel(mut selection: Selection, client: OnUpgrade) -> Result<Response<
         drop(slot);
     });
     let mut response = Response::new(OutBody::Full(Full::default()));
-    Said {
-        in_flight: Some(gauge.read().in_flight),
-        ..Said::default()
-    }
-    .write(response.headers_mut());
+    said.write(response.headers_mut());
     Ok(response)
 }

@@ -26,6 +26,7 @@ const METHOD: HeaderName = HeaderName::from_static("pantala-mesh-method");
 const UPGRADE: HeaderName = HeaderName::from_static("pantala-mesh-upgrade");
 const STATUS: HeaderName = HeaderName::from_static("pantala-mesh-status");
 const IN_FLIGHT: HeaderName = HeaderName::from_static("pantala-mesh-in-flight");
+const YOURS: HeaderName = HeaderName::from_static("pantala-mesh-yours");
 const REFUSED: HeaderName = HeaderName::from_static("pantala-mesh-refused");
 
 /// Edge to the machine's host, never further.
@@ -145,6 +146,8 @@ pub fn strip(headers: &mut HeaderMap) {
 pub struct Said {
     /// exact, with the answered request
     pub in_flight: Option<u32>,
+    /// of these, how many came from the asking host
+    pub yours: Option<u32>,
     pub refused: Option<Reason>,
     /// of an upgrade's answer: the app's own status and token
     pub status: Option<u16>,
@@ -156,6 +159,9 @@ impl Said {
         strip(headers);
         if let Some(in_flight) = self.in_flight {
             headers.insert(IN_FLIGHT, HeaderValue::from(in_flight));
+        }
+        if let Some(yours) = self.yours {
+            headers.insert(YOURS, HeaderValue::from(yours));
         }
         if let Some(reason) = self.refused {
             headers.insert(REFUSED, HeaderValue::from_static(reason.word()));
@@ -172,6 +178,7 @@ impl Said {
     pub fn take(headers: &mut HeaderMap) -> Said {
         let said = Said {
             in_flight: parsed(headers, &IN_FLIGHT).ok(),
+            yours: parsed(headers, &YOURS).ok(),
             refused: text(headers, &REFUSED).ok().map(Reason::of),
             status: parsed(headers, &STATUS).ok(),
             upgrade: text(headers, &UPGRADE).ok().map(str::to_owned),
@@ -281,6 +288,7 @@ mod tests {
         assert_eq!(kind(&headers).unwrap(), Kind::Http);
         let said = Said {
             in_flight: Some(3),
+            yours: Some(1),
             ..Said::default()
         };
         headers.insert(REFUSED, HeaderValue::from_static("full"));
