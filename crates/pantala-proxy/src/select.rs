@@ -18,6 +18,7 @@ use pantala_wire::feed::WakeResult;
 use tokio::time::{Instant, timeout_at};
 
 use crate::mesh::Mesh;
+use crate::mesh::guests::Guest;
 use crate::mesh::wire::{Call, HOPS_MAX};
 use crate::respond::Refusal;
 use crate::shared::{Command, Shared, View};
@@ -42,6 +43,7 @@ enum Scope {
     Client { local: IpAddr, host: String },
     /// of another host's edge: this machine, or when it may queue any of the app on this host, else retry elsewhere
     Peer {
+        node: Arc<str>,
         machine: Arc<str>,
         attempt: Attempt,
         only: bool,
@@ -112,8 +114,9 @@ impl Selection {
         Selection::of(shared, app.clone(), port, scope, limit)
     }
 
-    pub fn of_peer(shared: &Arc<Shared>, call: &Call) -> Selection {
+    pub fn of_peer(shared: &Arc<Shared>, node: &Arc<str>, call: &Call) -> Selection {
         let scope = Scope::Peer {
+            node: node.clone(),
             machine: call.machine.as_str().into(),
             attempt: call.attempt,
             only: call.only,
@@ -285,7 +288,10 @@ impl Selection {
     }
 
     fn choose(&mut self, targets: &[Target]) -> Result<Choice, Refusal> {
-        if let Scope::Peer { machine, attempt, only } = &self.scope {
+        if let Scope::Peer {
+            machine, attempt, only, ..
+        } = &self.scope
+        {
             let any = *attempt == Attempt::Queue && !only;
             let fit = |target: &&Target| target.machine.local && (any || target.machine.id == *machine);
             let here: Vec<Target> = targets.iter().filter(fit).cloned().collect();
@@ -319,8 +325,9 @@ impl Selection {
 
     fn take(&mut self, target: Target) -> Option<Slot> {
         if target.machine.local {
+            let guest = self.guest(&target.machine);
             let taken = target.machine.gauge.acquire(target.service.hard);
-            return taken.then(|| Slot::new(&self.shared, target, Attempt::Take));
+            return taken.then(|| Slot::new(&self.shared, target, Attempt::Take, guest));
         }
         let asleep = self.asleep.contains(&target.machine.id);
         self.propose(target, if asleep { Attempt::Wake } else { Attempt::Take })
@@ -329,7 +336,14 @@ impl Selection {
     /// Its host has the last word on its limit; what this edge has in flight there counts here all the same.
     fn propose(&self, target: Target, attempt: Attempt) -> Option<Slot> {
         let taken = target.machine.gauge.acquire(UNLIMITED);
-        taken.then(|| Slot::new(&self.shared, target, attempt))
+        taken.then(|| Slot::new(&self.shared, target, attempt, None))
+    }
+
+    fn guest(&self, machine: &Machine) -> Option<Guest> {
+        match (&self.scope, &self.shared.mesh) {
+            (Scope::Peer { node, .. }, Some(mesh)) => Some(mesh.guests.enter(&machine.id, node)),
+            _ => None,
+        }
     }
 
     /// A machine of this host is woken through its agent; one of another host by the proxy there, where the request waits.

@@ -14,14 +14,14 @@ pub struct Slot {
     pub target: Target,
     pub attempt: Attempt,
     waking: Option<Waking>,
-    /// counted until the slot is given back
-    guest: Option<Guest>,
+    /// came from another host, and counts as its until the gauge has let go
+    _guest: Option<Guest>,
     shared: Arc<Shared>,
 }
 
 impl Slot {
     /// Of a slot that the gauge gave.
-    pub fn new(shared: &Arc<Shared>, target: Target, attempt: Attempt) -> Slot {
+    pub fn new(shared: &Arc<Shared>, target: Target, attempt: Attempt, guest: Option<Guest>) -> Slot {
         let waking = match (&shared.mesh, attempt) {
             (Some(mesh), Attempt::Wake) => Some(mesh.wait_for(&target.machine.id)),
             _ => None,
@@ -30,15 +30,9 @@ impl Slot {
             target,
             attempt,
             waking,
-            guest: None,
+            _guest: guest,
             shared: shared.clone(),
         }
-    }
-
-    /// The request came from another host.
-    pub fn of_host(&mut self, node: &Arc<str>) {
-        let mesh = self.shared.mesh.as_ref();
-        self.guest = mesh.map(|mesh| mesh.guests.enter(&self.target.machine.id, node));
     }
 
     /// The machine took the request, so it is awake.
@@ -49,7 +43,6 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.guest = None;
         let left = self.target.machine.gauge.release(self.shared.elapsed_ms());
         if left.draining && left.in_flight == 0 {
             self.shared.emptied.notify_one();

@@ -31,6 +31,9 @@ use crate::{headers, raw};
 /// Kept connections that the app had closed, in a row, before a request counts as lost.
 const STALE_MAX: u32 = 4;
 
+/// While requests come and go, for a count of one moment.
+const READ_AGAIN: u32 = 3;
+
 struct Refused {
     reason: Reason,
     refusal: Refusal,
@@ -43,10 +46,25 @@ struct Count {
 }
 
 impl Count {
+    /// Both numbers of one moment. A guest is counted a little longer than its slot, so in doubt too few are others'.
     fn said(&self, machine: &Machine) -> Said {
+        let read = || {
+            (
+                machine.gauge.read().in_flight,
+                self.mesh.guests.of(&machine.id, &self.node),
+            )
+        };
+        let (mut in_flight, mut yours) = read();
+        for _ in 0..READ_AGAIN {
+            let before = (in_flight, yours);
+            (in_flight, yours) = read();
+            if before == (in_flight, yours) {
+                break;
+            }
+        }
         Said {
-            in_flight: Some(machine.gauge.read().in_flight),
-            yours: Some(self.mesh.guests.of(&machine.id, &self.node)),
+            in_flight: Some(in_flight),
+            yours: Some(yours),
             ..Said::default()
         }
     }
@@ -106,7 +124,7 @@ async fn answer(
     kind: Kind,
     mut request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Refused> {
-    let selection = Selection::of_peer(&worker.shared, &call);
+    let selection = Selection::of_peer(&worker.shared, &count.node, &call);
     match kind {
         Kind::Tcp => tunnel(count, selection, hyper::upgrade::on(&mut request)).await,
         Kind::Upgrade(switch) => {
@@ -132,13 +150,11 @@ async fn answer(
     }
 }
 
-async fn take(count: &Count, selection: &mut Selection) -> Result<Slot, Refused> {
-    let mut slot = selection.slot().await.map_err(|refusal| Refused {
+async fn take(selection: &mut Selection) -> Result<Slot, Refused> {
+    selection.slot().await.map_err(|refusal| Refused {
         reason: selection.reason,
         refusal,
-    })?;
-    slot.of_host(&count.node);
-    Ok(slot)
+    })
 }
 
 async fn exchange_with_app(
@@ -149,7 +165,7 @@ async fn exchange_with_app(
 ) -> Result<Response<OutBody>, Refused> {
     let (mut stale, mut fresh) = (0, switch.is_some());
     loop {
-        let slot = take(count, &mut selection).await?;
+        let slot = take(&mut selection).await?;
         let machine = slot.target.machine.clone();
         match exchange.here(slot, fresh, Some(selection.reach_by)).await {
             Ok(response) => return Ok(answered(response, count.said(&machine), switch.is_some())),
@@ -206,7 +222,7 @@ fn told(refused: &Refused, said: Said) -> Response<OutBody> {
 
 /// Bytes both ways until one side ends or the machine drains.
 async fn tunnel(count: &Count, mut selection: Selection, client: OnUpgrade) -> Result<Response<OutBody>, Refused> {
-    let slot = take(count, &mut selection).await?;
+    let slot = take(&mut selection).await?;
     let mut upstream = raw::connect_here(&slot).await.map_err(|refusal| Refused {
         reason: Reason::Connect,
         refusal,
