@@ -42,6 +42,10 @@ class Network(Protocol):
 
     async def remove(self, machine_id: str) -> None: ...
 
+    async def teardown(self) -> None:
+        """For a host that is none any more: every machine's part, and the host's own."""
+        ...
+
     async def list(self) -> list[str]:
         """Machine ids that own a namespace, link or set element."""
         ...

@@ -201,6 +201,7 @@ def _node_row(settings: AgentSettings, info: node.NodeInfo, verify_key: str) -> 
         cpus_free=info.cpus_free,
         memory_mib_free=info.memory_mib_free,
         version=info.version,
+        mesh=settings.mesh,
     )
     return Row("nodes", f"node/{info.id}", msgspec.to_builtins(row))
 

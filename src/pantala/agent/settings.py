@@ -16,9 +16,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     are believed by their member rows). `edge_key`: a file of 32 bytes, the edge key that the host joined with (newer
     ones come by the catalogue). `node_key` and `signing_key` are made on first use. `identity`: folder of what control
     gave (default `state_dir/identity`; its private halves are `node.key` and `bus.seed` in `state_dir/keys`); the
-    certificate is renewed when less than `renew_before_s` remains, looked at every `renew_every_s`. `registries`:
-    registry name to base URL. `cpus` and `memory_mib` 0 mean what the machine has. `driver`, `network` and `images`
-    name a known part, or a factory `module:attribute`."""
+    certificate is renewed when less than `renew_before_s` remains, looked at every `renew_every_s`. `mesh`: `ip:port`
+    of this host's proxy for other proxies. `registries`: registry name to base URL. `cpus` and `memory_mib`
+    0 mean what the machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`."""
 
     node: str
     region: str
@@ -37,6 +37,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     node_key: Path | None = None
     signing_key: Path | None = None
     proxy_socket: Path | None = None
+    mesh: str = ""
     driver: str = "container"
     network: str = "host"
     images: str = "store"

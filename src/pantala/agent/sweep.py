@@ -1,8 +1,8 @@
-"""Ends and finds machines without an agent: `python -m pantala.agent.sweep --settings FILE [--strangers]`.
+"""Ends and finds machines without an agent: `python -m pantala.agent.sweep --settings FILE [--strangers | --leave]`.
 
 Without a flag everything that driver and network own on this host is removed; the journal stays, so an agent started
-later makes them anew. With `--strangers` nothing is removed: it prints, as a JSON list, what they own and the journal
-does not know.
+later makes them anew. With `--leave` the host's firewall and addresses go as well. With `--strangers` nothing is
+removed: it prints, as a JSON list, what they own and the journal does not know.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pantala.kit.clock import SystemClock
 DEADLINE_S = 90.0
 
 
-async def sweep(settings: AgentSettings) -> None:
+async def sweep(settings: AgentSettings, *, leave: bool = False) -> None:
     clock = SystemClock()
     driver, network = parts.driver(settings, clock), parts.network(settings, clock)
     async with anyio.create_task_group() as tasks:
@@ -30,6 +30,8 @@ async def sweep(settings: AgentSettings) -> None:
             tasks.start_soon(driver.destroy, machine_id)
     for machine_id in await network.list():
         await network.remove(machine_id)
+    if leave:
+        await network.teardown()
 
 
 async def strangers(settings: AgentSettings) -> list[str]:
@@ -42,20 +44,21 @@ async def strangers(settings: AgentSettings) -> list[str]:
     return owned + [f"network of {name}" for name in await network.list() if name not in known]
 
 
-async def _main(settings: AgentSettings, *, only_list: bool) -> None:
+async def _main(settings: AgentSettings, *, only_list: bool, leave: bool) -> None:
     with anyio.fail_after(DEADLINE_S):
         if only_list:
             sys.stdout.write(json.dumps(await strangers(settings)) + "\n")
         else:
-            await sweep(settings)
+            await sweep(settings, leave=leave)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pantala.agent.sweep", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--strangers", action="store_true")
+    parser.add_argument("--leave", action="store_true")
     options = parser.parse_args(arguments)
-    anyio.run(lambda: _main(load(options.settings), only_list=options.strangers))
+    anyio.run(lambda: _main(load(options.settings), only_list=options.strangers, leave=options.leave))
     return 0
 
 

@@ -6,6 +6,7 @@ site nor the other way round. It may sign only under `node.pantala.internal`.
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,13 +45,14 @@ class ClusterAuthority:
         self.certificate_pem = path.read_text()
         self._certificate = x509.load_pem_x509_certificate(self.certificate_pem.encode())
 
-    def sign(self, csr_pem: str, node: str) -> tuple[str, int]:
+    def sign(self, csr_pem: str, node: str, address: str) -> tuple[str, int]:
         """The node's certificate for the key of this request, and when it ends in Unix ms. Nothing but the key is
-        taken from the request. Raises InvalidRequest."""
+        taken from the request. It also names the address, by which the bus's servers find one another. Raises
+        InvalidRequest."""
         key = public_key_of(csr_pem)
         now = self._clock.now()
         not_after = now + NODE_LIVES
-        name = f"{node}.{NODE_DOMAIN}"
+        names = [x509.DNSName(f"{node}.{NODE_DOMAIN}"), x509.IPAddress(ipaddress.ip_address(address))]
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(node))
@@ -59,7 +61,7 @@ class ClusterAuthority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
             .not_valid_after(not_after)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),

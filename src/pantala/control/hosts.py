@@ -133,7 +133,7 @@ class Hosts:
         """Redeem a token. One-time: of two hosts that send the same one, the first is in and the other is refused."""
         if request.node:
             raise InvalidRequest("is chosen by the platform", field="node", hint="leave it out")
-        _check(request, configured=self._context.settings.regions)
+        _check(request, configured=self._context.settings.regions, any_region=True)
         digest, now_ms = tokens.digest(request.token), self._context.now_ms()
         until_ms = now_ms + int(NODE_LIVES.total_seconds() * 1000)
 
@@ -141,13 +141,17 @@ class Hosts:
             token = hosts.find_token(connection, digest)
             if token is None or token.used_at_ms is not None or token.expires_at_ms <= now_ms:
                 raise Forbidden(REFUSED, hint="`pantala host token` makes another")
-            if token.region not in ("", request.region):
+            if request.region and token.region not in ("", request.region):
                 raise InvalidRequest(
                     f"this token is for a host in {token.region}, not in {request.region}", field="region"
                 )
+            region = request.region or token.region
+            if not region:
+                raise InvalidRequest("this token is for any; say which", field="region", hint="--region CODE")
+            placed = msgspec.structs.replace(request, region=region)
             everyone = hosts.list_all_nodes(connection)
-            _check_unique(request, everyone)
-            node = self._record(request, _free_id(request.region, everyone), now_ms=now_ms, until_ms=until_ms)
+            _check_unique(placed, everyone)
+            node = self._record(placed, _free_id(region, everyone), now_ms=now_ms, until_ms=until_ms)
             hosts.insert_node(connection, node)
             if not hosts.use_token(connection, token.id, node=node.id, now_ms=now_ms):
                 raise Forbidden(REFUSED)
@@ -215,7 +219,9 @@ class Hosts:
     async def _answer(
         self, request: JoinRequest, node: NodeRecord, edge_key: EdgeKeyRecord, others: list[NodeRecord]
     ) -> Joined:
-        certificate_pem, _ = await anyio.to_thread.run_sync(self._authority.sign, request.csr_pem, node.id)
+        certificate_pem, _ = await anyio.to_thread.run_sync(
+            self._authority.sign, request.csr_pem, node.id, node.address
+        )
         await self._publication.publish_members()
         log.info("host joined", node=node.id, region=node.region, address=node.address, epoch=node.epoch)
         settings = self._context.settings
@@ -288,7 +294,7 @@ class Hosts:
         return node
 
     async def renew(self, node: NodeRecord, csr_pem: str) -> Renewed:
-        certificate_pem, until_ms = await anyio.to_thread.run_sync(self._authority.sign, csr_pem, node.id)
+        certificate_pem, until_ms = await anyio.to_thread.run_sync(self._authority.sign, csr_pem, node.id, node.address)
         await self._context.db.write(lambda c: hosts.update_node(c, node.id, certificate_until_ms=until_ms))
         log.info("host certificate renewed", node=node.id, until=_moment(until_ms))
         return Renewed(
@@ -350,9 +356,11 @@ class Hosts:
         )
 
 
-def _check(request: JoinRequest, *, configured: tuple[str, ...]) -> None:
-    """Everything that can be judged without the database. Raises InvalidRequest naming the field."""
-    regions.check(request.region, configured=configured)
+def _check(request: JoinRequest, *, configured: tuple[str, ...], any_region: bool = False) -> None:
+    """Everything that can be judged without the database. `any_region`: it may be left to the token. Raises
+    InvalidRequest naming the field."""
+    if request.region or not any_region:
+        regions.check(request.region, configured=configured)
     if not _ZONE.fullmatch(request.zone):
         raise InvalidRequest("may have 32 letters, digits and dashes", field="zone")
     try:

@@ -71,6 +71,10 @@ class FakeNetwork:
         await anyio.lowlevel.checkpoint()
         self.plans.pop(machine_id, None)
 
+    async def teardown(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.plans.clear()
+
     async def list(self) -> builtins.list[str]:
         return sorted(self.plans)
 

@@ -29,7 +29,8 @@ class TokenText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Public halves only. `node` empty: control names the host `<region>-<n>`. `address`: where other hosts reach
+    """Public halves only. `node` empty: control names the host `<region>-<n>`; `region` empty: that of the token.
+    `address`: where other hosts reach
     it. `edge`: it takes public traffic. `csr_pem`: for the node's certificate; `verify_key` (Ed25519) and
     `sealing_key` (X25519) are base64; `bus_key`: public nkey (`U…`) of the node's bus user."""
 
