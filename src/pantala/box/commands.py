@@ -11,7 +11,6 @@ import click
 from pantala.box import audit as auditing
 from pantala.box.at import run_at
 from pantala.box.layout import APP_DOMAIN, EDGE_ADDRESS, REGISTRY_NAME, RUN_NAME, Box, load_box
-from pantala.box.supervisor import read_status
 from pantala.box.up import down as bring_down
 from pantala.box.up import is_running
 from pantala.box.up import up as bring_up
@@ -19,6 +18,7 @@ from pantala.cli.context import Config, forget_config, load_config, save_config
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import json_option
 from pantala.errors import InvalidRequest, NotFound
+from pantala.host.supervisor import read_status
 from pantala.images.bootstrap import RECIPES, BaseCache, recipe_for
 
 STATE = Path("/var/lib") / RUN_NAME
@@ -36,26 +36,40 @@ def default_cache() -> Path:
 
 
 @click.command()
-@click.option("--regions", default="iad", show_default=True, metavar="CODE[,CODE]")
+@click.option("--regions", default="", metavar="CODE[,CODE]",
+              help="A host in each; default those that the box had, or iad.")  # fmt: skip
 @click.option("--idle-window", "idle_window_s", default=60.0, show_default=True, metavar="SECONDS",
               help="Idle machines with auto stop are stopped after this.")  # fmt: skip
 @click.option("--email", default="admin@pantala.test", show_default=True)
 @click.option("-o", "--org", default="personal", show_default=True)
+@click.option("--settings", "tuning", multiple=True, hidden=True, metavar="PART.FIELD=JSON",
+              help="Settings of agent, proxy, mesh or server, for tests that have no time.")  # fmt: skip
 @state_option
 @json_option
-def up(*, regions: str, idle_window_s: float, email: str, org: str, state: Path | None, as_json: bool) -> None:
+def up(
+    *,
+    regions: str,
+    idle_window_s: float,
+    email: str,
+    org: str,
+    tuning: tuple[str, ...],
+    state: Path | None,
+    as_json: bool,
+) -> None:
     """Start a platform in a box on this machine, and log in to it."""
     if idle_window_s <= 0:
         raise InvalidRequest("must be above 0 seconds", field="--idle-window")
-    wanted = [code.strip() for code in regions.split(",") if code.strip()]
-    if len(wanted) > 1:
-        raise InvalidRequest(
-            "a box with several regions is not supported yet; give one", field="--regions", hint="--regions iad"
-        )
     started = bring_up(
-        state=state or STATE, run=RUN, cache=default_cache(), regions=wanted, idle_window_s=idle_window_s,
-        email=email, org=org, say=say,
-    )  # fmt: skip
+        state=state or STATE,
+        run=RUN,
+        cache=default_cache(),
+        regions=[code.strip() for code in regions.split(",") if code.strip()],
+        idle_window_s=idle_window_s,
+        tuning={name: value for name, _, value in (text.partition("=") for text in tuning)},
+        email=email,
+        org=org,
+        say=say,
+    )
     config = Config(
         api_url=started.box.api_url,
         token=started.token,

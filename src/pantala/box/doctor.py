@@ -11,10 +11,10 @@ import anyio
 import msgspec
 
 from pantala.box.layout import Box
-from pantala.box.network import resolvers
-from pantala.box.supervisor import read_status
-from pantala.box.up import TOOLS, hub_answers
+from pantala.box.up import TOOLS
 from pantala.errors import PantalaError
+from pantala.host.outside import hub_answers, resolvers
+from pantala.host.supervisor import read_status
 from pantala.kit import binaries
 from pantala.kit.clock import SystemClock
 

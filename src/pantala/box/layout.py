@@ -30,7 +30,7 @@ PLATFORM_DOMAIN = "pantala.test"
 API_NAME = f"api.{PLATFORM_DOMAIN}"
 REGISTRY_NAME = f"registry.{PLATFORM_DOMAIN}"
 API_PORT, REGISTRY_PORT, BUS_PORT = 4280, 5000, 4222
-HOSTS_MAX = 99
+HOSTS_MAX = 35
 ROUTER = f"{PREFIX}router"
 BUILDS = f"{PREFIX}builds"
 UPLINK = f"{PREFIX}uplink"
@@ -65,7 +65,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Box(msgspec.Struct, frozen=True, kw_only=True):
-    """A box as `up` decides it and keeps in `<state>/box.json`."""
+    """A box as `up` decides it and keeps in `<state>/box.json`. `tuning`: see `pantala.box.places.tuned`."""
 
     id: str
     state: str
@@ -73,6 +73,7 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
     cache: str
     regions: list[str]
     idle_window_s: float
+    tuning: dict[str, str] = {}
     created_run_netns: bool = False
     forwarding_before: str = "1"
 
@@ -144,10 +145,12 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
         return self.state_dir / "box.json"
 
 
-def new_box(*, state: Path, run: Path, cache: Path, regions: list[str], idle_window_s: float) -> Box:
+def new_box(
+    *, state: Path, run: Path, cache: Path, regions: list[str], idle_window_s: float, tuning: dict[str, str]
+) -> Box:
     """Raises InvalidRequest for regions that cannot be."""
     if not regions or len(regions) > HOSTS_MAX or len(set(regions)) != len(regions):
-        raise InvalidRequest("must be one to 99 different region codes", field="--regions")
+        raise InvalidRequest("must be one to 35 different region codes", field="--regions")
     for region in regions:
         if not (len(region) == 3 and region.isalpha() and region.islower()):
             raise InvalidRequest(f"{region!r} is not a region code such as iad", field="--regions")
@@ -158,6 +161,7 @@ def new_box(*, state: Path, run: Path, cache: Path, regions: list[str], idle_win
         cache=str(cache.resolve()),
         regions=regions,
         idle_window_s=idle_window_s,
+        tuning=tuning,
     )
 
 

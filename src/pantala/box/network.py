@@ -6,14 +6,13 @@ when the record of the box is gone.
 
 from __future__ import annotations
 
-import ipaddress
 import subprocess
 from pathlib import Path
 
 import msgspec
 
 from pantala.box.layout import API_PORT, EDGE_ADDRESS, PREFIX, REGISTRY_PORT, ROUTER, SUBNET, TABLE, UPLINK, Box
-from pantala.errors import InternalError, InvalidRequest
+from pantala.errors import InternalError
 
 RUN_NETNS = Path("/run/netns")
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
@@ -110,30 +109,6 @@ def build_rules(box: Box) -> str:
         "  }\n"
         "}\n"
     )
-
-
-def resolvers() -> list[str]:
-    """Resolvers of this machine that a namespace can reach too. Raises InvalidRequest when there is none."""
-    found: list[str] = []
-    for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
-        if path.is_file():
-            lines = [line.split() for line in path.read_text().splitlines()]
-            found += [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
-    usable = [text for text in dict.fromkeys(found) if _reachable_from_namespaces(text)]
-    if not usable:
-        raise InvalidRequest(
-            f"no resolver that a namespace can reach; /etc/resolv.conf names {', '.join(found) or 'none'}",
-            hint="put a resolver other than a loopback address into /etc/resolv.conf",
-        )
-    return usable
-
-
-def _reachable_from_namespaces(text: str) -> bool:
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    return address.version == 4 and not address.is_loopback
 
 
 def run(command: list[str], *, text: str | None = None) -> None:

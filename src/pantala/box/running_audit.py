@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from pantala.box import settings
+from pantala.box import places
 from pantala.box.layout import Box
 from pantala.errors import InternalError
 
@@ -17,7 +17,7 @@ def leaks_of_running(box: Box) -> list[str]:
         command = [sys.executable, "-m", "pantala.agent.sweep", "--strangers", "--settings"]
         done = subprocess.run(
             ["nsenter", f"--net=/run/netns/{host.link.netns}", "--", *command,
-             str(settings.host_files(box, host).agent_settings)],
+             str(places.place(box, host).agent_settings)],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         if done.returncode != 0:

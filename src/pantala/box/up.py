@@ -9,30 +9,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
 import httpx2
 import msgspec
 
-from pantala.box import settings
+from pantala.box import places
 from pantala.box.layout import REGISTRY_NAME, Box, load_box, new_box
 from pantala.box.network import lower_network, raise_network
-from pantala.box.processes import plan_processes
-from pantala.box.supervisor import Status, read_status, start_time
 from pantala.errors import Conflict, InternalError, InvalidRequest
+from pantala.host import identity
+from pantala.host.control import bootstrap
+from pantala.host.outside import hub_answers
+from pantala.host.processes import control_processes, host_processes
+from pantala.host.stop import stop_processes, sweep_machines
+from pantala.host.supervisor import Process, read_status, save_processes, start_time
 from pantala.images.bootstrap import BaseCache, recipe_for
 from pantala.images.registry import RegistryClient
 from pantala.kit.clock import SystemClock
+from pantala.wire.hosts import HostView
 from pantala.wire.server import Bootstrapped
 
 Say = Callable[[str], None]
 
+DEFAULT_REGION = "iad"
 READY_WITHIN_S = 120.0
-STOP_WITHIN_S = 30.0
+READY_WITHIN_PER_HOST_S = 5.0
+RESTARTS_MAX = 3
+SWEEPS_AT_ONCE = 4
 TOOLS = ("ip", "nft", "nsenter", "crun", "runc", "mkfs.ext4", "docker-registry")
-HUB = "https://registry-1.docker.io/v2/"
-HUB_ANSWERS_WITHIN_S = 3.0
 DEFAULT_BASES = ("python:3.11-slim",)
 
 
@@ -46,12 +53,28 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def up(
-    *, state: Path, run: Path, cache: Path, regions: list[str], idle_window_s: float, email: str, org: str, say: Say
+    *,
+    state: Path,
+    run: Path,
+    cache: Path,
+    regions: list[str],
+    idle_window_s: float,
+    tuning: dict[str, str],
+    email: str,
+    org: str,
+    say: Say,
 ) -> Started:
-    """Start a box, or say why not; a start that fails is taken back."""
+    """Start a box, or say why not; a start that fails is taken back. No `regions`: those it had, or the default one."""
     check_preconditions(state)
-    box = new_box(state=state, run=run, cache=cache, regions=regions, idle_window_s=idle_window_s)
-    settings.make_folders(box)
+    box = new_box(
+        state=state,
+        run=run,
+        cache=cache,
+        regions=settle_regions(kept_regions(state), regions) or [DEFAULT_REGION],
+        idle_window_s=idle_window_s,
+        tuning=tuning,
+    )
+    make_folders(box)
     begun = time.monotonic()
 
     def step(text: str) -> None:
@@ -60,10 +83,11 @@ def up(
     try:
         step(f"Network: {len(box.hosts())} host(s) in {', '.join(box.regions)}")
         box = raise_network(box)
-        made = _bootstrap(box, email=email, org=org)
+        made = let_hosts_in(box, email=email, org=org)
         mirrored = () if hub_answers() else ("docker.io",)
-        _start_supervisor(box, made, mirrored=mirrored)
-        _await_ready(box, step)
+        start_supervisor(box, plan_processes(box, made, mirrored=mirrored))
+        await_ready(box, step)
+        await_visible(box, made.token)
         if mirrored:
             step("Base images: docker.io is not in reach, common bases are made from Debian packages")
             anyio.run(push_bases, box, say)
@@ -71,7 +95,33 @@ def up(
         down(state=box.state_dir, say=lambda _: None)
         raise
     step("The box is up")
+    say(f"    {footprint(box, time.monotonic() - begun)}")
     return Started(box=box, token=made.token, org=org, ca_file=made.ca)
+
+
+def kept_regions(state: Path) -> list[str]:
+    """Those whose hosts are in the state; none when no host was ever let in."""
+    box = load_box(state)
+    return box.regions if box is not None and places.platform(box).requests.is_file() else []
+
+
+def settle_regions(kept: list[str], wanted: list[str]) -> list[str]:
+    """Hosts keep their addresses, which follow from their order: new ones come last, none is left out. Raises
+    InvalidRequest."""
+    if not wanted:
+        return kept
+    if gone := [region for region in kept if region not in wanted]:
+        raise InvalidRequest(
+            f"the state has a host in {', '.join(gone)} as well",
+            field="--regions",
+            hint="name it too, or begin anew after `pantala down --purge`",
+        )
+    return [*kept, *(region for region in wanted if region not in kept)]
+
+
+def make_folders(box: Box) -> None:
+    for folder in (box.state_dir / "control", box.logs_dir(), box.run_dir):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def check_preconditions(state: Path) -> None:
@@ -95,13 +145,11 @@ def down(*, state: Path, say: Say, purge: bool = False) -> None:
     status = read_status(state)
     if status is not None:
         say("==> Stopping processes")
-        _stop_processes(status)
+        stop_processes(status)
     if box is not None:
-        for host in box.hosts():
-            files = settings.host_files(box, host)
-            if files.agent_settings.is_file():
-                say(f"==> Stopping the machines of {host.node}")
-                _sweep_machines(box, host.link.netns, files.agent_settings)
+        say("==> Stopping machines")
+        with ThreadPoolExecutor(SWEEPS_AT_ONCE) as sweeps:
+            list(sweeps.map(sweep_machines, [places.place(box, host) for host in box.hosts()]))
     say("==> Removing the network")
     kill_leftovers(box)
     lower_network(box)
@@ -142,14 +190,6 @@ def kill_leftovers(box: Box | None) -> None:
     raise InternalError(f"processes {left} of the box {box.id if box else ''} do not end")
 
 
-def hub_answers() -> bool:
-    """Whether Docker Hub is in reach; then Dockerfiles get their bases from where they say."""
-    try:
-        return httpx2.get(HUB, timeout=HUB_ANSWERS_WITHIN_S).status_code in (200, 401)
-    except httpx2.HTTPError:
-        return False
-
-
 async def push_bases(box: Box, say: Say, names: tuple[str, ...] = DEFAULT_BASES) -> None:
     """Make the default bases (and push every one that the cache holds) to the box's registry."""
     from pantala.control.registry_tokens import RegistryTokens
@@ -171,30 +211,37 @@ async def push_bases(box: Box, say: Say, names: tuple[str, ...] = DEFAULT_BASES)
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _bootstrap(box: Box, *, email: str, org: str) -> Bootstrapped:
-    """The first user, org and token, and the control plane's keys."""
-    command = [sys.executable, "-m", "pantala.server.bootstrap", "--settings", str(settings.write_server(box))]
-    done = subprocess.run(
-        [*command, "--email", email, "--org", org, "--hosts", str(settings.write_join_requests(box))],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+def let_hosts_in(box: Box, *, email: str, org: str) -> Bootstrapped:
+    """The first user, org and token, the control plane's keys, and each host's identity."""
+    hosts = box.hosts()
+    requests = [places.request(box, host) for host in hosts]
+    made = bootstrap(places.platform(box), places.tuning(box), email=email, org=org, hosts=requests)
+    for host, joined in zip(hosts, made.hosts, strict=True):
+        identity.keep(places.place(box, host), joined)
+    return made
+
+
+def plan_processes(box: Box, made: Bootstrapped, *, mirrored: tuple[str, ...]) -> list[Process]:
+    """The control host's first, then each host's; writes their settings."""
+    tuning = places.tuning(box)
+    hosts = [
+        host_processes(places.place(box, host), joined, tuning)
+        for host, joined in zip(box.hosts(), made.hosts, strict=True)
+    ]
+    control = control_processes(
+        places.place(box, box.control()),
+        places.platform(box),
+        builder=places.builder(box, mirrored=mirrored),
+        builds_netns=box.builds().netns,
     )
-    if done.returncode != 0:
-        raise InternalError(f"the control plane could not be set up: {done.stderr.strip()[-400:]}")
-    return msgspec.json.decode(done.stdout, type=Bootstrapped)
+    return [*control, *(process for processes in hosts for process in processes)]
 
 
-def _start_supervisor(box: Box, made: Bootstrapped, *, mirrored: tuple[str, ...]) -> None:
-    processes = plan_processes(box, made, mirrored=mirrored)
-    path = box.state_dir / "processes.json"
-    path.touch(mode=0o600)
-    path.write_bytes(msgspec.json.encode(processes))
-    (box.state_dir / "status.json").unlink(missing_ok=True)
+def start_supervisor(box: Box, processes: list[Process]) -> None:
+    save_processes(box.state_dir, processes)
     with (box.logs_dir() / "supervisor.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "pantala.box.supervisor", str(box.state_dir)],
+            [sys.executable, "-m", "pantala.host.supervisor", str(box.state_dir)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -203,61 +250,69 @@ def _start_supervisor(box: Box, made: Bootstrapped, *, mirrored: tuple[str, ...]
         )
 
 
-def _await_ready(box: Box, step: Say) -> None:
+def await_ready(box: Box, step: Say) -> None:
+    """Tells of each part of the control plane and of each host."""
     told: set[str] = set()
-    deadline = time.monotonic() + READY_WITHIN_S
+    within_s = READY_WITHIN_S + READY_WITHIN_PER_HOST_S * len(box.regions)
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         status = read_status(box.state_dir)
+        parts: dict[str, list[bool]] = {}
         for process in status.processes if status else ():
-            if process.state == "ready" and process.name not in told:
-                told.add(process.name)
-                step(f"{process.name} is ready")
-            if process.restarts >= 3:
+            _, _, node = process.name.partition("-")
+            parts.setdefault(f"host {node}" if node else process.name, []).append(process.state == "ready")
+            if process.restarts >= RESTARTS_MAX:
                 raise InternalError(f"{process.name} does not stay up:\n{tail(box, process.name)}")
+        for part, ready in parts.items():
+            if all(ready) and part not in told:
+                told.add(part)
+                step(f"{part} is ready")
         if status and status.trouble:
             raise InternalError(status.trouble)
-        if status and all(process.state == "ready" for process in status.processes):
+        if parts and len(told) == len(parts):
             return
         time.sleep(0.05)
-    raise InternalError(f"the box is not ready after {READY_WITHIN_S:g} s; its logs are in {box.logs_dir()}")
+    raise InternalError(f"the box is not ready after {within_s:g} s; its logs are in {box.logs_dir()}")
+
+
+def await_visible(box: Box, token: str) -> None:
+    """Until control reaches every host's agent over the bus."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    absent = [host.node for host in box.hosts()]
+    with httpx2.Client(base_url=box.api_url, headers={"authorization": f"Bearer {token}"}, timeout=10) as api:
+        while time.monotonic() < deadline:
+            answer = api.get("/v1/hosts").raise_for_status()
+            views = msgspec.json.decode(answer.content, type=list[HostView])
+            reachable = {view.id for view in views if view.reachable}
+            absent = [host.node for host in box.hosts() if host.node not in reachable]
+            if not absent:
+                return
+            time.sleep(0.1)
+    raise InternalError(f"control does not reach {', '.join(absent)}; logs are in {box.logs_dir()}")
+
+
+def footprint(box: Box, took_s: float) -> str:
+    """How long the start took and what the processes hold in memory, pages that they share counted once."""
+    status = read_status(box.state_dir)
+    kinds: dict[str, int] = {}
+    for process in status.processes if status else ():
+        kind = process.name.partition("-")[0]
+        kinds[kind] = kinds.get(kind, 0) + memory_kib(process.pid)
+    parts = ", ".join(f"{kind} {kib / 1024:.0f} MB" for kind, kib in sorted(kinds.items(), key=lambda item: -item[1]))
+    hosts = len(box.regions)
+    return f"{hosts} host{'s' if hosts > 1 else ''} in {took_s:.0f} s, {sum(kinds.values()) / 1024**2:.1f} GB: {parts}"
+
+
+def memory_kib(pid: int) -> int:
+    """A process's part of the machine's memory (proportional set size); 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def tail(box: Box, name: str, lines: int = 15) -> str:
     path = box.logs_dir() / f"{name}.log"
     text = path.read_text(errors="replace") if path.is_file() else ""
     return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
-
-
-def _stop_processes(status: Status) -> None:
-    """The supervisor ends its children in order; whoever is left is ended by pid and start time."""
-    if status.supervisor and _is_supervisor(status.supervisor):
-        os.kill(status.supervisor, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_WITHIN_S
-        while start_time(status.supervisor) and time.monotonic() < deadline and _is_supervisor(status.supervisor):
-            time.sleep(0.05)
-        if _is_supervisor(status.supervisor):
-            os.kill(status.supervisor, signal.SIGKILL)
-    for process in reversed(status.processes):
-        if process.pid and start_time(process.pid) == process.started:
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def _is_supervisor(pid: int) -> bool:
-    try:
-        return b"pantala.box.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _sweep_machines(box: Box, netns: str, agent_settings: Path) -> None:
-    """The host's machines end with the box; their journal stays."""
-    inside = ["nsenter", f"--net=/run/netns/{netns}", "--"] if Path(f"/run/netns/{netns}").exists() else []
-    done = subprocess.run(
-        [*inside, sys.executable, "-m", "pantala.agent.sweep", "--settings", str(agent_settings)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise InternalError(f"machines of {box.id} could not be removed: {done.stderr.strip()[-400:]}")

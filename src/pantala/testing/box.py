@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,17 @@ class Done(msgspec.Struct, frozen=True):
 class BoxRig:
     """One running box. `state` is its state directory, `work` a scratch directory of the tests."""
 
-    def __init__(self, work: Path, *, region: str, instance: int | None = None) -> None:
+    def __init__(self, work: Path, *, regions: Sequence[str], instance: int | None = None) -> None:
         self.work = work
         self.state = work / "state"
-        self.region = region
+        self.regions = list(regions)
+        self.region = self.regions[0]
         self.environment = os.environ | {
             "PANTALA_CONFIG_DIR": str(work / "config"),
             "PANTALA_CACHE_DIR": str(CACHE),
         }
-        if instance is not None:
-            self.environment["PANTALA_BOX_INSTANCE"] = str(instance)
+        self.instance = int(os.environ.get("PANTALA_BOX_INSTANCE", "0")) if instance is None else instance
+        self.environment["PANTALA_BOX_INSTANCE"] = str(self.instance)
 
     def pantala(
         self, *arguments: str, cwd: Path | None = None, check: bool = True, timeout_s: float = CLI_TIMEOUT_S
@@ -68,6 +69,28 @@ class BoxRig:
     def curl(self, url: str, *flags: str, check: bool = True) -> str:
         """Body of a request from the client namespace; the certificate is verified, nothing is retried."""
         return self.at("curl", "-sS", "--fail-with-body", "--max-time", "40", *flags, url, check=check).stdout
+
+    def up(self, *flags: str) -> Done:
+        return self.pantala("up", "--state", str(self.state), "--org", "tests", *flags, timeout_s=400)
+
+    def down(self, *flags: str) -> Done:
+        return self.pantala("down", "--state", str(self.state), *flags, timeout_s=120)
+
+    def namespace(self, name: str) -> str:
+        """Of a host, or (`router`, `at-<region>`) of what is between them."""
+        return f"pnt{self.instance or ''}-{name}"
+
+    def run_in(self, name: str, *command: str, check: bool = True, timeout_s: float = 30.0) -> Done:
+        """A command in the namespace of a host, with this machine's files."""
+        inside = ["nsenter", f"--net=/run/netns/{self.namespace(name)}", "--", *command]
+        return self._run(inside, None, check, timeout_s)
+
+    def edge_of(self, node: str, url: str, *flags: str, check: bool = True) -> str:
+        """Body of a request to this host's own edge, whatever edge is nearest; the certificate is verified."""
+        edge, name = f"100.{96 + self.instance}.255.1", url.split("/")[2]
+        ca_file = str(self.state / "control" / "ca" / "ca.pem")
+        curl = ["curl", "-sS", "--max-time", "20", "--cacert", ca_file, "--resolve", f"{name}:443:{edge}"]
+        return self.run_in(node, *curl, *flags, url, check=check).stdout
 
     def machines(self, app: str) -> list[dict[str, Any]]:
         return self.pantala_json("machine", "list", "-a", app)
@@ -104,18 +127,15 @@ class BoxRig:
 
 @contextmanager
 def running_box(
-    work: Path, *, region: str = "iad", idle_window_s: float = 3.0, instance: int | None = None
+    work: Path, *, regions: Sequence[str] = ("iad",), idle_window_s: float = 3.0, instance: int | None = None
 ) -> Generator[BoxRig]:
     """Up, and down again with everything it made; what is left behind fails the test that comes last."""
-    rig = BoxRig(work, region=region, instance=instance)
+    rig = BoxRig(work, regions=regions, instance=instance)
     work.mkdir(parents=True, exist_ok=True)
     rig.pantala("down", "--purge", "--state", str(rig.state), check=False)  # what a killed run left
     try:
-        rig.pantala(
-            "up", "--state", str(rig.state), "--regions", region, "--idle-window", str(idle_window_s), "--org", "tests",
-            timeout_s=400,
-        )  # fmt: skip
+        rig.up("--regions", ",".join(regions), "--idle-window", str(idle_window_s))
         rig.pantala("images", "bootstrap", *BASES, "--state", str(rig.state), timeout_s=400)
         yield rig
     finally:
-        rig.pantala("down", "--purge", "--state", str(rig.state), timeout_s=120)
+        rig.down("--purge")

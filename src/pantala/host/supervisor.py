@@ -1,8 +1,9 @@
-"""Keeps a box's processes running: `python -m pantala.box.supervisor STATE_DIR`, started by `up`, ended by `down`.
+"""Keeps the processes of a host, or of all hosts of a box, running: `python -m pantala.host.supervisor STATE_DIR`.
 
-Starts the processes of `processes.json` in order, each when the one before is ready, restarts what ends (with
-back-off), and writes what it sees to `status.json`. Children have sessions of their own and no pipe to the supervisor,
-so its death ends nothing: `down` finds them by pid and start time.
+Started by `pantala up` (and ended by `down`) or by `pantala host run`. Starts the processes of `processes.json` side by
+side, each when those it names are ready and a few at a time, restarts what ends (with back-off), and writes what it
+sees to `status.json`. Children have sessions of their own and no pipe to the supervisor, so its death ends nothing:
+`down` finds them by pid and start time.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STAYS_UP_S = 2.0
 """Ready for so long, a process is taken for sound: it is restarted at once however often it was killed before."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
+LOOK_AT_FILES_EVERY_S = 1.0
+PROBE_WITHIN_S = 0.5
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """One program. `ready`: `tcp:ADDRESS:PORT`, `unix:PATH`, `file:PATH`, or empty (ready when started)."""
+    """One program. `ready`: `tcp:ADDRESS:PORT`, `unix:PATH`, `file:PATH`, or empty (ready when started). `after`:
+    names of those that are ready before it starts, and that end after it. `reload_on`: files; it gets SIGHUP when one
+    changes."""
 
     name: str
     command: list[str]
@@ -42,6 +47,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     log: str
     ready: str = ""
+    after: list[str] = []
+    reload_on: list[str] = []
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,35 +72,50 @@ class Supervisor:
         self._path = state_dir / "status.json"
         self._processes = processes
         self._status = {p.name: ProcessStatus(name=p.name, state="waiting") for p in processes}
+        self._ready = {p.name: anyio.Event() for p in processes}
+        self._ended = {p.name: anyio.Event() for p in processes}
+        self._starting = {p.name: anyio.Lock() for p in processes}
+        self._side_by_side = anyio.Semaphore(max(4, 2 * (os.cpu_count() or 1)))
         self._running: dict[str, Child] = {}
         self._trouble = ""
         self._stopping = False
 
     async def run(self) -> None:
+        """Until SIGTERM or SIGINT; the processes end first."""
+        self._write()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._until_told_to_stop, tasks)
             tasks.start_soon(self._trim_logs)
+            tasks.start_soon(self._reload)
             for process in self._processes:
-                ready = anyio.Event()
-                tasks.start_soon(self._keep, process, ready)
-                with anyio.move_on_after(READY_WITHIN_S) as scope:
-                    await ready.wait()
-                if scope.cancelled_caught:
-                    self._trouble = f"{process.name} is not ready after {READY_WITHIN_S:g} s; see {process.log}"
-                    log.error("process not ready", name=process.name)
-                    self._write()
-                    return
+                tasks.start_soon(self._bring_up, process, tasks)
 
-    async def _keep(self, process: Process, ready: anyio.Event) -> None:
-        """One process for as long as the box runs."""
+    async def _bring_up(self, process: Process, tasks: TaskGroup) -> None:
+        for name in process.after:
+            await self._ready[name].wait()
+        async with self._side_by_side:
+            tasks.start_soon(self._keep, process)
+            with anyio.move_on_after(READY_WITHIN_S) as scope:
+                await self._ready[process.name].wait()
+        if scope.cancelled_caught:
+            self._trouble = f"{process.name} is not ready after {READY_WITHIN_S:g} s; see {process.log}"
+            log.error("process not ready", name=process.name)
+            self._write()
+
+    async def _keep(self, process: Process) -> None:
+        """One process for as long as the host or the box runs."""
         restarts = 0
-        while not self._stopping:
-            child = await start(process)
-            self._running[process.name] = child
+        while True:
+            async with self._starting[process.name]:
+                if self._stopping:
+                    break
+                with anyio.CancelScope(shield=True):  # whatever was started is known
+                    self._running[process.name] = await start(process)
+            child = self._running[process.name]
             self._set(process.name, state="starting", pid=child.pid, started=start_time(child.pid), restarts=restarts)
             up = _Up()
             async with anyio.create_task_group() as watch:
-                watch.start_soon(self._mark_ready, process, ready, up)
+                watch.start_soon(self._mark_ready, process, up)
                 await child.wait()
                 watch.cancel_scope.cancel()
             if self._stopping:
@@ -103,31 +125,56 @@ class Supervisor:
             self._set(process.name, state="restarting", restarts=restarts)
             await anyio.sleep(BACKOFF_S[min(restarts, len(BACKOFF_S)) - 1])
 
-    async def _mark_ready(self, process: Process, ready: anyio.Event, up: _Up) -> None:
+    async def _mark_ready(self, process: Process, up: _Up) -> None:
         while True:
-            if is_ready(process.ready):
+            if await is_ready(process.ready):
                 break
             await anyio.sleep(0.05)
         up.since = anyio.current_time()
         self._set(process.name, state="ready")
-        ready.set()
+        self._ready[process.name].set()
 
     async def _until_told_to_stop(self, tasks: TaskGroup) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 break
         self._stopping = True
-        for process in reversed(self._processes):
-            child = self._running.get(process.name)
-            if child is not None and child.returncode is None:
-                child.terminate()
-                with anyio.move_on_after(STOP_WITHIN_S):
-                    await child.wait()
-                if child.returncode is None:
-                    child.kill()
-                    await child.wait()
-            self._set(process.name, state="stopped", pid=0)
+        async with anyio.create_task_group() as ending:
+            for process in self._processes:
+                ending.start_soon(self._end, process)
         tasks.cancel_scope.cancel()
+
+    async def _end(self, process: Process) -> None:
+        """Once those that started after it have ended."""
+        for other in self._processes:
+            if process.name in other.after:
+                await self._ended[other.name].wait()
+        async with self._starting[process.name]:
+            child = self._running.get(process.name)
+        if child is not None and child.returncode is None:
+            child.terminate()
+            with anyio.move_on_after(STOP_WITHIN_S):
+                await child.wait()
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+        self._set(process.name, state="stopped", pid=0)
+        self._ended[process.name].set()
+
+    async def _reload(self) -> None:
+        """SIGHUP for those whose files (certificates, users of the bus) were renewed."""
+        watched = [process for process in self._processes if process.reload_on]
+        seen = {process.name: _versions(process.reload_on) for process in watched}
+        while watched:
+            await anyio.sleep(LOOK_AT_FILES_EVERY_S)
+            for process in watched:
+                now = _versions(process.reload_on)
+                if now != seen[process.name]:
+                    seen[process.name] = now
+                    child = self._running.get(process.name)
+                    if child is not None and child.returncode is None:
+                        log.info("process reads its files again", name=process.name)
+                        child.send_signal(signal.SIGHUP)
 
     async def _trim_logs(self) -> None:
         while True:
@@ -178,20 +225,28 @@ async def start(process: Process) -> Child:
         )
 
 
-def is_ready(what: str) -> bool:
+async def is_ready(what: str) -> bool:
     kind, _, rest = what.partition(":")
     if kind == "tcp":
         address, _, port = rest.rpartition(":")
-        try:
-            socket.create_connection((address, int(port)), timeout=0.2).close()
-        except OSError:
-            return False
-        return True
+        with anyio.move_on_after(PROBE_WITHIN_S):
+            try:
+                stream = await anyio.connect_tcp(address, int(port))
+            except OSError:
+                return False
+            await stream.aclose()
+            return True
+        return False
     if kind == "unix":
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(0.2)
             return probe.connect_ex(rest) == 0
     return Path(rest).exists() if kind == "file" else True
+
+
+def _versions(paths: list[str]) -> list[int]:
+    """When each file was last written; 0 for one that is not there."""
+    return [Path(path).stat().st_mtime_ns if Path(path).is_file() else 0 for path in paths]
 
 
 def start_time(pid: int) -> int:
@@ -210,11 +265,30 @@ def read_status(state_dir: Path) -> Status | None:
         return None
 
 
-def main(arguments: list[str]) -> int:
-    state_dir = Path(arguments[0])
-    configure(program="supervisor")
+def keep_running(state_dir: Path) -> None:
+    """In the foreground, until SIGTERM or SIGINT."""
     processes = msgspec.json.decode((state_dir / "processes.json").read_bytes(), type=list[Process])
     anyio.run(Supervisor(state_dir, processes).run)
+
+
+def save_processes(state_dir: Path, processes: list[Process]) -> None:
+    """What the next supervisor of this folder runs."""
+    path = state_dir / "processes.json"
+    path.touch(mode=0o600)
+    path.write_bytes(msgspec.json.encode(processes))
+    (state_dir / "status.json").unlink(missing_ok=True)
+
+
+def is_supervisor(pid: int) -> bool:
+    try:
+        return b"pantala.host.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def main(arguments: list[str]) -> int:
+    configure(program="supervisor")
+    keep_running(Path(arguments[0]))
     return 0
 
 

@@ -1,0 +1,50 @@
+"""How a host's processes and machines end, whoever started them and whatever is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pantala.errors import InternalError
+from pantala.host.place import Place
+from pantala.host.supervisor import Status, is_supervisor, start_time
+
+STOP_WITHIN_S = 60.0
+SWEEP_WITHIN_S = 120
+
+
+def stop_processes(status: Status) -> None:
+    """The supervisor ends its children in order; whoever is left is ended by pid and start time."""
+    if status.supervisor and is_supervisor(status.supervisor):
+        os.kill(status.supervisor, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_WITHIN_S
+        while start_time(status.supervisor) and time.monotonic() < deadline and is_supervisor(status.supervisor):
+            time.sleep(0.05)
+        if is_supervisor(status.supervisor):
+            os.kill(status.supervisor, signal.SIGKILL)
+    for process in reversed(status.processes):
+        if process.pid and start_time(process.pid) == process.started:
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def sweep_machines(place: Place, *, leave: bool = False) -> None:
+    """The host's machines end; their journal stays. With `leave` its firewall goes too. Raises InternalError when
+    something does not go."""
+    if not place.agent_settings.is_file():
+        return
+    netns = Path("/run/netns") / place.netns
+    inside = ["nsenter", f"--net={netns}", "--"] if place.netns and netns.exists() else []
+    command = [sys.executable, "-m", "pantala.agent.sweep", "--settings", str(place.agent_settings)]
+    done = subprocess.run(
+        [*inside, *command, *(["--leave"] if leave else [])],
+        capture_output=True,
+        text=True,
+        timeout=SWEEP_WITHIN_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise InternalError(f"machines of {place.state} could not be removed: {done.stderr.strip()[-400:]}")
