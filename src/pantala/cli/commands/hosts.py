@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ON_THE_HOST = {
     "init": "Make this server the first host of a new platform",
     "join": "Make this server a host of a platform, with a token of it",
+    "leave": "Take the platform off this server",
     "run": "Run this host's processes (systemd calls it)",
 }
 """Commands of `pantala.host.commands`, and their lines in the list."""

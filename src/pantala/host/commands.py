@@ -1,0 +1,213 @@
+"""The commands that run on a server itself: `pantala host init`, `join`, `run` and `leave`. Loaded by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from pantala.cli.output import emit, say
+from pantala.cli.session import confirm, yes_option
+from pantala.errors import Conflict, InvalidRequest, NotFound
+from pantala.host import first, systemd
+from pantala.host.identity import join_request, keep
+from pantala.host.join import ask, decode_token, own_address
+from pantala.host.outside import resolvers
+from pantala.host.place import Place
+from pantala.host.record import ROOT, RUN, HostRecord, load_record, save_record
+from pantala.host.settings import Tuning
+from pantala.host.stop import stop_processes, sweep_machines
+from pantala.host.supervisor import is_supervisor, read_status, save_processes
+
+TOOLS = ("ip", "nft", "nsenter", "crun", "runc", "mkfs.ext4")
+
+root_option = click.option(
+    "--state", "root", type=click.Path(path_type=Path), default=ROOT, show_default=True, metavar="DIR",
+    envvar="PANTALA_HOST_STATE", help="What this host keeps.",
+)  # fmt: skip
+run_option = click.option(
+    "--run", "run_dir", type=click.Path(path_type=Path), default=RUN, envvar="PANTALA_HOST_RUN", hidden=True
+)
+cgroup_option = click.option("--cgroup", default="", envvar="PANTALA_HOST_CGROUP", hidden=True)
+systemd_option = click.option(
+    "--systemd/--no-systemd", "use_systemd", default=None, help="Run as systemd units; default where systemd runs."
+)
+
+
+@click.command()
+@click.option("--address", required=True, metavar="IP", help="Of this server, where other hosts and clients reach it.")
+@click.option("--region", required=True, metavar="CODE", help="Where it is, such as iad.")
+@click.option("--domain", required=True, metavar="NAME", help="api.NAME is the API, APP.apps.NAME an app.")
+@click.option("--zone", default="", metavar="NAME", help="What fails together, such as a data centre.")
+@click.option("--email", default="", help="Of the first user; default admin@DOMAIN.")
+@click.option("-o", "--org", default="personal", show_default=True)
+@systemd_option
+@root_option
+@run_option
+@cgroup_option
+def init(
+    *,
+    address: str,
+    region: str,
+    domain: str,
+    zone: str,
+    email: str,
+    org: str,
+    use_systemd: bool | None,
+    root: Path,
+    run_dir: Path,
+    cgroup: str,
+) -> None:
+    """Make this server the first host of a new platform, with its control plane."""
+    check_server(root, [*TOOLS, "docker-registry"])
+    supervised = _supervised(use_systemd)
+    email = email or f"admin@{domain}"
+    place = _place(root, run_dir, address=address, edge=True, cgroup=cgroup, supervised=supervised)
+    record, made = first.set_up(
+        root, place, region=region, zone=zone, domain=domain, email=email, org=org, systemd=supervised
+    )
+    save_record(record)
+    first.log_in(record, made)
+    say(f"==> This is {made.hosts[0].node}, the first host of {domain}; you are logged in as {email}")
+    _start(record)
+    say(
+        f"\nPoint the names api.{domain}, registry.{domain} and *.apps.{domain} to {address}.\n"
+        f"Certificates are signed by {made.ca}.\n"
+        "The next host: `pantala host token --region CODE` here, then the line that it prints there."
+    )
+
+
+@click.command()
+@click.argument("token", metavar="TOKEN")
+@click.option("--region", default="", metavar="CODE", help="Where this host is; not needed if the token says it.")
+@click.option("--address", default="", metavar="IP", help="Where other hosts reach it; default the way to the API.")
+@click.option("--zone", default="", metavar="NAME", help="What fails together, such as a data centre.")
+@click.option("--edge/--no-edge", default=True, show_default=True, help="Take public traffic.")
+@systemd_option
+@root_option
+@run_option
+@cgroup_option
+def join(
+    *,
+    token: str,
+    region: str,
+    address: str,
+    zone: str,
+    edge: bool,
+    use_systemd: bool | None,
+    root: Path,
+    run_dir: Path,
+    cgroup: str,
+) -> None:
+    """Make this server a host of a platform: TOKEN is what `pantala host token` printed there."""
+    text = decode_token(token)
+    check_server(root, TOOLS)
+    supervised = _supervised(use_systemd)
+    place = _place(
+        root,
+        run_dir,
+        address=address or own_address(text.address),
+        edge=edge,
+        cgroup=cgroup,
+        supervised=supervised,
+    )
+    joined = ask(text, join_request(place, region=region, zone=zone, edge=edge, token=token.strip()))
+    keep(place, joined)
+    record = HostRecord(
+        root=str(root), place=place, tuning=Tuning(resolvers=resolvers(loopback=True)), systemd=supervised
+    )
+    save_record(record)
+    emit(joined.node)
+    say(f"==> This host is {joined.node} of {joined.platform_domain}, in {joined.region}")
+    _start(record)
+
+
+@click.command()
+@root_option
+def run(*, root: Path) -> None:
+    """Run this host's processes in the foreground, until SIGTERM; its machines go on."""
+    record = _record(root)
+    if record.systemd:
+        raise Conflict("systemd runs this host's processes", hint="`systemctl status pantala.target` shows them")
+    status = read_status(record.root_dir)
+    if status is not None and is_supervisor(status.supervisor):
+        raise Conflict(f"this host's processes run already, under pid {status.supervisor}")
+    if status is not None:
+        stop_processes(status)  # of a supervisor that was killed
+    if record.first is not None:
+        record.first.builds.raise_network()
+    save_processes(record.root_dir, record.processes())
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "pantala.host.supervisor", str(record.root_dir)]
+    os.execv(sys.executable, command)  # noqa: S606 - a list without a shell, by the path of this Python
+
+
+@click.command()
+@yes_option
+@root_option
+def leave(*, root: Path, yes: bool) -> None:
+    """Take the platform off this server: processes, machines and all that they keep here."""
+    record = _record(root)
+    what = "the control plane and all apps of this platform" if record.first else "its machines and their volumes"
+    confirm(f"Remove this host from this server, with {what}?", yes=yes)
+    if record.systemd:
+        systemd.remove()
+    status = read_status(record.root_dir)
+    if status is not None:
+        stop_processes(status)
+    sweep_machines(record.place, leave=True)
+    if record.first is not None:
+        record.first.builds.lower_network()
+    for path in (record.place.run_dir, record.root_dir):
+        shutil.rmtree(path, ignore_errors=True)
+    say("==> Nothing of the platform is left here; there, `pantala host remove` forgets this host")
+
+
+def check_server(root: Path, tools: list[str] | tuple[str, ...]) -> None:
+    """Raises before anything is changed."""
+    if os.geteuid() != 0:
+        raise InvalidRequest("a host needs root: namespaces, mounts and control groups", hint="run it with sudo")
+    if missing := [name for name in tools if shutil.which(name) is None]:
+        raise InvalidRequest(f"not installed: {', '.join(missing)}", hint="run scripts/install")
+    if load_record(root) is not None:
+        raise Conflict(
+            f"this server is a host already: {root}/host.json", hint="`pantala host leave` takes it off this server"
+        )
+
+
+def _place(root: Path, run_dir: Path, *, address: str, edge: bool, cgroup: str, supervised: bool) -> Place:
+    return Place(
+        state=str(root / "host"),
+        run=str(run_dir),
+        logs=str(root / "logs"),
+        address=address,
+        listen=[address] if edge else [],
+        cgroup_root=cgroup or (systemd.MACHINES_CGROUP if supervised else "pantala"),
+    )
+
+
+def _supervised(wanted: bool | None) -> bool:
+    """By systemd. Raises InvalidRequest where it is wanted and not there."""
+    if wanted and not systemd.is_running():
+        raise InvalidRequest("systemd does not run here", field="--systemd")
+    return systemd.is_running() if wanted is None else wanted
+
+
+def _record(root: Path) -> HostRecord:
+    record = load_record(root)
+    if record is None:
+        raise NotFound(f"this server is no host: there is no {root}/host.json", hint="`pantala host join TOKEN`")
+    return record
+
+
+def _start(record: HostRecord) -> None:
+    processes = record.processes()
+    if not record.systemd:
+        say(f"==> Start it with: pantala host run{'' if record.root_dir == ROOT else f' --state {record.root}'}")
+        return
+    builds = record.first.builds.setup_command() if record.first is not None else []
+    systemd.install(systemd.units(processes, before_builds=builds))
+    say("==> Its processes run: systemctl status pantala.target")
