@@ -18,7 +18,7 @@ def measure(box: BoxRig) -> list[Figure]:
     deploy_busybox(box, "bench-memory")
     time.sleep(IDLE_FOR_S)
     resident = {name: _resident_mb(process["pid"]) for name, process in box.processes().items()}
-    worker = sum(mb for name, mb in resident.items() if name.startswith(("agent-", "proxy-")) or name == "nats")
+    worker = sum(mb for name, mb in resident.items() if name.startswith(("agent-", "proxy-", "nats-")))
     figures = [
         figure("memory.worker_host", worker, "MB", n=1, meaning="agent, proxy and bus of a host with one machine"),
         figure("memory.control_host", worker + resident["server"], "MB", n=1, meaning="the same and the control plane"),
