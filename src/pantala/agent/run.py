@@ -28,7 +28,6 @@ from pantala.agent.queries import Queries
 from pantala.agent.settings import AgentSettings
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import Publisher, Replica, Trust, View
-from pantala.catalogue.replica import TOMBSTONES_KEPT_S
 from pantala.catalogue.store import CatalogueStore
 from pantala.errors import PantalaError
 from pantala.journal import Journal
@@ -44,7 +43,6 @@ log = structlog.get_logger()
 
 OUTCOMES_KEPT_S = 24 * 3600
 DESTROYED_KEPT_S = 24 * 3600
-TIDY_EVERY_S = 600.0
 PRUNE_IMAGES_EVERY_S = 3600.0
 
 
@@ -95,8 +93,18 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         epoch=settings.epoch,
         new_epoch=control.new_epoch,
         holders=trust.others,
+        beat_s=settings.beat_s,
     )
-    replica = Replica(stores.catalogue, view, bus, clock, trust.key_of, own=settings.node, holders=trust.others)
+    replica = Replica(
+        stores.catalogue,
+        view,
+        bus,
+        clock,
+        trust.key_of,
+        own=settings.node,
+        holders=trust.others,
+        gossip_s=settings.gossip_s,
+    )
     await publisher.open()
     await replica.open()
 
@@ -169,7 +177,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
     tasks.start_soon(context.images.run, clock)
-    tasks.start_soon(_tidy, stores, host, clock)
+    tasks.start_soon(_tidy, settings, stores, host, clock)
     identity = Identity(settings.identity or settings.state_dir / "identity", settings.state_dir / "keys")
     if identity.exists:
         renewal = Renewal(identity, control, clock, before_s=settings.renew_before_s, every_s=settings.renew_every_s)
@@ -216,18 +224,18 @@ async def _keep_node_row(settings: AgentSettings, host: Host, queries: Queries, 
             log.warning("node row not published", error=str(error))
 
 
-async def _tidy(stores: _Stores, host: Host, clock: Clock) -> None:
+async def _tidy(settings: AgentSettings, stores: _Stores, host: Host, clock: Clock) -> None:
     """Forget what is kept for a time only: outcomes, destroyed machines, tombstones, old lines, unused images."""
     pruned_at = clock.monotonic()
     while True:
-        await clock.sleep(TIDY_EVERY_S)
+        await clock.sleep(settings.tidy_every_s)
         now_ms = unix_ms(clock.now())
         try:
             await stores.journal.forget(
                 outcomes_before_ms=now_ms - OUTCOMES_KEPT_S * 1000,
                 destroyed_before_ms=now_ms - DESTROYED_KEPT_S * 1000,
             )
-            await stores.catalogue.forget_tombstones(now_ms - TOMBSTONES_KEPT_S * 1000)
+            await stores.catalogue.forget_tombstones(now_ms - int(settings.tombstones_kept_s * 1000))
             await stores.logs.trim(now_ms * 1_000_000)
             if clock.monotonic() - pruned_at >= PRUNE_IMAGES_EVERY_S:
                 pruned_at = clock.monotonic()

@@ -18,7 +18,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gave (default `state_dir/identity`; its private halves are `node.key` and `bus.seed` in `state_dir/keys`); the
     certificate is renewed when less than `renew_before_s` remains, looked at every `renew_every_s`. `mesh`: `ip:port`
     of this host's proxy for other proxies. `registries`: registry name to base URL. `cpus` and `memory_mib`
-    0 mean what the machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`."""
+    0 mean what the machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`.
+    The catalogue: own proofs every `beat_s`, others' holdings compared every `gossip_s`, deletions kept
+    `tombstones_kept_s`, looked at every `tidy_every_s`."""
 
     node: str
     region: str
@@ -53,6 +55,10 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cpus: int = 0
     memory_mib: int = 0
     machines_max: int = 1000
+    beat_s: float = 1.0
+    gossip_s: float = 1.0
+    tombstones_kept_s: float = 7 * 24 * 3600.0
+    tidy_every_s: float = 600.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_lines_per_app_max: int = 100_000
     log_keep_s: float = 7 * 24 * 3600.0

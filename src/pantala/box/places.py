@@ -29,7 +29,9 @@ from pantala.wire.hosts import JoinRequest
 HUBS = 3
 """So many hosts are hubs of the bus; the others are leaves of theirs."""
 HOSTS_AT_EASE = 3
-"""So many hosts ping each other as often as servers would; more share what the machine can do."""
+"""So many hosts ping each other and repeat their proofs as often as servers would; more share what the machine can
+do, which would grow with the square of their number."""
+BEAT_S = 1.0
 PING_INTERVAL_MS, PING_TIMEOUT_MS = 250, 750
 DRAIN_MAX_MS = 5_000
 """`down` does not wait for long-lived connections."""
@@ -91,7 +93,13 @@ def tuning(box: Box) -> Tuning:
         "ping_interval_ms": int(PING_INTERVAL_MS * crowd),
         "ping_timeout_ms": int(PING_TIMEOUT_MS * crowd),
     }
-    made = Tuning(idle_window_s=box.idle_window_s, drain_max_ms=DRAIN_MAX_MS, resolvers=resolvers(), mesh=mesh)
+    made = Tuning(
+        idle_window_s=box.idle_window_s,
+        drain_max_ms=DRAIN_MAX_MS,
+        resolvers=resolvers(),
+        agent={"beat_s": BEAT_S * crowd, "gossip_s": BEAT_S * crowd},
+        mesh=mesh,
+    )
     return tuned(made, box.tuning)
 
 
