@@ -5,6 +5,7 @@
 //! - [`matching`]: address and host name to an app or a platform service
 //! - [`choose`]: which machine of which region, or wake, wait, queue, fail; [`within`] is the part inside one region
 //! - [`prefer`]: the same within what the client wishes
+//! - [`internal`]: names of the private network
 //! - [`gauge`]: what is in flight on a machine, shared by all threads; also the drain switch
 //! - [`turn`]: which requests of other hosts' edges a machine's host turns away
 //! - [`retry`]: whether another attempt is allowed
@@ -12,6 +13,7 @@
 
 pub mod choose;
 pub mod gauge;
+pub mod internal;
 pub mod matching;
 pub mod names;
 pub mod prefer;

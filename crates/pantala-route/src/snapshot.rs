@@ -1,7 +1,7 @@
 //! The routing view that requests read: immutable, shared by all threads, replaced as a whole by [`crate::table`].
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use pantala_wire::feed::{Port, ServiceRow};
@@ -80,6 +80,11 @@ pub struct Machine {
     /// none while it has no address yet
     pub ip4: Option<IpAddr>,
     pub cordoned: bool,
+    /// in the private network; names there lead to it only with `dns`
+    pub ip6: Option<Ipv6Addr>,
+    pub dns: bool,
+    pub group: String,
+    pub metadata: BTreeMap<String, String>,
     /// on the host of this proxy: only then can `ip4` be reached
     pub local: bool,
     /// the gauge's epoch when this view was made
@@ -127,6 +132,8 @@ impl Offer {
 #[derive(Debug)]
 pub struct App {
     pub name: Arc<str>,
+    /// the private network that it belongs to; none while only its machines are known
+    pub network: Option<u64>,
     pub machines: Vec<Arc<Machine>>,
     pub offers: Vec<Offer>,
 }

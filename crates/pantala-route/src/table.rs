@@ -43,6 +43,7 @@ struct MachineEntry {
 #[derive(Default)]
 struct AppEntry {
     known: bool,
+    network: Option<u64>,
     services: BTreeMap<String, Arc<Service>>,
     machines: BTreeMap<String, MachineEntry>,
 }
@@ -194,7 +195,8 @@ impl Table {
             ("routes", Some(("app", name))) => {
                 let row: AppRow = parse(value)?;
                 same("app", &row.app, name)?;
-                self.apps.entry(name.to_owned()).or_default().known = true;
+                let app = self.apps.entry(name.to_owned()).or_default();
+                (app.known, app.network) = (true, Some(row.network));
                 batch.apps.insert(name.to_owned());
             }
             ("routes", Some(("host", name))) => {
@@ -299,7 +301,7 @@ impl Table {
         match (stream.as_str(), key.split_once('/')) {
             ("routes", Some(("app", name))) => {
                 if let Some(app) = self.apps.get_mut(name) {
-                    app.known = false;
+                    (app.known, app.network) = (false, None);
                     batch.apps.insert(name.to_owned());
                 }
             }
@@ -365,6 +367,7 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
     let name: Arc<str> = name.into();
     let mut app = App {
         name: name.clone(),
+        network: entry.network,
         machines: Vec::new(),
         offers: Vec::new(),
     };
@@ -380,6 +383,10 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
             phase: Phase::of(&row.state),
             ip4: row.ip4.parse().ok(),
             cordoned: row.cordoned,
+            ip6: row.ip6.parse().ok(),
+            dns: row.dns,
+            group: row.group.clone(),
+            metadata: row.metadata.clone(),
             local: row.node == node,
             epoch: *epoch,
             gauge: gauge.clone(),

@@ -134,6 +134,7 @@ mod tests {
     use crate::gauge::Gauge;
     use crate::snapshot::{Phase, Service};
     use pantala_wire::feed::{Autostop, Concurrency, ServiceRow};
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     fn target() -> Target {
@@ -147,6 +148,10 @@ mod tests {
             phase: Phase::Running,
             ip4: None,
             cordoned: false,
+            ip6: None,
+            dns: true,
+            group: String::new(),
+            metadata: BTreeMap::new(),
             local: true,
             epoch: 0,
             gauge: Arc::new(Gauge::default()),

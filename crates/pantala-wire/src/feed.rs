@@ -156,6 +156,8 @@ pub struct MachineRow {
     pub dns: bool,
     #[serde(default)]
     pub ready_at_ms: i64,
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -147,7 +147,8 @@ fn rows_match_the_schema() {
         "MachineRow",
         json!({"id": "148e", "app": "web", "region": "iad", "node": "n1", "instance_id": "01J", "generation": 2,
             "state": "started", "ip4": "172.19.0.2", "ip6": "fdaa::2", "services": ["d"], "passing": [true],
-            "cordoned": true, "group": "app", "dns": false, "ready_at_ms": 5}),
+            "cordoned": true, "group": "app", "dns": false, "ready_at_ms": 5,
+            "metadata": {"role": "leader"}}),
     );
     check::<NodeRow>(
         "NodeRow",

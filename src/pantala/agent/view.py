@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -15,6 +15,8 @@ from pantala.kit.clock import rfc3339
 from pantala.kit.rows import Row
 from pantala.wire.feed import MachineRow, ServiceRow
 from pantala.wire.machine import CheckStatus, Concurrency, Event, Machine, MachineConfig, Service
+
+METADATA_BYTES_MAX = 128
 
 
 def moment(at_ms: int) -> str:
@@ -91,6 +93,19 @@ def service_rows(record: MachineRecord) -> list[Row]:
     return out
 
 
+def named_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The user's own entries that fit a row, short ones first: rows are small, and clients' entries have no names."""
+    own = {key: value for key, value in metadata.items() if not key.startswith("fly_") and key != "process_group"}
+    kept: dict[str, str] = {}
+    room = METADATA_BYTES_MAX
+    for key, value in sorted(own.items(), key=lambda entry: (len(entry[0]) + len(entry[1]), entry[0])):
+        room -= len(key.encode()) + len(value.encode())
+        if room < 0:
+            break
+        kept[key] = value
+    return kept
+
+
 def machine_row(record: MachineRecord, *, node: str, passing: Sequence[bool], ready_at_ms: int) -> Row:
     """The row of one machine; null once it is gone."""
     key = f"m/{record.id}"
@@ -114,5 +129,6 @@ def machine_row(record: MachineRecord, *, node: str, passing: Sequence[bool], re
         group=metadata.get("fly_process_group") or metadata.get("process_group") or "app",
         dns=not (config.dns is not None and config.dns.skip_registration),
         ready_at_ms=ready_at_ms,
+        metadata=named_metadata(metadata),
     )
     return Row("routes", key, msgspec.to_builtins(row))

@@ -66,7 +66,8 @@ class ServiceRow(_Row, frozen=True, kw_only=True):
 
 class MachineRow(_Row, frozen=True, kw_only=True):
     """Where a machine is and what it serves. `services` are digests of `svc/<app>/<digest>` rows, in order;
-    `passing` holds a flag per service (true when it has no checks). `ip4` is reachable from its own host only."""
+    `passing` holds a flag per service (true when it has no checks). `ip4` is reachable from its own host only.
+    `metadata`: what private names may ask for (`<value>.<key>.kv._metadata.<app>.internal`), bounded by its agent."""
 
     id: str
     app: str
@@ -83,6 +84,7 @@ class MachineRow(_Row, frozen=True, kw_only=True):
     group: str = ""
     dns: bool = True
     ready_at_ms: int = 0
+    metadata: dict[str, str] = {}
 
 
 class NodeRow(_Row, frozen=True, kw_only=True):

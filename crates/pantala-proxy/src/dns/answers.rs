@@ -3,10 +3,13 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::rdata::{A, AAAA, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use pantala_route::internal::{Network, Records, Wanted};
 
 const TTL_S: u32 = 5;
+/// A text is one record of strings this long.
+const TEXT_PIECE: usize = 255;
 /// The resolver of every machine, and the door to the API.
 const API: Ipv6Addr = Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3);
 
@@ -24,12 +27,17 @@ pub enum Decision {
     Forward,
 }
 
-/// Nothing for what is no query.
-pub fn decide(zone: Zone, query: &Message, names: &[(String, IpAddr)]) -> Option<Decision> {
+/// Nothing for what is no query. `network`: that of the asker, none for one outside the private network.
+pub fn decide(
+    zone: Zone,
+    query: &Message,
+    names: &[(String, IpAddr)],
+    network: Option<&Network<'_>>,
+) -> Option<Decision> {
     if query.message_type() != MessageType::Query {
         return None;
     }
-    let refuse = |code| reply(query, code, None).map(Decision::Answer);
+    let refuse = |code| reply(query, code, Vec::new()).map(Decision::Answer);
     if query.op_code() != OpCode::Query {
         return refuse(ResponseCode::NotImp);
     }
@@ -56,7 +64,23 @@ pub fn decide(zone: Zone, query: &Message, names: &[(String, IpAddr)]) -> Option
         }
         Zone::Machines if name == "internal" || name == "flycast" => refuse(ResponseCode::NoError),
         // Private names never leave the host.
-        Zone::Machines if under(name, "internal") || under(name, "flycast") => refuse(ResponseCode::NXDomain),
+        Zone::Machines if under(name, "internal") => {
+            let known = network.and_then(|network| network.answer(name.strip_suffix(".internal")?, kind(wanted)));
+            match known {
+                Some(records) => reply(query, ResponseCode::NoError, rdata(records)).map(Decision::Answer),
+                None => refuse(ResponseCode::NXDomain),
+            }
+        }
+        // The name of an app's private address: it exists with the app, and is empty as long as there is no address.
+        Zone::Machines if under(name, "flycast") => {
+            let app = network.and_then(|network| network.answer(name.strip_suffix(".flycast")?, Wanted::Other));
+            let one_label = name.matches('.').count() == 1 && !name.starts_with('_');
+            refuse(if app.is_some() && one_label {
+                ResponseCode::NoError
+            } else {
+                ResponseCode::NXDomain
+            })
+        }
         Zone::Machines => Some(Decision::Forward),
     }
 }
@@ -66,15 +90,33 @@ fn under(name: &str, suffix: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-fn data(wanted: RecordType, address: IpAddr) -> Option<RData> {
-    match (wanted, address) {
-        (RecordType::A, IpAddr::V4(ip)) => Some(RData::A(A(ip))),
-        (RecordType::AAAA, IpAddr::V6(ip)) => Some(RData::AAAA(AAAA(ip))),
-        _ => None,
+fn kind(wanted: RecordType) -> Wanted {
+    match wanted {
+        RecordType::AAAA => Wanted::Addresses,
+        RecordType::TXT => Wanted::Text,
+        _ => Wanted::Other,
     }
 }
 
-fn reply(query: &Message, code: ResponseCode, data: Option<RData>) -> Option<Vec<u8>> {
+fn rdata(records: Records) -> Vec<RData> {
+    match records {
+        Records::Addresses(all) => all.into_iter().map(|ip| RData::AAAA(AAAA(ip))).collect(),
+        Records::Text(text) if text.is_empty() => Vec::new(),
+        Records::Text(text) => vec![RData::TXT(TXT::from_bytes(
+            text.as_bytes().chunks(TEXT_PIECE).collect(),
+        ))],
+    }
+}
+
+fn data(wanted: RecordType, address: IpAddr) -> Vec<RData> {
+    match (wanted, address) {
+        (RecordType::A, IpAddr::V4(ip)) => vec![RData::A(A(ip))],
+        (RecordType::AAAA, IpAddr::V6(ip)) => vec![RData::AAAA(AAAA(ip))],
+        _ => Vec::new(),
+    }
+}
+
+fn reply(query: &Message, code: ResponseCode, data: Vec<RData>) -> Option<Vec<u8>> {
     let mut reply = Message::new();
     reply
         .set_id(query.id())
@@ -82,11 +124,13 @@ fn reply(query: &Message, code: ResponseCode, data: Option<RData>) -> Option<Vec
         .set_op_code(query.op_code())
         .set_recursion_desired(query.recursion_desired())
         .set_recursion_available(true)
-        .set_authoritative(data.is_some())
+        .set_authoritative(!data.is_empty())
         .set_response_code(code)
         .add_queries(query.queries().iter().cloned());
-    if let (Some(data), Some(question)) = (data, query.queries().first()) {
-        reply.add_answer(Record::from_rdata(Name::clone(question.name()), TTL_S, data));
+    if let Some(question) = query.queries().first() {
+        for data in data {
+            reply.add_answer(Record::from_rdata(Name::clone(question.name()), TTL_S, data));
+        }
     }
     reply.to_vec().ok()
 }
@@ -96,7 +140,7 @@ pub fn refusal(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     let query = Message::from_vec(query)
         .ok()
         .filter(|query| query.message_type() == MessageType::Query)?;
-    reply(&query, code, None)
+    reply(&query, code, Vec::new())
 }
 
 /// "Ask again over TCP."
@@ -125,7 +169,7 @@ mod tests {
             .set_id(7)
             .add_query(Query::query(Name::from_str(name).unwrap(), kind));
         let names = [("apps.test".to_owned(), "10.0.0.1".parse().unwrap())];
-        match decide(zone, &query, &names).unwrap() {
+        match decide(zone, &query, &names, None).unwrap() {
             Decision::Answer(answer) => Some(Message::from_vec(&answer).unwrap()),
             Decision::Forward => None,
         }
@@ -181,7 +225,7 @@ mod tests {
     fn answers_are_not_answered() {
         let mut response = Message::new();
         response.set_message_type(MessageType::Response);
-        assert!(decide(Zone::Machines, &response, &[]).is_none());
+        assert!(decide(Zone::Machines, &response, &[], None).is_none());
         assert!(refusal(&response.to_vec().unwrap(), ResponseCode::Refused).is_none());
     }
 }

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
+use pantala_route::internal::{Network, network_of};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -190,7 +191,23 @@ impl Server {
             return answers::refusal(query, ResponseCode::Refused).map(Decision::Answer);
         }
         let message = Message::from_vec(query).ok()?;
-        answers::decide(zone, &message, &self.shared.settings.dns_public_names)
+        let view = self.shared.view();
+        let distance = |region: &str| self.distance(region);
+        let network = network_of(asker.ip()).map(|id| Network {
+            id,
+            snapshot: &view.snapshot,
+            distance: &distance,
+        });
+        let names = &self.shared.settings.dns_public_names;
+        answers::decide(zone, &message, names, network.as_ref())
+    }
+
+    fn distance(&self, region: &str) -> u32 {
+        match &self.shared.mesh {
+            _ if region == self.shared.settings.wire.region => 0,
+            Some(mesh) => mesh.peers.distance(region),
+            None => u32::MAX,
+        }
     }
 
     async fn forward(&self, query: &[u8]) -> Option<Vec<u8>> {
