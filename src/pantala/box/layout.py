@@ -2,7 +2,8 @@
 
     100.96.0.0/30     this machine ⇄ router          100.96.<100+i>.0/30  router ⇄ client of region i
     100.96.<i>.0/30   router ⇄ host i                100.96.200.0/30      router ⇄ builds
-    100.96.255.1      the edge address, on every host, reached through the router
+    100.96.255.1      the edge address, on every host; the router sends a client to the nearest host that announces it
+    fd96:0:0:<third>::/64   the same links by IPv6: what 6PN travels on from host to host
 
 The router has the first address of each link, what is behind it the second. Several boxes can run side by side: the
 variable PANTALA_BOX_INSTANCE (0 to 9) chooses other names and another second number of all addresses.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -35,6 +37,9 @@ ROUTER = f"{PREFIX}router"
 BUILDS = f"{PREFIX}builds"
 UPLINK = f"{PREFIX}uplink"
 TABLE = f"pantala_box{SUFFIX}"
+SUBNET6 = f"fd96:{INSTANCE:x}:0"
+WIREGUARD_PORT = 51820
+LinkKind = Literal["plain", "wireguard"]
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,20 +57,41 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
         return f"{SUBNET}.{self.third}.2"
 
     @property
+    def gateway6(self) -> str:
+        return f"{SUBNET6}:{self.third:x}::1"
+
+    @property
+    def address6(self) -> str:
+        return f"{SUBNET6}:{self.third:x}::2"
+
+    @property
     def router_device(self) -> str:
         return f"to-{self.third}"
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """One host of the box; `node` is its id."""
+    """One host of the box; `node` is its id. `edge`: it takes public traffic."""
 
     node: str
     region: str
     link: Link
+    edge: bool = True
+
+    @property
+    def wireguard_device(self) -> str:
+        """Its socket is named after it in a folder that all hosts of this machine share."""
+        return f"wgp{SUFFIX}-{self.link.third}"
+
+    @property
+    def wireguard_endpoint(self) -> str:
+        return f"{self.link.address}:{WIREGUARD_PORT}"
 
 
 class Box(msgspec.Struct, frozen=True, kw_only=True):
-    """A box as `up` decides it and keeps in `<state>/box.json`. `tuning`: see `pantala.box.places.tuned`."""
+    """A box as `up` decides it and keeps in `<state>/box.json`. `tuning`: see `pantala.box.places.tuned`. `attached`:
+    hosts that joined later (`add_link`), which the box connects and does not run. `links_kind`: how hosts carry 6PN to
+    one another. `distances`: packets between regions take as long as on Earth. `bfd_ms`: how often router and edges
+    greet each other, 0 means by the number of hosts."""
 
     id: str
     state: str
@@ -76,6 +102,10 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
     tuning: dict[str, str] = {}
     created_run_netns: bool = False
     forwarding_before: str = "1"
+    links_kind: LinkKind = "plain"
+    distances: bool = False
+    bfd_ms: int = 0
+    attached: list[Host] = []
 
     @property
     def state_dir(self) -> Path:
@@ -99,6 +129,28 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
             for index, region in enumerate(self.regions, start=1)
         ]
 
+    def all_hosts(self) -> list[Host]:
+        """Also those that joined later."""
+        return [*self.hosts(), *self.attached]
+
+    def edges(self) -> list[Host]:
+        return [host for host in self.all_hosts() if host.edge]
+
+    @property
+    def bfd_interval_ms(self) -> int:
+        """A dead edge is left after three of them; two cores hold 35 edges only with long ones."""
+        return self.bfd_ms or (50 if len(self.regions) <= 5 else 100 if len(self.regions) <= 12 else 300)
+
+    @property
+    def health_interval_ms(self) -> int:
+        """How often an edge's own BIRD is told whether its proxy answers."""
+        return 2 * self.bfd_interval_ms
+
+    @property
+    def lame_duck_ms(self) -> int:
+        """How long a proxy that leaves still accepts: until the router has heard that it is not an edge any more."""
+        return 3 * self.health_interval_ms + 200
+
     def control(self) -> Host:
         """The host that the server, the registry and the bus hub run on."""
         return self.hosts()[0]
@@ -117,7 +169,15 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
         return Link(netns=BUILDS, third=200)
 
     def links(self) -> list[Link]:
-        return [*(host.link for host in self.hosts()), *self.clients(), self.builds()]
+        return [*(host.link for host in self.all_hosts()), *self.clients(), self.builds()]
+
+    def region_of(self, link: Link) -> str | None:
+        """None for links that are nowhere: builds."""
+        for host in self.all_hosts():
+            if host.link == link:
+                return host.region
+        clients = self.clients()
+        return self.regions[clients.index(link)] if link in clients else None
 
     def namespaces(self) -> list[str]:
         return [ROUTER, *(link.netns for link in self.links())]
@@ -146,7 +206,16 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_box(
-    *, state: Path, run: Path, cache: Path, regions: list[str], idle_window_s: float, tuning: dict[str, str]
+    *,
+    state: Path,
+    run: Path,
+    cache: Path,
+    regions: list[str],
+    idle_window_s: float,
+    tuning: dict[str, str],
+    links_kind: LinkKind = "plain",
+    distances: bool = False,
+    bfd_ms: int = 0,
 ) -> Box:
     """Raises InvalidRequest for regions that cannot be."""
     if not regions or len(regions) > HOSTS_MAX or len(set(regions)) != len(regions):
@@ -162,6 +231,9 @@ def new_box(
         regions=regions,
         idle_window_s=idle_window_s,
         tuning=tuning,
+        links_kind=links_kind,
+        distances=distances,
+        bfd_ms=bfd_ms,
     )
 
 
