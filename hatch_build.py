@@ -15,12 +15,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PROGRAMS = ("pantala-proxy", "pantala-init")
+PROGRAMS = ("pantala-proxy", "pantala-init", "pantala-relay")
 RUST_NEEDED = "Rust 1.91 or newer (https://rustup.rs)"
 
 
 class RustPrograms(BuildHookInterface):
-    """`pantala-proxy` and `pantala-init` as scripts of the wheel, beside the `pantala` command."""
+    """The programs as scripts of the wheel, beside the `pantala` command."""
 
     PLUGIN_NAME = "custom"
 
@@ -38,18 +38,18 @@ def build(root: Path) -> dict[str, Path]:
     cargo = shutil.which("cargo")
     if cargo is None:
         raise SystemExit(
-            f"Pantala's proxy and init are built by cargo, which is not on the PATH; install {RUST_NEEDED}."
+            f"Pantala's proxy, init and relay are built by cargo, which is not on the PATH; install {RUST_NEEDED}."
         )
     packages = [word for name in PROGRAMS for word in ("--package", name)]
     done = subprocess.run(
         [cargo, "build", "--release", "--locked", "--message-format", "json-render-diagnostics", *packages],
-        cwd=root,  # .cargo/config.toml, which makes both programs static, is found from here
+        cwd=root,  # .cargo/config.toml, which makes them static, is found from here
         stdout=subprocess.PIPE,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        raise SystemExit(f"cargo could not build {' and '.join(PROGRAMS)} (see above). They need {RUST_NEEDED}.")
+        raise SystemExit(f"cargo could not build {', '.join(PROGRAMS)} (see above). They need {RUST_NEEDED}.")
     messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {
         message["target"]["name"]: Path(message["executable"])

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from pantala.errors import CapacityError
+from pantala.net import sixpn
 
 SLOTS = 16_384
 UID_BASE_FIRST = 1 << 20
@@ -35,13 +36,12 @@ def choose(*, used: Iterable[int], machine_id: str, network: int, node: str, poo
     if slot is None:
         raise CapacityError("no address is free on this host", excluded={"addresses": 1})
     base = int(pool.network_address) + slot * 4
-    host = int.from_bytes(hashlib.sha256(node.encode()).digest()[:4])
     own = int.from_bytes(hashlib.sha256(machine_id.encode()).digest()[:4])
-    ip6 = (0xFDAA << 112) | (network << 80) | (host << 48) | (own << 16) | 2
+    ip6 = sixpn.machine_address(network, sixpn.host_id(node), own)
     return Addresses(
         slot=slot,
         ip4=str(ipaddress.IPv4Address(base + 2)),
         gateway4=str(ipaddress.IPv4Address(base + 1)),
-        ip6=str(ipaddress.IPv6Address(ip6)),
+        ip6=str(ip6),
         uid_base=UID_BASE_FIRST + slot * UIDS,
     )

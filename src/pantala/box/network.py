@@ -7,16 +7,42 @@ when the record of the box is gone.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from pantala.box.layout import API_PORT, EDGE_ADDRESS, PREFIX, REGISTRY_PORT, ROUTER, SUBNET, TABLE, UPLINK, Box
-from pantala.errors import InternalError
+from pantala.box import relay
+from pantala.box.layout import (
+    API_PORT,
+    EDGE_ADDRESS,
+    HOSTS_MAX,
+    PREFIX,
+    REGISTRY_PORT,
+    ROUTER,
+    SUBNET,
+    TABLE,
+    UPLINK,
+    Box,
+    Host,
+    Link,
+)
+from pantala.box.router import (
+    Cuts,
+    add_cut,
+    heal,
+    queue_commands,
+    router_rules,
+    routing_commands,
+    unrouting_commands,
+)
+from pantala.box.routing import reconfigure
+from pantala.errors import CapacityError, Conflict, InternalError, InvalidRequest, NotFound
 
 RUN_NETNS = Path("/run/netns")
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 COMMAND_TIMEOUT_S = 30
+LOSS_MAX = 0.9
 
 
 def raise_network(box: Box) -> Box:
@@ -24,9 +50,10 @@ def raise_network(box: Box) -> Box:
     existed = RUN_NETNS.is_dir() and RUN_NETNS.is_mount()
     before = FORWARDING.read_text().strip()
     box = msgspec.structs.replace(box, created_run_netns=not existed, forwarding_before=before)
-    box.record().write_bytes(msgspec.json.encode(box))  # before anything that would have to be undone
+    _save(box)  # before anything that would have to be undone
     for command in up_commands(box):
         run(command)
+    run(["ip", "netns", "exec", ROUTER, "nft", "-f", "-"], text=router_rules(box, read_cuts(box)))
     run(["nft", "-f", "-"], text=uplink_rules())
     run(["nsenter", f"--net={RUN_NETNS / box.builds().netns}", "nft", "-f", "-"], text=build_rules(box))
     FORWARDING.write_text("1")
@@ -65,22 +92,136 @@ def up_commands(box: Box) -> list[list[str]]:
         ["ip", "-n", ROUTER, "route", "add", "default", "via", f"{SUBNET}.0.1"],
         ["ip", "route", "add", f"{SUBNET}.0.0/16", "via", f"{SUBNET}.0.2", "dev", UPLINK],
         ["ip", "netns", "exec", ROUTER, "sysctl", "-qw", "net.ipv4.ip_forward=1"],
+        ["ip", "netns", "exec", ROUTER, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"],
     ]
     for link in box.links():
-        device = link.router_device
-        commands += [
-            ["ip", "-n", ROUTER, "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", link.netns],
-            ["ip", "-n", ROUTER, "addr", "add", f"{link.gateway}/30", "dev", device],
-            ["ip", "-n", ROUTER, "link", "set", device, "up"],
-            ["ip", "-n", link.netns, "addr", "add", f"{link.address}/30", "dev", "eth0"],
-            ["ip", "-n", link.netns, "link", "set", "eth0", "up"],
-            ["ip", "-n", link.netns, "route", "add", "default", "via", link.gateway],
-        ]
-    for host in box.hosts():
-        commands.append(["ip", "-n", host.link.netns, "addr", "add", f"{EDGE_ADDRESS}/32", "dev", "lo"])
-    control = box.control().link
-    commands.append(["ip", "-n", ROUTER, "route", "add", f"{EDGE_ADDRESS}/32", "via", control.address])
+        commands += link_commands(box, link)
+    if len(box.all_hosts()) == 1:  # nothing to choose, and no BIRD that would
+        control = box.control().link
+        commands.append(["ip", "-n", ROUTER, "route", "add", f"{EDGE_ADDRESS}/32", "via", control.address])
+    if box.distances:
+        commands += queue_commands()
     return commands
+
+
+def link_commands(box: Box, link: Link) -> list[list[str]]:
+    """What connects one namespace, which is there, with the router."""
+    device, netns = link.router_device, link.netns
+    commands = [
+        ["ip", "-n", ROUTER, "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", netns],
+        ["ip", "-n", ROUTER, "addr", "add", f"{link.gateway}/30", "dev", device],
+        ["ip", "-n", ROUTER, "link", "set", device, "up"],
+        ["ip", "-n", netns, "addr", "add", f"{link.address}/30", "dev", "eth0"],
+        ["ip", "-n", netns, "link", "set", "eth0", "up"],
+        ["ip", "-n", netns, "route", "add", "default", "via", link.gateway],
+    ]
+    host = next((host for host in box.all_hosts() if host.link == link), None)
+    if host is not None and host.edge:
+        commands.append(["ip", "-n", netns, "addr", "add", f"{EDGE_ADDRESS}/32", "dev", "lo"])
+    if host is not None and box.links_kind == "plain":
+        commands += [
+            ["ip", "-n", ROUTER, "addr", "add", f"{link.gateway6}/64", "dev", device, "nodad"],
+            ["ip", "-n", netns, "addr", "add", f"{link.address6}/64", "dev", "eth0", "nodad"],
+        ]
+    return commands + routing_commands(box, link)
+
+
+# -- a running box changes -------------------------------------------------------------------------------------------
+
+
+def add_link(box: Box, name: str, *, region: str, edge: bool = True) -> tuple[Box, Host]:
+    """Connect one more host: a namespace `pnt-<name>` with addresses like those of the others. The box does not run
+    what is in it; `routing.plan_edge` says what announces it. Raises Conflict when the name is taken."""
+    if any(host.node == name for host in box.all_hosts()):
+        raise Conflict(f"this box has a host {name} already")
+    used = {link.third for link in box.links()}
+    third = next((number for number in range(1, HOSTS_MAX + 1) if number not in used), None)
+    if third is None:
+        raise CapacityError(f"a box has {HOSTS_MAX} hosts at most", excluded={"links": 1})
+    host = Host(node=name, region=region, link=Link(netns=f"{PREFIX}{name}", third=third), edge=edge)
+    grown = msgspec.structs.replace(box, attached=[*box.attached, host])
+    _save(grown)
+    try:
+        run(["ip", "netns", "add", host.link.netns])
+        run(["ip", "-n", host.link.netns, "link", "set", "lo", "up"])
+        for command in link_commands(grown, host.link):
+            run(command)
+        refresh_router(grown)
+    except BaseException:
+        remove_link(grown, name)
+        raise
+    return grown, host
+
+
+def remove_link(box: Box, name: str) -> Box:
+    """Take an attached host's namespace away; what lives in it loses its network. Raises NotFound."""
+    host = next((host for host in box.attached if host.node == name), None)
+    if host is None:
+        raise NotFound(f"no host {name} was attached to this box")
+    shrunk = msgspec.structs.replace(box, attached=[other for other in box.attached if other != host])
+    for command in unrouting_commands(box, host.link):
+        _quiet(command)
+    _quiet(["ip", "-n", ROUTER, "link", "del", host.link.router_device])
+    _quiet(["ip", "netns", "del", host.link.netns])
+    _save(shrunk)
+    cuts = read_cuts(box)
+    if name in cuts.nodes:
+        _write_cuts(shrunk, heal(cuts, [name]))
+    refresh_router(shrunk)
+    return shrunk
+
+
+def refresh_router(box: Box) -> None:
+    """Firewall, BIRD and relay of the router follow the box as it is now."""
+    cuts = read_cuts(box)
+    run(["ip", "netns", "exec", ROUTER, "nft", "-f", "-"], text=router_rules(box, cuts))
+    reconfigure(box, cuts)
+    relay.reload(box, loss=cuts.loss)
+
+
+def cut(box: Box, name: str) -> Cuts:
+    """Cut a region or a node off from the others. Raises InvalidRequest when it is neither."""
+    return _change_cuts(box, add_cut(box, read_cuts(box), name))
+
+
+def heal_cuts(box: Box, names: Sequence[str]) -> Cuts:
+    """Take cuts back, all of them without names. Raises InvalidRequest for what is not cut off."""
+    return _change_cuts(box, heal(read_cuts(box), names))
+
+
+def set_loss(box: Box, loss: float) -> Cuts:
+    """Lose a share of the packets between regions. Raises InvalidRequest where no relay could."""
+    if not box.distances:
+        raise InvalidRequest("this box has no distances between its regions", hint="`pantala up --distances`")
+    if not 0 <= loss <= LOSS_MAX:
+        raise InvalidRequest(f"must be 0 to {LOSS_MAX:g}", field="--loss")
+    return _change_cuts(box, msgspec.structs.replace(read_cuts(box), loss=loss))
+
+
+def read_cuts(box: Box) -> Cuts:
+    try:
+        return msgspec.json.decode((box.run_dir / "cuts.json").read_bytes(), type=Cuts)
+    except FileNotFoundError:
+        return Cuts()
+
+
+def _change_cuts(box: Box, cuts: Cuts) -> Cuts:
+    _write_cuts(box, cuts)
+    refresh_router(box)
+    return cuts
+
+
+def _write_cuts(box: Box, cuts: Cuts) -> None:
+    (box.run_dir / "cuts.json").write_bytes(msgspec.json.encode(cuts))
+
+
+def _save(box: Box) -> None:
+    fresh = box.record().with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(box))
+    fresh.rename(box.record())
+
+
+# -- rules of this machine and of builds -----------------------------------------------------------------------------
 
 
 def uplink_rules() -> str:

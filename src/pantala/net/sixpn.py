@@ -9,6 +9,7 @@ Source: `networking` reference, section 1. Network 0 is the platform's: `fdaa::3
 
 from __future__ import annotations
 
+import hashlib
 from ipaddress import IPv6Address, IPv6Network
 
 ULA = 0xFDAA
@@ -17,6 +18,11 @@ API_PORT = 4280
 EVERYTHING = IPv6Network("fdaa::/16")
 MACHINE_SUFFIX = 2
 _ID_MAX = (1 << 32) - 1
+
+
+def host_id(node: str) -> int:
+    """A host's number follows from its id, so that nobody has to hand numbers out."""
+    return int.from_bytes(hashlib.sha256(node.encode()).digest()[:4])
 
 
 def machine_address(network: int, host: int, machine: int) -> IPv6Address:
