@@ -11,6 +11,7 @@ import contextlib
 import http.server
 import json
 import os
+import shutil
 import signal
 import socketserver
 import subprocess
@@ -22,7 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-INSTANCE = "8"
+from pantala.testing.poll import until_sync
+
+INSTANCE = os.environ.get("PANTALA_NETWORK_TESTS_INSTANCE", "7")
+"""Not the developer's own box, nor that of another test."""
 EDGE = f"100.{96 + int(INSTANCE)}.255.1"
 
 
@@ -30,7 +34,11 @@ class NetworkRig:
     def __init__(self, work: Path) -> None:
         environment = os.environ | {"PANTALA_BOX_INSTANCE": INSTANCE}
         self._child = subprocess.Popen(
-            [sys.executable, __file__, str(work)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(work)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
@@ -48,6 +56,12 @@ class NetworkRig:
         done = subprocess.run([*inside, *command], capture_output=True, text=True, timeout=timeout_s, check=False)
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def settle(self, regions: list[str]) -> None:
+        """Until every region is served by its own edge."""
+        for region in regions:
+            own = f"{region}-1"
+            until_sync(lambda region=region: self.answered_by(region), lambda node, own=own: node == own, within_s=15)
 
     def answered_by(self, region: str, *, port: int = 80) -> str:
         """The node that answers a client of the region; empty when none does."""
@@ -94,9 +108,10 @@ class _Child:
         assert self._box is not None, "call `up` first"
         return self._box
 
-    def up(self, *, regions: list[str], **options: Any) -> None:
+    def up(self, *, regions: list[str], serving: bool = True, **options: Any) -> None:
+        state = self._work / "state"
         box = self._new_box(
-            state=self._work / "state", run=self._run_dir, cache=self._work, regions=regions, idle_window_s=60, **options
+            state=state, run=self._run_dir, cache=self._work, regions=regions, idle_window_s=60, **options
         )
         for folder in (box.state_dir, box.run_dir, box.logs_dir()):
             folder.mkdir(parents=True, exist_ok=True)
@@ -104,10 +119,11 @@ class _Child:
         self._box = self._network.raise_network(box)
         for process in self._relay.plan_relay(box):
             self._start(process)
-        for host in box.edges():
-            self.start_edge(host.node)
-        for process in self._routing.plan_routing(box):
-            self._start(process)
+        if serving:
+            for host in box.edges():
+                self.start_edge(host.node)
+            for process in self._routing.plan_routing(box):
+                self._start(process)
 
     def start_edge(self, node: str) -> None:
         host = next(host for host in self.box.all_hosts() if host.node == node)
@@ -167,9 +183,7 @@ class _Child:
             process.wait()
         self._network.lower_network(self._box)
         if self._box is not None:
-            for path in self._run_dir.iterdir():
-                path.unlink()
-            self._run_dir.rmdir()
+            shutil.rmtree(self._run_dir)
 
     def _start(self, process: Any) -> None:
         from pantala.box.supervisor import is_ready
@@ -182,8 +196,8 @@ class _Child:
 
     def _spawn(self, name: str, netns: str, command: list[str]) -> None:
         with (self.box.logs_dir() / f"{name}.log").open("ab") as log:
-            inside = ["nsenter", f"--net=/run/netns/{netns}", "--"]
-            self._started[name] = subprocess.Popen([*inside, *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            full = ["nsenter", f"--net=/run/netns/{netns}", "--", *command]
+            self._started[name] = subprocess.Popen(full, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 
 class _Quiet(http.server.ThreadingHTTPServer):
@@ -223,7 +237,7 @@ def edge(node: str, address: str, own: str, lame_duck_ms: int) -> None:
     public, admin = _Quiet((address, 80), Answer), _Quiet((own, 9180), Answer)
     for server in (public, admin):
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: leaving.set())
+    signal.signal(signal.SIGTERM, lambda _number, _frame: leaving.set())
     leaving.wait()
     time.sleep(lame_duck_ms / 1000)
     public.shutdown()

@@ -57,8 +57,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkRig]:
 @pytest.fixture
 def settled(rig: NetworkRig) -> NetworkRig:
     """Every region is served by its own edge."""
-    for region in REGIONS:
-        until_sync(lambda region=region: rig.answered_by(region), lambda node: node == f"{region}-1", within_s=15)
+    rig.settle(REGIONS)
     return rig
 
 
@@ -163,10 +162,9 @@ def test_a_host_that_is_attached_later_takes_its_share_and_leaves_no_trace(settl
 def apart(rig: NetworkRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkRig]:
     """A second box with distances, in the first one's place."""
     rig.close()
-    with network_rig(tmp_path_factory.mktemp("apart"), regions=REGIONS, distances=True) as rig:
-        for region in REGIONS:
-            until_sync(lambda region=region: rig.answered_by(region), lambda node: node == f"{region}-1", within_s=15)
-        yield rig
+    with network_rig(tmp_path_factory.mktemp("apart"), regions=REGIONS, distances=True) as far:
+        far.settle(REGIONS)
+        yield far
 
 
 def rtts_ms(rig: NetworkRig, netns: str, address: str) -> list[float]:
@@ -214,4 +212,3 @@ def test_loss_is_felt_and_taken_back(apart: NetworkRig) -> None:
 def test_without_the_relay_packets_pass_at_once(apart: NetworkRig) -> None:
     apart.call("kill", "relay", int(signal.SIGKILL))
     assert rtts_ms(apart, "at-iad", f"100.{96 + int(INSTANCE)}.2.2")[0] < 75
-

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pantala.agent.ports import ImageStore, Network
@@ -15,6 +16,8 @@ from pantala.drivers.protocol import Driver
 from pantala.errors import InvalidRequest
 from pantala.kit import binaries
 from pantala.kit.clock import Clock
+from pantala.kit.sealing import Opener, b64, ensure_key
+from pantala.net import PeerLinks
 
 Factory = Callable[[AgentSettings, Clock], Any]
 
@@ -25,6 +28,36 @@ def driver(settings: AgentSettings, clock: Clock) -> Driver:
 
 def network(settings: AgentSettings, clock: Clock) -> Network:
     return _factory(settings.network, "network", {"host": _host_network})(settings, clock)
+
+
+def peer_links(settings: AgentSettings) -> PeerLinks | None:
+    """The ways to other hosts; None where there are none."""
+    if settings.links == "none":
+        return None
+    if not settings.link_device:
+        raise InvalidRequest("must name the device that leads to the other hosts", field="link_device")
+    key = ensure_key(wireguard_key_file(settings)) if settings.links == "wireguard" else b""
+    return PeerLinks(
+        kind=settings.links,
+        device=settings.link_device,
+        via=settings.link_via,
+        private_key=b64(key),
+        port=settings.wireguard_port,
+    )
+
+
+def wireguard_key_file(settings: AgentSettings) -> Path:
+    return settings.state_dir / "keys" / "wireguard"
+
+
+def wireguard_row(settings: AgentSettings) -> tuple[str, str]:
+    """Public key and endpoint for the node's row; both empty where hosts use plain links."""
+    if settings.links != "wireguard":
+        return "", ""
+    endpoint = settings.wireguard_endpoint
+    if endpoint is None:
+        endpoint = f"{settings.address}:{settings.wireguard_port}"
+    return Opener(ensure_key(wireguard_key_file(settings))).public_key, endpoint
 
 
 def images(settings: AgentSettings, clock: Clock) -> ImageStore:

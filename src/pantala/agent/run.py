@@ -23,6 +23,7 @@ from pantala.agent.host import Capacity, Host
 from pantala.agent.identity import ControlClient, Identity, Renewal
 from pantala.agent.idle import Idle
 from pantala.agent.late_bus import LateBus
+from pantala.agent.peers import Peers
 from pantala.agent.prober import SocketProber
 from pantala.agent.queries import Queries
 from pantala.agent.settings import AgentSettings
@@ -168,6 +169,11 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     log.info("machines adopted", node=settings.node, summary=sentence)
     await host.announce([_node_row(settings, queries.node(), signer.verify_key)])
 
+    if (links := parts.peer_links(settings)) is not None:
+        peers = Peers(settings.node, links, clock)
+        peers.take(view.all())
+        view.listen(lambda _, rows: peers.take(rows))
+        tasks.start_soon(peers.run)
     await tasks.start(proxy.serve, settings.socket)
     tasks.start_soon(bus.run, settings.bus, f"agent-{settings.node}")
     await tasks.start(publisher.run)
@@ -197,6 +203,7 @@ def _capacity(settings: AgentSettings) -> Capacity:
 
 
 def _node_row(settings: AgentSettings, info: node.NodeInfo, verify_key: str) -> Row:
+    wireguard_key, wireguard = parts.wireguard_row(settings)
     row = feed.NodeRow(
         id=info.id,
         region=info.region,
@@ -210,6 +217,8 @@ def _node_row(settings: AgentSettings, info: node.NodeInfo, verify_key: str) -> 
         memory_mib_free=info.memory_mib_free,
         version=info.version,
         mesh=settings.mesh,
+        wireguard_key=wireguard_key,
+        wireguard=wireguard,
     )
     return Row("nodes", f"node/{info.id}", msgspec.to_builtins(row))
 

@@ -20,7 +20,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     of this host's proxy for other proxies. `registries`: registry name to base URL. `cpus` and `memory_mib`
     0 mean what the machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`.
     The catalogue: own proofs every `beat_s`, others' holdings compared every `gossip_s`, deletions kept
-    `tombstones_kept_s`, looked at every `tidy_every_s`."""
+    `tombstones_kept_s`, looked at every `tidy_every_s`. `links`: how 6PN goes to other hosts, by `link_device`: plain
+    (next hop `link_via`, where the hosts share a router) or wireguard (UDP `wireguard_port`; `wireguard_endpoint` is
+    `ip:port` for the others, by default that port of `address`, empty behind NAT)."""
 
     node: str
     region: str
@@ -59,6 +61,11 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gossip_s: float = 1.0
     tombstones_kept_s: float = 7 * 24 * 3600.0
     tidy_every_s: float = 600.0
+    links: Literal["none", "plain", "wireguard"] = "none"
+    link_device: str = ""
+    link_via: str = ""
+    wireguard_port: int = 51820
+    wireguard_endpoint: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_lines_per_app_max: int = 100_000
     log_keep_s: float = 7 * 24 * 3600.0

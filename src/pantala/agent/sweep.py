@@ -30,6 +30,8 @@ async def sweep(settings: AgentSettings, *, leave: bool = False) -> None:
             tasks.start_soon(driver.destroy, machine_id)
     for machine_id in await network.list():
         await network.remove(machine_id)
+    if (links := parts.peer_links(settings)) is not None:
+        await links.remove()
     if leave:
         await network.teardown()
 

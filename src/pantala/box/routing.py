@@ -127,14 +127,19 @@ protocol bgp to_router {{
 def router_configuration(box: Box, cuts: Cuts) -> str:
     parts = [_head(f"{box.control().link.gateway}"), _bfd(box, "to-*")]
     parts += [_neighbour(host) for host in box.edges()]
-    parts += [_nearest(box, f"near_{region}", region, region_table(box, region), cuts) for region in regions_of(box)]
+    for region in regions_of(box):
+        parts.append(_nearest(box, f"near_{region}", region, region_table(box, region), cuts))
     # What comes from this machine or from builds is nowhere; it is served as if it were at the control host.
     parts.append(_nearest(box, "near_all", box.control().region, KERNEL_MAIN, cuts))
     return "\n".join(parts)
 
 
 def _head(router_id: str) -> str:
-    return f"log stderr {{ info, warning, error, fatal, bug }};\nrouter id {router_id};\nprotocol device {{ scan time 10; }}"
+    return (
+        "log stderr { info, warning, error, fatal, bug };\n"
+        f"router id {router_id};\n"
+        "protocol device { scan time 10; }"
+    )
 
 
 def _bfd(box: Box, devices: str) -> str:

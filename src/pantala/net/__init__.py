@@ -1,5 +1,6 @@
-"""A host's part of the private network: `HostNetwork` and the addresses it works with."""
+"""A host's part of the private network: `HostNetwork`, `PeerLinks` to other hosts, and the addresses they work with."""
 
 from pantala.net.host import HostNetwork
+from pantala.net.peers import Peer, PeerLinks, PeerNode, plan_peers
 
-__all__ = ["HostNetwork"]
+__all__ = ["HostNetwork", "Peer", "PeerLinks", "PeerNode", "plan_peers"]

@@ -29,6 +29,7 @@ _FORWARDING = (
     "ipv4/ip_forward",
     "ipv6/conf/all/forwarding",
 )
+_LAST_METRIC = 65_535
 _UNREADABLE_PATH_CHARACTERS = set(" \t\n\"'\\#")
 
 
@@ -60,7 +61,9 @@ class HostNetwork:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _forward()
         await self._nft(rules.ruleset(self._policy))
-        await self._ip(["link set dev lo up", f"addr replace {sixpn.DNS}/128 dev lo nodad"])
+        # What no machine and no peer has is refused here rather than sent to the default gateway.
+        nowhere = f"route replace unreachable {sixpn.EVERYTHING} metric {_LAST_METRIC}"
+        await self._ip(["link set dev lo up", f"addr replace {sixpn.DNS}/128 dev lo nodad", nowhere])
 
     async def teardown(self) -> None:
         """Remove every machine, the firewall and the platform's address. Forwarding stays on."""
@@ -68,6 +71,7 @@ class HostNetwork:
             await self.remove(machine_id)
         await self._nft(rules.teardown())
         await commands.attempt(["ip", "addr", "del", f"{sixpn.DNS}/128", "dev", "lo"])
+        await commands.attempt(["ip", "-6", "route", "del", "unreachable", str(sixpn.EVERYTHING)])
 
     # --- machines --------------------------------------------------------------------------------------------------
 

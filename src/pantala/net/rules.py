@@ -6,6 +6,10 @@ not grow with the number of machines:
     source4, source6   interface . address      what a machine may send from
     network6           interface . /48          whom it may reach, and be reached by, in the private network
 
+What other hosts are behind is one more set, and the only way in and out of this host for 6PN packets:
+
+    peers6             interface . /80          a network on another host, by the link to it (`peers.py`)
+
 Everything from a machine's interface that no set allows is refused: with an ICMP error, so that a program
 learns at once, except forged sources, which are dropped.
 """
@@ -56,11 +60,13 @@ def ruleset(policy: EgressPolicy) -> str:
     private4 = () if policy.allow_private_ranges else PRIVATE4
     private6 = () if policy.allow_private_ranges else PRIVATE6
     dns = sixpn.DNS
+    others = f'!= {{ "lo", "{links.PREFIX}*" }}'
     return f"""
 table {TABLE} {{
   set source4 {{ type ifname . ipv4_addr; }}
   set source6 {{ type ifname . ipv6_addr; }}
   set network6 {{ type ifname . ipv6_addr; flags interval; }}
+  set peers6 {{ type ifname . ipv6_addr; flags interval; }}
   set closed4 {{ type ipv4_addr; flags interval; auto-merge; }}
   set closed6 {{ type ipv6_addr; flags interval; auto-merge; }}
   chain source_check {{ type filter hook prerouting priority raw; policy accept; }}
@@ -71,6 +77,7 @@ table {TABLE} {{
   chain machine_to_host {{ }}
   chain machine_out {{ }}
   chain machine_in {{ }}
+  chain peer_to_host {{ }}
 }}
 flush chain {TABLE} source_check
 flush chain {TABLE} input
@@ -80,6 +87,7 @@ flush chain {TABLE} from_machine
 flush chain {TABLE} machine_to_host
 flush chain {TABLE} machine_out
 flush chain {TABLE} machine_in
+flush chain {TABLE} peer_to_host
 flush set {TABLE} closed4
 flush set {TABLE} closed6
 {_elements("closed4", [*closed4, *private4])}
@@ -87,6 +95,7 @@ flush set {TABLE} closed6
 table {TABLE} {{
   chain source_check {{
     iifname "{links.PREFIX}*" jump from_machine
+    iifname {others} ip6 saddr {sixpn.EVERYTHING} iifname . ip6 saddr != @peers6 counter drop
   }}
   chain from_machine {{
     ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
@@ -96,6 +105,12 @@ table {TABLE} {{
   }}
   chain input {{
     iifname "{links.PREFIX}*" jump machine_to_host
+    iifname {others} ip6 saddr {sixpn.EVERYTHING} jump peer_to_host
+    iifname {others} ip6 daddr {sixpn.EVERYTHING} jump peer_to_host
+  }}
+  chain peer_to_host {{
+    ct state established,related accept
+    counter drop
   }}
   chain machine_to_host {{
     ct state established,related accept
@@ -109,10 +124,13 @@ table {TABLE} {{
   chain forward {{
     iifname "{links.PREFIX}*" jump machine_out
     oifname "{links.PREFIX}*" jump machine_in
+    iifname {others} oifname {others} ip6 saddr {sixpn.EVERYTHING} counter drop
+    iifname {others} oifname {others} ip6 daddr {sixpn.EVERYTHING} counter drop
   }}
   chain machine_out {{
     ct state established,related accept
-    iifname . ip6 daddr @network6 accept
+    oifname "{links.PREFIX}*" iifname . ip6 daddr @network6 accept
+    iifname . ip6 daddr @network6 oifname . ip6 daddr @peers6 accept
     ip daddr @closed4 counter reject with icmpx admin-prohibited
     ip6 daddr @closed6 counter reject with icmpx admin-prohibited
     oifname "{links.PREFIX}*" counter reject with icmpx admin-prohibited
@@ -157,6 +175,12 @@ def remove_machine(plan: NetworkPlan) -> str:
     return add_machine(plan) + "".join(
         f"delete element {TABLE} {name} {{ {element} }}\n" for name, element in _machine_elements(plan)
     )
+
+
+def set_peers(device: str, prefixes: Sequence[str]) -> str:
+    """Exactly these /80s are behind `device`, none behind any other."""
+    elements = ", ".join(f'"{device}" . {prefix}' for prefix in prefixes)
+    return f"flush set {TABLE} peers6\n" + (f"add element {TABLE} peers6 {{ {elements} }}\n" if elements else "")
 
 
 def teardown() -> str:

@@ -1,0 +1,97 @@
+"""Keeps the ways to the other hosts as the view says: routes, tunnels and firewall of 6PN. One task of the agent.
+
+A network counts as being on a host while one of its machines has a row there, asleep or not, so that a wake finds its
+ways made. Changes are gathered for a moment and applied at once; what failed, or was undone by somebody else (a tunnel
+program that began anew), is made again after a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Address
+from typing import Any, Protocol
+
+import anyio
+import structlog
+
+from pantala.errors import PantalaError
+from pantala.kit.clock import Clock
+from pantala.net import Peer, PeerNode, plan_peers, sixpn
+from pantala.wire.feed import FeedRow
+
+log = structlog.get_logger()
+
+GATHER_S = 0.05
+AGAIN_S = 10.0
+RETRY_S = 1.0
+
+
+class Links(Protocol):
+    """`pantala.net.PeerLinks`, or a test's."""
+
+    async def apply(self, peers: Sequence[Peer]) -> None: ...
+
+
+class Peers:
+    def __init__(self, node: str, links: Links, clock: Clock) -> None:
+        self._node = node
+        self._links = links
+        self._clock = clock
+        self._nodes: dict[str, PeerNode] = {}
+        self._machines: dict[str, tuple[str, int]] = {}
+        self._changed = anyio.Event()
+
+    def take(self, rows: Iterable[FeedRow]) -> None:
+        """Rows of the view that changed; called as they do."""
+        touched = False
+        for row in rows:
+            kind, _, name = row.key.partition("/")
+            if (row.stream, kind) == ("routes", "m"):
+                touched |= self._take_machine(name, row.value)
+            elif (row.stream, kind) == ("nodes", "node"):
+                touched |= self._take_node(name, row.value)
+        if touched:
+            self._changed.set()
+
+    async def run(self) -> None:
+        shown: tuple[Peer, ...] | None = None
+        while True:
+            self._changed = anyio.Event()
+            peers = self.plan()
+            pause_s = AGAIN_S
+            try:
+                await self._links.apply(peers)
+            except PantalaError as error:
+                log.warning("ways to other hosts not made; tried again", error=str(error))
+                pause_s = RETRY_S
+            else:
+                if peers != shown:
+                    shown = peers
+                    log.info("ways to other hosts", peers={peer.node.id: len(peer.prefixes) for peer in peers})
+            with anyio.move_on_after(pause_s):
+                await self._changed.wait()
+            await self._clock.sleep(GATHER_S)
+
+    def plan(self) -> tuple[Peer, ...]:
+        networks: dict[str, set[int]] = {}
+        for node, network in self._machines.values():
+            networks.setdefault(node, set()).add(network)
+        return plan_peers(self._node, self._nodes.values(), networks)
+
+    def _take_machine(self, name: str, value: dict[str, Any] | None) -> bool:
+        """Whether networks may be elsewhere than before."""
+        before = self._machines.pop(name, None)
+        if value is not None:
+            try:
+                network = sixpn.network_of(IPv6Address(value["ip6"]))
+            except ValueError:
+                return before is not None  # no address yet, or none of ours
+            self._machines[name] = (value["node"], network)
+        return self._machines.get(name) != before
+
+    def _take_node(self, name: str, value: dict[str, Any] | None) -> bool:
+        before = self._nodes.pop(name, None)
+        if value is not None:
+            key, endpoint = value.get("wireguard_key", ""), value.get("wireguard", "")
+            self._nodes[name] = PeerNode(id=name, key=key, endpoint=endpoint)
+        return self._nodes.get(name) != before

@@ -1,0 +1,142 @@
+"""6PN between hosts: which /80 is behind which host, and the routes, tunnels and firewall elements that follow.
+
+`plan_peers` is pure: a network that this host has, on another host that has it too, is one /80 (network, host).
+`PeerLinks` makes the kernel agree, over plain links (hosts that share a router which sends each /80 to its host: a
+box) or over WireGuard (kernel, else `wireguard-go`, which somebody else keeps running). Called by
+`pantala.agent.peers`.
+
+The number of a host follows from its id (`sixpn.host_id`), never from what it says, so that no host can speak for
+another one's addresses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from pantala.errors import DriverError, InvalidRequest
+from pantala.net import commands, rules, sixpn
+
+LinkKind = Literal["plain", "wireguard"]
+ROUTE_PROTOCOL = "201"
+"""Marks our routes in the kernel's table, so that those that are not wanted any more are found."""
+MTU = 1420
+KEEPALIVE_S = 25
+
+
+class PeerNode(msgspec.Struct, frozen=True, kw_only=True):
+    """Another host as its row tells. `key` and `endpoint` (`ip:port`) are empty where it has no tunnel."""
+
+    id: str
+    key: str = ""
+    endpoint: str = ""
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """One other host and the /80s that are behind it."""
+
+    node: PeerNode
+    prefixes: tuple[str, ...]
+
+
+def plan_peers(own: str, nodes: Iterable[PeerNode], networks: Mapping[str, Iterable[int]]) -> tuple[Peer, ...]:
+    """`networks`: node id to the networks that its machines are in. Hosts with nothing in common are left out; of two
+    hosts with the same number (one in four thousand million) the one with the lower id has it, and this one first."""
+    mine = set(networks.get(own, ()))
+    numbers = {sixpn.host_id(own): own}
+    peers: list[Peer] = []
+    for node in sorted(nodes, key=lambda node: node.id):
+        number = sixpn.host_id(node.id)
+        if numbers.setdefault(number, node.id) != node.id or node.id == own:
+            continue
+        shared = sorted(mine & set(networks.get(node.id, ())))
+        if shared:
+            prefixes = tuple(str(sixpn.host_prefix(network, number)) for network in shared)
+            peers.append(Peer(node=node, prefixes=prefixes))
+    return tuple(peers)
+
+
+def wireguard_configuration(private_key: str, port: int, peers: Sequence[Peer]) -> str:
+    """For `wg syncconf`. A peer without a key is left out, and reached by nobody. One without an endpoint is behind
+    NAT and calls us; whoever has none calls and keeps the way open."""
+    parts = [f"[Interface]\nPrivateKey = {private_key}\nListenPort = {port}\n"]
+    for peer in peers:
+        if peer.node.key:
+            endpoint = f"Endpoint = {peer.node.endpoint}\n" if peer.node.endpoint else ""
+            parts.append(
+                f"[Peer]\nPublicKey = {peer.node.key}\nAllowedIPs = {', '.join(peer.prefixes)}\n"
+                f"{endpoint}PersistentKeepalive = {KEEPALIVE_S}\n"
+            )
+    return "\n".join(parts)
+
+
+def route_lines(device: str, via: str, wanted: set[str], there: set[str]) -> list[str]:
+    """`ip -6 -batch` lines that lead from the routes there are to those that are wanted."""
+    hop = f"via {via} dev {device}" if via else f"dev {device}"
+    gone = [f"route del {prefix} proto {ROUTE_PROTOCOL}" for prefix in sorted(there - wanted)]
+    return gone + [f"route replace {prefix} {hop} proto {ROUTE_PROTOCOL}" for prefix in sorted(wanted)]
+
+
+class PeerLinks:
+    """The ways to the other hosts. `via`: the next hop of plain links, empty when hosts are on the link themselves.
+    `private_key` (base64) and `port` are WireGuard's."""
+
+    def __init__(self, *, kind: LinkKind, device: str, via: str = "", private_key: str = "", port: int = 0) -> None:
+        if kind == "wireguard" and not (private_key and port):
+            raise InvalidRequest("WireGuard needs a private key and a port", field="links")
+        self._kind = kind
+        self._device = device
+        self._via = via if kind == "plain" else ""
+        self._private_key = private_key
+        self._port = port
+
+    async def apply(self, peers: Sequence[Peer]) -> None:
+        """Repeats safely. Raises DriverError; what is open then is at most what was open before and is wanted now.
+
+        The firewall closes first and opens last, so that a way is never open without its check.
+        """
+        wanted = {prefix for peer in peers for prefix in peer.prefixes}
+        there = await self._routes()
+        await self._firewall(wanted & there)
+        if self._kind == "wireguard":
+            await self._ensure_device()
+            await self._configure(peers)
+        lines = route_lines(self._device, self._via, wanted, there)
+        if lines:
+            await commands.run(["ip", "-6", "-batch", "-"], stdin="\n".join(lines) + "\n")
+        await self._firewall(wanted)
+
+    async def remove(self) -> None:
+        """No route and no element is left; a tunnel of the kernel goes too."""
+        lines = route_lines(self._device, self._via, set(), await self._routes())
+        await self._firewall(set())
+        if lines:
+            await commands.attempt(["ip", "-6", "-batch", "-"], stdin="\n".join(lines) + "\n")
+        if self._kind == "wireguard":
+            await commands.attempt(["ip", "link", "delete", "dev", self._device])
+
+    async def _routes(self) -> set[str]:
+        listed = json.loads(await commands.run(["ip", "-6", "-json", "route", "show", "proto", ROUTE_PROTOCOL]) or "[]")
+        return {str(route["dst"]) for route in listed}
+
+    async def _firewall(self, prefixes: set[str]) -> None:
+        await commands.run(["nft", "-f", "-"], stdin=rules.set_peers(self._device, sorted(prefixes)))
+
+    async def _ensure_device(self) -> None:
+        code, _, _ = await commands.attempt(["ip", "link", "show", "dev", self._device])
+        if code == 0:
+            return
+        code, _, _ = await commands.attempt(["ip", "link", "add", "dev", self._device, "type", "wireguard"])
+        if code != 0:
+            raise DriverError(
+                f"there is no tunnel {self._device}: the kernel has no WireGuard and wireguard-go does not run",
+                retry=True,
+            )
+
+    async def _configure(self, peers: Sequence[Peer]) -> None:
+        text = wireguard_configuration(self._private_key, self._port, peers)
+        await commands.run(["wg", "syncconf", self._device, "/dev/stdin"], stdin=text)
+        await commands.run(["ip", "link", "set", "dev", self._device, "mtu", str(MTU), "up"])
