@@ -189,6 +189,48 @@ def test_within_a_region_nothing_waits(apart: NetworkRig) -> None:
     assert apart.call("stats")["packets"] == before
 
 
+# Sends for a while on several connections and prints Mbit/s received, the first second left out.
+RECEIVE = """
+import selectors, socket, sys, time
+server = socket.create_server(("", 9000))
+print("ready", flush=True)
+watched = selectors.DefaultSelector()
+for _ in range(int(sys.argv[1])):
+    watched.register(server.accept()[0], 1)
+begun, received = time.monotonic() + 1, 0
+while watched.get_map():
+    for key, _ in watched.select():
+        data = key.fileobj.recv(1 << 18)
+        if not data:
+            watched.unregister(key.fileobj)
+            key.fileobj.close()
+        elif time.monotonic() > begun:
+            received, last = received + len(data), time.monotonic()
+print(received * 8 / (last - begun) / 1e6)
+"""
+SEND = """
+import socket, sys, threading, time
+def send():
+    with socket.create_connection((sys.argv[1], 9000)) as s:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            s.sendall(bytes(1 << 17))
+for _ in range(int(sys.argv[2])):
+    threading.Thread(target=send).start()
+"""
+
+
+def test_the_way_between_regions_carries_150_mbit_s(apart: NetworkRig) -> None:
+    flows = "8"
+    inside = ["nsenter", f"--net=/run/netns/pnt{INSTANCE}-lhr-1", "--"]
+    receiver = Popen([*inside, sys.executable, "-c", RECEIVE, flows], stdout=PIPE, text=True)
+    assert receiver.stdout is not None
+    assert receiver.stdout.readline() == "ready\n"
+    apart.run("iad-1", sys.executable, "-c", SEND, f"100.{96 + int(INSTANCE)}.2.2", flows)
+    said, _ = receiver.communicate(timeout=30)
+    assert float(said) >= 150, f"{float(said):.0f} Mbit/s"
+
+
 def test_a_client_of_a_dead_edge_waits_for_the_way_to_the_next_one(apart: NetworkRig) -> None:
     """The address is the same: only the way that a packet takes says how far it is."""
     apart.call("kill", "edge-nrt-1", int(signal.SIGKILL))

@@ -46,6 +46,9 @@ pub async fn run(shared: Arc<Shared>, listener: std::net::TcpListener) -> std::i
 
 fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (content_type, text) = match request.uri().path() {
+        "/healthz" if shared.leaving() => {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "leaving\n".to_owned());
+        }
         "/healthz" => ("text/plain", "ok\n".to_owned()),
         "/metrics" => ("text/plain; version=0.0.4", metrics(shared)),
         "/snapshot" => ("application/json", summary(shared)),

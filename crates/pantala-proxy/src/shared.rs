@@ -2,7 +2,7 @@
 //! agent. Nothing here blocks for longer than a map look-up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -47,6 +47,8 @@ pub struct Shared {
     view: ArcSwap<View>,
     changed: watch::Sender<u64>,
     pub life: watch::Sender<Life>,
+    /// Told to end, and still accepting: those who announce this edge see it in `/healthz` first.
+    pub withdrawn: AtomicBool,
     pub certificates: Arc<Certificates>,
     /// none: this host is alone
     pub mesh: Option<Arc<Mesh>>,
@@ -76,6 +78,7 @@ impl Shared {
             }),
             changed: watch::Sender::new(0),
             life: watch::Sender::new(Life::Serving),
+            withdrawn: AtomicBool::new(false),
             certificates: Arc::new(Certificates::default()),
             wakes: Wakes::default(),
             tunnels: Tunnels::default(),
@@ -123,7 +126,7 @@ impl Shared {
     }
 
     pub fn leaving(&self) -> bool {
-        *self.life.borrow() > Life::Serving
+        self.withdrawn.load(Relaxed) || *self.life.borrow() > Life::Serving
     }
 
     pub fn tell_agent(&self, log: ProxyLog) {

@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT: accept no more, answer with `Connection: close`, close idle connections, wait for the rest.
+//! SIGTERM and SIGINT: say so in `/healthz` for `lame_duck_ms` and serve on; then accept no more, answer with
+//! `Connection: close`, close idle connections, wait for the rest.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,7 +28,7 @@ pub fn watch(shared: Arc<Shared>) -> std::io::Result<impl Future<Output = ()>> {
         );
         let by = Instant::now() + Duration::from_millis(shared.settings.wire.drain_max_ms);
         tokio::select! {
-            () = leave(&shared, by) => {}
+            () = withdraw_and_leave(&shared, by) => {}
             () = either(&mut terminate, &mut interrupt) => {} // asked twice
         }
         shared.tunnels.end_all(SERVICE_RESTART);
@@ -36,6 +37,13 @@ pub fn watch(shared: Arc<Shared>) -> std::io::Result<impl Future<Output = ()>> {
         }
         shared.life.send_replace(Life::Ending);
     })
+}
+
+async fn withdraw_and_leave(shared: &Shared, by: Instant) {
+    shared.withdrawn.store(true, Relaxed);
+    // Routers go on sending new connections until they have heard.
+    sleep(Duration::from_millis(shared.settings.wire.lame_duck_ms)).await;
+    leave(shared, by).await;
 }
 
 async fn leave(shared: &Shared, by: Instant) {

@@ -427,5 +427,7 @@ pub struct ProxySettings {
     #[serde(default = "drain_max_ms")]
     pub drain_max_ms: u64,
     #[serde(default)]
+    pub lame_duck_ms: u64,
+    #[serde(default)]
     pub app_domain: String,
 }

@@ -237,7 +237,7 @@ fn settings_match_the_schema() {
             "mesh": mesh,
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
             "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "drain_max_ms": 5,
-            "app_domain": "apps.test"}),
+            "lame_duck_ms": 6, "app_domain": "apps.test"}),
     );
 }
 

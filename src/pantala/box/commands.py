@@ -11,6 +11,7 @@ import click
 from pantala.box import audit as auditing
 from pantala.box.at import run_at
 from pantala.box.layout import APP_DOMAIN, EDGE_ADDRESS, REGISTRY_NAME, RUN_NAME, Box, load_box
+from pantala.box.network_commands import add_network_commands
 from pantala.box.up import down as bring_down
 from pantala.box.up import is_running
 from pantala.box.up import up as bring_up
@@ -232,3 +233,6 @@ def _running(state: Path | None) -> Box:
     if known is None or not is_running(known):
         raise NotFound("no box runs here", hint="`pantala up` starts one")
     return known
+
+
+add_network_commands(box, _running)

@@ -298,7 +298,8 @@ class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The proxy's whole configuration, one JSON file, read before anything binds."""
+    """The proxy's whole configuration, one JSON file, read before anything binds. `lame_duck_ms`: how long one that was
+    told to end still accepts, while `/healthz` answers 503, so that who announces this edge can withdraw it first."""
 
     node: str
     region: str
@@ -315,4 +316,5 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout_ms: int = 10_000
     queue_per_app_max: int = 1_000
     drain_max_ms: int = 3_600_000
+    lame_duck_ms: int = 0
     app_domain: str = ""
