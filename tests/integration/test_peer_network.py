@@ -234,6 +234,7 @@ class Peers:
         for node, caller in self._callers.items():
             self.call(node, "unlink")
             self.call(node, "teardown")
+            self.call(node, "unlink")
             caller.kill()
             caller.communicate()
         for tunnel in self._tunnels:

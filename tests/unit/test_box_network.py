@@ -114,8 +114,7 @@ def test_a_box_of_one_host_needs_no_bird() -> None:
     box = made(("iad",))
     assert routing.plan_routing(box) == []
     route = ["ip", "-n", router.ROUTER, "route", "add", f"{EDGE_ADDRESS}/32", "via", box.control().link.address]
-    assert route in up_commands(box)
-    assert route not in up_commands(made())
+    assert any(command[: len(route)] == route for command in up_commands(box))
 
 
 def test_only_edges_have_the_edge_address() -> None:

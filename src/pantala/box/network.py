@@ -43,6 +43,7 @@ RUN_NETNS = Path("/run/netns")
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 COMMAND_TIMEOUT_S = 30
 LOSS_MAX = 0.9
+LAST_METRIC = "4096"
 
 
 def raise_network(box: Box) -> Box:
@@ -96,9 +97,9 @@ def up_commands(box: Box) -> list[list[str]]:
     ]
     for link in box.links():
         commands += link_commands(box, link)
-    if len(box.all_hosts()) == 1:  # nothing to choose, and no BIRD that would
-        control = box.control().link
-        commands.append(["ip", "-n", ROUTER, "route", "add", f"{EDGE_ADDRESS}/32", "via", control.address])
+    # Until BIRD knows better, and where there is nothing to choose.
+    fallback = [f"{EDGE_ADDRESS}/32", "via", box.control().link.address, "metric", LAST_METRIC]
+    commands.append(["ip", "-n", ROUTER, "route", "add", *fallback])
     if box.distances:
         commands += queue_commands()
     return commands

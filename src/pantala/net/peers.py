@@ -110,9 +110,9 @@ class PeerLinks:
         await self._firewall(wanted)
 
     async def remove(self) -> None:
-        """No route and no element is left; a tunnel of the kernel goes too."""
+        """No route and no element is left; a tunnel of the kernel goes too. Repeats safely, also before `apply`."""
         lines = route_lines(self._device, self._via, set(), await self._routes())
-        await self._firewall(set())
+        await commands.attempt(["nft", "-f", "-"], stdin=rules.set_peers(self._device, []))  # or there is no table
         if lines:
             await commands.attempt(["ip", "-6", "-batch", "-"], stdin="\n".join(lines) + "\n")
         if self._kind == "wireguard":
