@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from pantala.testing.poll import until_sync
 
 INSTANCE = os.environ.get("PANTALA_NETWORK_TESTS_INSTANCE", "7")
@@ -111,7 +113,7 @@ class _Child:
     def up(self, *, regions: list[str], serving: bool = True, **options: Any) -> None:
         state = self._work / "state"
         box = self._new_box(
-            state=state, run=self._run_dir, cache=self._work, regions=regions, idle_window_s=60, **options
+            state=state, run=self._run_dir, cache=self._work, regions=regions, idle_window_s=60, tuning={}, **options
         )
         for folder in (box.state_dir, box.run_dir, box.logs_dir()):
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,11 +188,11 @@ class _Child:
             shutil.rmtree(self._run_dir)
 
     def _start(self, process: Any) -> None:
-        from pantala.box.supervisor import is_ready
+        from pantala.host.supervisor import is_ready
 
         self._spawn(process.name, process.netns, process.command)
         deadline = time.monotonic() + 10
-        while not is_ready(process.ready):
+        while not anyio.run(is_ready, process.ready):
             assert time.monotonic() < deadline, f"{process.name} is not ready"
             time.sleep(0.01)
 

@@ -22,7 +22,9 @@ CODES = st.sampled_from([region.code for region in REGIONS])
 
 
 def made(regions: tuple[str, ...] = ("iad", "lhr", "nrt"), **options: object) -> Box:
-    box = new_box(state=Path("/s"), run=Path("/r"), cache=Path("/c"), regions=list(regions), idle_window_s=60)
+    box = new_box(
+        state=Path("/s"), run=Path("/r"), cache=Path("/c"), regions=list(regions), idle_window_s=60, tuning={}
+    )
     return msgspec.structs.replace(box, **options)
 
 

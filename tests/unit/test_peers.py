@@ -33,8 +33,9 @@ def test_a_prefix_is_behind_the_host_that_has_it_and_only_networks_of_ours_are(n
     peers = plan_peers("iad-1", map(node, NODES), networks)
     for peer in peers:
         assert peer.node.id != "iad-1"
-        shared = networks["iad-1"] & networks[peer.node.id]
-        assert len(peer.prefixes) == len(shared) > 0
+        shared = networks.get("iad-1", set()) & networks.get(peer.node.id, set())
+        assert len(peer.prefixes) == len(shared)
+        assert peer.calls == bool(shared and peer.node.id > "iad-1")
         for prefix in map(IPv6Network, peer.prefixes):
             assert sixpn.network_of(prefix.network_address) in shared
             assert prefix == sixpn.host_prefix(sixpn.network_of(prefix.network_address), sixpn.host_id(peer.node.id))
@@ -44,14 +45,24 @@ def test_a_prefix_is_behind_the_host_that_has_it_and_only_networks_of_ours_are(n
 
 def test_a_tunnel_allows_exactly_the_prefixes() -> None:
     far, behind_nat, keyless = (
-        Peer(node=node("lhr-1"), prefixes=(PREFIX,)),
+        Peer(node=node("lhr-1"), prefixes=(PREFIX,), calls=True),
         Peer(node=PeerNode(id="nrt-1", key="other"), prefixes=("fdaa:0:7:1:1::/80", "fdaa:0:8:1:1::/80")),
         Peer(node=PeerNode(id="syd-1"), prefixes=("fdaa:0:7:2:2::/80",)),
     )
     text = wireguard_configuration("secret", 51820, [far, behind_nat, keyless])
     assert text.count("[Peer]") == 2
-    assert f"AllowedIPs = {PREFIX}\nEndpoint = lhr-1:51820\n" in text
-    assert "AllowedIPs = fdaa:0:7:1:1::/80, fdaa:0:8:1:1::/80\nPersistentKeepalive" in text
+    assert f"AllowedIPs = {PREFIX}\nEndpoint = lhr-1:51820\nPersistentKeepalive = 25\n" in text
+    assert text.endswith("AllowedIPs = fdaa:0:7:1:1::/80, fdaa:0:8:1:1::/80\n")
+
+
+def test_exactly_one_of_two_hosts_calls_and_one_behind_nat_does() -> None:
+    networks = {"iad-1": {7}, "lhr-1": {7}, "nrt-1": {7}}
+    nodes = [node("iad-1"), node("lhr-1"), PeerNode(id="nrt-1", key="key")]
+
+    def calls(own: str) -> list[str]:
+        return [peer.node.id for peer in plan_peers(own, nodes, networks) if peer.calls]
+
+    assert (calls("iad-1"), calls("lhr-1"), calls("nrt-1")) == (["lhr-1"], [], ["iad-1", "lhr-1"])
 
 
 def test_routes_and_firewall_are_what_is_wanted() -> None:
@@ -91,7 +102,7 @@ def peers_of(*rows: FeedRow, links: Recorded | None = None) -> Peers:
 
 
 def prefixes(peers: Peers) -> dict[str, tuple[str, ...]]:
-    return {peer.node.id: peer.prefixes for peer in peers.plan()}
+    return {peer.node.id: peer.prefixes for peer in peers.plan() if peer.prefixes}
 
 
 def test_rows_that_come_and_go_move_the_ways() -> None:
@@ -122,7 +133,7 @@ async def test_ways_follow_the_view_and_a_failure_is_tried_again() -> None:
         tasks.start_soon(peers.run)
         await until(told, lambda seen: len(seen) >= 2, within_s=5)
         peers.take([machine("b", "lhr-1", 7)])
-        await until(told, lambda seen: bool(seen[-1]), within_s=AGAIN_S / 2)
+        await until(told, lambda seen: any(peer.prefixes for peer in seen[-1]), within_s=AGAIN_S / 2)
         tasks.cancel_scope.cancel()
-    assert links.told[0] == ()
+    assert [peer.prefixes for peer in links.told[0]] == [(), (), ()]
     assert links.told[-1][0].prefixes == (PREFIX,)

@@ -67,7 +67,7 @@ class Peers:
             else:
                 if peers != shown:
                     shown = peers
-                    log.info("ways to other hosts", peers={peer.node.id: len(peer.prefixes) for peer in peers})
+                    log.info("ways to other hosts", networks={peer.node.id: len(peer.prefixes) for peer in peers})
             with anyio.move_on_after(pause_s):
                 await self._changed.wait()
             await self._clock.sleep(GATHER_S)

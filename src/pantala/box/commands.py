@@ -10,7 +10,7 @@ import click
 
 from pantala.box import audit as auditing
 from pantala.box.at import run_at
-from pantala.box.layout import APP_DOMAIN, EDGE_ADDRESS, REGISTRY_NAME, RUN_NAME, Box, load_box
+from pantala.box.layout import APP_DOMAIN, EDGE_ADDRESS, REGISTRY_NAME, RUN_NAME, Box, LinkKind, load_box
 from pantala.box.network_commands import add_network_commands
 from pantala.box.up import down as bring_down
 from pantala.box.up import is_running
@@ -43,6 +43,12 @@ def default_cache() -> Path:
               help="Idle machines with auto stop are stopped after this.")  # fmt: skip
 @click.option("--email", default="admin@pantala.test", show_default=True)
 @click.option("-o", "--org", default="personal", show_default=True)
+@click.option("--links", "links_kind", type=click.Choice(["plain", "wireguard"]), default="plain", show_default=True,
+              help="How the private network goes from host to host.")  # fmt: skip
+@click.option("--distances", is_flag=True, help="Packets between regions take as long as on Earth.")
+@click.option("--bfd", "bfd_ms", type=click.IntRange(0, 5000), default=0, metavar="MS",
+              help="How often edges are greeted; a dead one is left after three times that. Default by the number of"
+              " regions.")  # fmt: skip
 @click.option("--settings", "tuning", multiple=True, hidden=True, metavar="PART.FIELD=JSON",
               help="Settings of agent, proxy, mesh or server, for tests that have no time.")  # fmt: skip
 @state_option
@@ -53,6 +59,9 @@ def up(
     idle_window_s: float,
     email: str,
     org: str,
+    links_kind: LinkKind,
+    distances: bool,
+    bfd_ms: int,
     tuning: tuple[str, ...],
     state: Path | None,
     as_json: bool,
@@ -67,6 +76,9 @@ def up(
         regions=[code.strip() for code in regions.split(",") if code.strip()],
         idle_window_s=idle_window_s,
         tuning={name: value for name, _, value in (text.partition("=") for text in tuning)},
+        links_kind=links_kind,
+        distances=distances,
+        bfd_ms=bfd_ms,
         email=email,
         org=org,
         say=say,

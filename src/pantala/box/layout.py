@@ -33,6 +33,8 @@ API_NAME = f"api.{PLATFORM_DOMAIN}"
 REGISTRY_NAME = f"registry.{PLATFORM_DOMAIN}"
 API_PORT, REGISTRY_PORT, BUS_PORT = 4280, 5000, 4222
 HOSTS_MAX = 35
+LINKS_MAX = 99
+"""Hosts, with those that join later."""
 ROUTER = f"{PREFIX}router"
 BUILDS = f"{PREFIX}builds"
 UPLINK = f"{PREFIX}uplink"

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pantala.box.layout import ROUTER, WIREGUARD_PORT, Box, Host, LinkKind
-from pantala.box.supervisor import Process
+from pantala.host.supervisor import Process
 from pantala.kit import binaries
 
 SOCKETS = Path("/var/run/wireguard")

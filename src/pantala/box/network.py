@@ -16,7 +16,7 @@ from pantala.box import relay
 from pantala.box.layout import (
     API_PORT,
     EDGE_ADDRESS,
-    HOSTS_MAX,
+    LINKS_MAX,
     PREFIX,
     REGISTRY_PORT,
     ROUTER,
@@ -136,9 +136,9 @@ def add_link(box: Box, name: str, *, region: str, edge: bool = True) -> tuple[Bo
     if any(host.node == name for host in box.all_hosts()):
         raise Conflict(f"this box has a host {name} already")
     used = {link.third for link in box.links()}
-    third = next((number for number in range(1, HOSTS_MAX + 1) if number not in used), None)
+    third = next((number for number in range(1, LINKS_MAX + 1) if number not in used), None)
     if third is None:
-        raise CapacityError(f"a box has {HOSTS_MAX} hosts at most", excluded={"links": 1})
+        raise CapacityError(f"a box has {LINKS_MAX} hosts at most", excluded={"links": 1})
     host = Host(node=name, region=region, link=Link(netns=f"{PREFIX}{name}", third=third), edge=edge)
     grown = msgspec.structs.replace(box, attached=[*box.attached, host])
     _save(grown)

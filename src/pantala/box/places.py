@@ -17,6 +17,7 @@ from pantala.box.layout import (
     Box,
     Host,
 )
+from pantala.box.links import agent_links
 from pantala.builds.daemon import BuildDaemon
 from pantala.errors import InvalidRequest
 from pantala.host.control import Platform
@@ -44,10 +45,11 @@ def place(box: Box, host: Host) -> Place:
         run=str(box.run_dir / host.node),
         logs=str(box.logs_dir()),
         address=host.link.address,
-        listen=[EDGE_ADDRESS],
+        listen=[EDGE_ADDRESS] if host.edge else [],
         netns=host.link.netns,
         suffix=f"-{host.node}",
         cgroup_root=f"{CGROUP}/{host.node}",
+        agent=msgspec.to_builtins(agent_links(box, host)),
     )
 
 
@@ -98,6 +100,7 @@ def tuning(box: Box) -> Tuning:
         drain_max_ms=DRAIN_MAX_MS,
         resolvers=resolvers(),
         agent={"beat_s": BEAT_S * crowd, "gossip_s": BEAT_S * crowd},
+        proxy={"lame_duck_ms": box.lame_duck_ms} if len(box.hosts()) > 1 else {},
         mesh=mesh,
     )
     return tuned(made, box.tuning)

@@ -10,8 +10,8 @@ import msgspec
 
 from pantala.box.layout import ROUTER, Box
 from pantala.box.router import relay_settings
-from pantala.box.supervisor import Process
 from pantala.errors import InternalError
+from pantala.host.supervisor import Process
 from pantala.kit import binaries
 
 ANSWERS_WITHIN_S = 2.0

@@ -15,8 +15,8 @@ from pantala.box.announcer import PROTOCOL, Bird
 from pantala.box.distances import nearest_first
 from pantala.box.layout import EDGE_ADDRESS, ROUTER, Box, Host
 from pantala.box.router import Cuts, host_table, region_table, regions_of
-from pantala.box.supervisor import Process
 from pantala.errors import InternalError, InvalidRequest
+from pantala.host.supervisor import Process
 from pantala.kit import binaries
 
 ROUTER_AS, EDGE_AS = 64512, 64600
@@ -39,7 +39,9 @@ def plan_routing(box: Box) -> list[Process]:
 
 
 def plan_edge(box: Box, host: Host) -> list[Process]:
-    """What announces one edge, also one that the box does not run itself (`add_link`)."""
+    """What announces one edge, also one that the box does not run itself (`add_link`). The announcer ends before the
+    proxy does, so that the edge is left first."""
+    after = [f"bird-{host.node}", *([f"proxy-{host.node}"] if host in box.hosts() else [])]
     name = f"bird-{host.node}"
     health = f"http://{host.link.address}:{ADMIN_PORT}/healthz"
     announcer = [sys.executable, "-S", "-E", str(Path(__file__).with_name("announcer.py")), health]
@@ -51,6 +53,7 @@ def plan_edge(box: Box, host: Host) -> list[Process]:
             netns=host.link.netns,
             env={},
             log=str(box.logs_dir() / f"announcer-{host.node}.log"),
+            after=after,
         ),
     ]
 

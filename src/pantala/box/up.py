@@ -17,8 +17,11 @@ import httpx2
 import msgspec
 
 from pantala.box import places
-from pantala.box.layout import REGISTRY_NAME, Box, load_box, new_box
+from pantala.box.layout import REGISTRY_NAME, Box, LinkKind, load_box, new_box
+from pantala.box.links import plan_tunnels
 from pantala.box.network import lower_network, raise_network
+from pantala.box.relay import plan_relay
+from pantala.box.routing import plan_routing
 from pantala.errors import Conflict, InternalError, InvalidRequest
 from pantala.host import identity
 from pantala.host.control import bootstrap
@@ -39,7 +42,7 @@ READY_WITHIN_S = 120.0
 READY_WITHIN_PER_HOST_S = 5.0
 RESTARTS_MAX = 3
 SWEEPS_AT_ONCE = 4
-TOOLS = ("ip", "nft", "nsenter", "crun", "runc", "mkfs.ext4", "docker-registry")
+TOOLS = ("ip", "nft", "nsenter", "crun", "runc", "bird", "iptables", "wg", "mkfs.ext4", "docker-registry")
 DEFAULT_BASES = ("python:3.11-slim",)
 
 
@@ -60,6 +63,9 @@ def up(
     regions: list[str],
     idle_window_s: float,
     tuning: dict[str, str],
+    links_kind: LinkKind,
+    distances: bool,
+    bfd_ms: int,
     email: str,
     org: str,
     say: Say,
@@ -73,6 +79,9 @@ def up(
         regions=settle_regions(kept_regions(state), regions) or [DEFAULT_REGION],
         idle_window_s=idle_window_s,
         tuning=tuning,
+        links_kind=links_kind,
+        distances=distances,
+        bfd_ms=bfd_ms,
     )
     make_folders(box)
     begun = time.monotonic()
@@ -234,7 +243,8 @@ def plan_processes(box: Box, made: Bootstrapped, *, mirrored: tuple[str, ...]) -
         builder=places.builder(box, mirrored=mirrored),
         builds_netns=box.builds().netns,
     )
-    return [*control, *(process for processes in hosts for process in processes)]
+    between = [*plan_relay(box), *plan_tunnels(box)]
+    return [*between, *control, *(process for processes in hosts for process in processes), *plan_routing(box)]
 
 
 def start_supervisor(box: Box, processes: list[Process]) -> None:

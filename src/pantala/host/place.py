@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -19,7 +20,8 @@ BUS_PORT, ROUTES_PORT, LEAVES_PORT, MESH_PORT, ADMIN_PORT = 4222, 6222, 7422, 44
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """`state` survives reboots, `run` does not. `address`: where other hosts reach this one. `listen`: addresses that
     take public traffic; none where the host is no edge. `netns`: name of the network namespace that the processes run
-    in, empty for the machine's own. `suffix`: ends the names of its processes, so that hosts of one box differ."""
+    in, empty for the machine's own. `suffix`: ends the names of its processes, so that hosts of one box differ.
+    `agent`: fields of AgentSettings that are this host's own, such as its links to other hosts."""
 
     state: str
     run: str
@@ -29,6 +31,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""
     suffix: str = ""
     cgroup_root: str = "pantala"
+    agent: dict[str, Any] = {}
 
     @property
     def state_dir(self) -> Path:

@@ -65,7 +65,7 @@ def write_agent(place: Place, joined: Joined, tuning: Tuning) -> Path:
         edge_key=edge_key if edge_key.exists() else None,
         closed_addresses=joined.closed_addresses,
     )
-    save_agent_settings(changed(settings, tuning.agent), place.agent_settings)
+    save_agent_settings(changed(settings, place.agent | tuning.agent), place.agent_settings)
     return place.agent_settings
 
 

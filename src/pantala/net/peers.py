@@ -36,15 +36,23 @@ class PeerNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """One other host and the /80s that are behind it."""
+    """One other host and the /80s that are behind it, none where it has nothing in common with this one. `calls`: this
+    host opens the tunnel between the two."""
 
     node: PeerNode
-    prefixes: tuple[str, ...]
+    prefixes: tuple[str, ...] = ()
+    calls: bool = False
 
 
 def plan_peers(own: str, nodes: Iterable[PeerNode], networks: Mapping[str, Iterable[int]]) -> tuple[Peer, ...]:
-    """`networks`: node id to the networks that its machines are in. Hosts with nothing in common are left out; of two
-    hosts with the same number (one in four thousand million) the one with the lower id has it, and this one first."""
+    """`networks`: node id to the networks that its machines are in. Of two hosts with the same number (one in four
+    thousand million) the one with the lower id has it, and this one first.
+
+    Hosts with nothing in common are peers too, with no addresses: both sides then know each other's keys before the
+    first packet. One side calls, for two that call at once cross on the way and try again only after 5 s.
+    """
+    nodes = list(nodes)
+    reachable = any(node.endpoint for node in nodes if node.id == own)
     mine = set(networks.get(own, ()))
     numbers = {sixpn.host_id(own): own}
     peers: list[Peer] = []
@@ -53,23 +61,22 @@ def plan_peers(own: str, nodes: Iterable[PeerNode], networks: Mapping[str, Itera
         if numbers.setdefault(number, node.id) != node.id or node.id == own:
             continue
         shared = sorted(mine & set(networks.get(node.id, ())))
-        if shared:
-            prefixes = tuple(str(sixpn.host_prefix(network, number)) for network in shared)
-            peers.append(Peer(node=node, prefixes=prefixes))
+        prefixes = tuple(str(sixpn.host_prefix(network, number)) for network in shared)
+        calls = bool(prefixes and node.endpoint) and (own < node.id or not reachable)
+        peers.append(Peer(node=node, prefixes=prefixes, calls=calls))
     return tuple(peers)
 
 
 def wireguard_configuration(private_key: str, port: int, peers: Sequence[Peer]) -> str:
     """For `wg syncconf`. A peer without a key is left out, and reached by nobody. One without an endpoint is behind
-    NAT and calls us; whoever has none calls and keeps the way open."""
+    NAT and calls us; who calls keeps the way open."""
     parts = [f"[Interface]\nPrivateKey = {private_key}\nListenPort = {port}\n"]
     for peer in peers:
         if peer.node.key:
             endpoint = f"Endpoint = {peer.node.endpoint}\n" if peer.node.endpoint else ""
-            parts.append(
-                f"[Peer]\nPublicKey = {peer.node.key}\nAllowedIPs = {', '.join(peer.prefixes)}\n"
-                f"{endpoint}PersistentKeepalive = {KEEPALIVE_S}\n"
-            )
+            keepalive = f"PersistentKeepalive = {KEEPALIVE_S}\n" if peer.calls else ""
+            allowed = f"AllowedIPs = {', '.join(peer.prefixes)}\n" if peer.prefixes else ""
+            parts.append(f"[Peer]\nPublicKey = {peer.node.key}\n{allowed}{endpoint}{keepalive}")
     return "\n".join(parts)
 
 
