@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -18,10 +20,11 @@ from pantala.box.up import up as bring_up
 from pantala.cli.context import Config, forget_config, load_config, save_config
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import json_option
-from pantala.errors import InvalidRequest, NotFound
-from pantala.host.supervisor import read_status
+from pantala.errors import InternalError, InvalidRequest, NotFound
+from pantala.host.supervisor import Held, read_held, read_status, write_held
 from pantala.images.bootstrap import RECIPES, BaseCache, recipe_for
 
+STOPPED_WITHIN_S = 60.0
 STATE = Path("/var/lib") / RUN_NAME
 RUN = Path("/run") / RUN_NAME
 
@@ -145,6 +148,56 @@ def status(*, state: Path | None, as_json: bool) -> None:
     else:
         rows = [(p.name, p.state, p.pid, p.restarts) for p in processes]
         emit_table(("NAME", "STATE", "PID", "RESTARTS"), rows, empty="No process runs.")
+
+
+@box.command()
+@click.argument("names", nargs=-1, required=True, metavar="PROCESS|HOST...")
+@click.option("--kill", is_flag=True, help="By SIGKILL, as in a crash.")
+@state_option
+def stop(*, names: tuple[str, ...], kill: bool, state: Path | None) -> None:
+    """Keep processes of the box down (all of a host's, for a host) until `box start`. Machines go on."""
+    known = _running(state)
+    wanted = _processes(known, names)
+    held = read_held(known.state_dir)
+    write_held(known.state_dir, Held(names=sorted({*held.names, *wanted}), kill=kill))
+    _until(known, wanted, stopped=True)
+
+
+@box.command()
+@click.argument("names", nargs=-1, metavar="[PROCESS|HOST...]")
+@state_option
+def start(*, names: tuple[str, ...], state: Path | None) -> None:
+    """Let processes run again that `box stop` keeps down; without names all of them."""
+    known = _running(state)
+    held = read_held(known.state_dir)
+    wanted = _processes(known, names) if names else held.names
+    write_held(known.state_dir, Held(names=[name for name in held.names if name not in wanted]))
+    _until(known, wanted, stopped=False)
+
+
+def _processes(known: Box, names: Sequence[str]) -> list[str]:
+    """Process names; a host stands for all of its own."""
+    seen = read_status(known.state_dir)
+    there = [process.name for process in seen.processes] if seen else []
+    found: list[str] = []
+    for name in names:
+        mine = [name] if name in there else [process for process in there if process.endswith(f"-{name}")]
+        if not mine:
+            raise NotFound(f"this box has no process or host {name}", hint=f"it has {', '.join(there)}")
+        found += mine
+    return found
+
+
+def _until(known: Box, names: Sequence[str], *, stopped: bool) -> None:
+    deadline, left = time.monotonic() + STOPPED_WITHIN_S, list(names)
+    while time.monotonic() < deadline:
+        seen = read_status(known.state_dir)
+        states = {process.name: process.state for process in seen.processes} if seen else {}
+        left = [name for name in names if states.get(name) != ("stopped" if stopped else "ready")]
+        if not left:
+            return
+        time.sleep(0.05)
+    raise InternalError(f"{', '.join(left)} did not {'stop' if stopped else 'start'}; see `pantala box status`")
 
 
 @click.command()

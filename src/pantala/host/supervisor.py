@@ -3,7 +3,7 @@
 Started by `pantala up` (and ended by `down`) or by `pantala host run`. Starts the processes of `processes.json` side by
 side, each when those it names are ready and a few at a time, restarts what ends (with back-off), and writes what it
 sees to `status.json`. Children have sessions of their own and no pipe to the supervisor, so its death ends nothing:
-`down` finds them by pid and start time.
+`down` finds them by pid and start time. Those that `held.json` names are kept down until it names them no more.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ STAYS_UP_S = 2.0
 """Ready for so long, a process is taken for sound: it is restarted at once however often it was killed before."""
 LOG_BYTES_MAX = 64 * 1024 * 1024
 LOOK_AT_FILES_EVERY_S = 1.0
+LOOK_AT_HELD_EVERY_S = 0.1
 PROBE_WITHIN_S = 0.5
 
 
@@ -67,9 +68,19 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str = ""
 
 
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes that somebody wants down, as `pantala box stop` leaves them; with `kill` they end by SIGKILL."""
+
+    names: list[str] = []
+    kill: bool = False
+
+
 class Supervisor:
     def __init__(self, state_dir: Path, processes: list[Process]) -> None:
         self._path = state_dir / "status.json"
+        self._state_dir = state_dir
+        self._held: frozenset[str] = frozenset()
+        self._released = anyio.Event()
         self._processes = processes
         self._status = {p.name: ProcessStatus(name=p.name, state="waiting") for p in processes}
         self._ready = {p.name: anyio.Event() for p in processes}
@@ -87,6 +98,7 @@ class Supervisor:
             tasks.start_soon(self._until_told_to_stop, tasks)
             tasks.start_soon(self._trim_logs)
             tasks.start_soon(self._reload)
+            tasks.start_soon(self._follow_held)
             for process in self._processes:
                 tasks.start_soon(self._bring_up, process, tasks)
 
@@ -120,10 +132,38 @@ class Supervisor:
                 watch.cancel_scope.cancel()
             if self._stopping:
                 break
+            if process.name in self._held:
+                await self._until_released(process)
+                restarts = 0
+                continue
             log.warning("process ended", name=process.name, code=child.returncode)
             restarts = 1 if up.stayed(anyio.current_time()) else restarts + 1
             self._set(process.name, state="restarting", restarts=restarts)
             await anyio.sleep(BACKOFF_S[min(restarts, len(BACKOFF_S)) - 1])
+
+    async def _until_released(self, process: Process) -> None:
+        self._set(process.name, state="stopped", pid=0, restarts=0)
+        while process.name in self._held:
+            await self._released.wait()
+
+    async def _follow_held(self) -> None:
+        kill_at: dict[str, float] = {}
+        while True:
+            held, now = read_held(self._state_dir), anyio.current_time()
+            before, self._held = self._held, frozenset(held.names)
+            if before - self._held:
+                self._released.set()
+                self._released = anyio.Event()
+            for name in self._held:
+                child = self._running.get(name)
+                if name not in before:
+                    log.info("process is held down", name=name)
+                    kill_at[name] = now if held.kill else now + STOP_WITHIN_S
+                    if child is not None and child.returncode is None and not held.kill:
+                        child.terminate()
+                if child is not None and child.returncode is None and now >= kill_at[name]:
+                    child.kill()
+            await anyio.sleep(LOOK_AT_HELD_EVERY_S)
 
     async def _mark_ready(self, process: Process, up: _Up) -> None:
         while True:
@@ -249,6 +289,19 @@ def _versions(paths: list[str]) -> list[int]:
     return [Path(path).stat().st_mtime_ns if Path(path).is_file() else 0 for path in paths]
 
 
+def read_held(state_dir: Path) -> Held:
+    try:
+        return msgspec.json.decode((state_dir / "held.json").read_bytes(), type=Held)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return Held()
+
+
+def write_held(state_dir: Path, held: Held) -> None:
+    fresh = state_dir / "held.new"
+    fresh.write_bytes(msgspec.json.encode(held))
+    fresh.rename(state_dir / "held.json")
+
+
 def start_time(pid: int) -> int:
     """Clock ticks since boot at which a pid began; 0 when it is gone."""
     try:
@@ -276,7 +329,8 @@ def save_processes(state_dir: Path, processes: list[Process]) -> None:
     path = state_dir / "processes.json"
     path.touch(mode=0o600)
     path.write_bytes(msgspec.json.encode(processes))
-    (state_dir / "status.json").unlink(missing_ok=True)
+    for name in ("status.json", "held.json"):
+        (state_dir / name).unlink(missing_ok=True)
 
 
 def is_supervisor(pid: int) -> bool:

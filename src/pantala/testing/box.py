@@ -60,15 +60,15 @@ class BoxRig:
     def pantala_json(self, *arguments: str, cwd: Path | None = None) -> Any:
         return json.loads(self.pantala(*arguments, "--json", cwd=cwd).stdout)
 
-    def at(self, *command: str, check: bool = True, timeout_s: float = 60.0) -> Done:
-        """Run a command as a client in the box's region: its names resolve, its certificates verify."""
-        return self.pantala(
-            "box", "at", self.region, "--state", str(self.state), "--", *command, check=check, timeout_s=timeout_s
-        )
+    def at(self, *command: str, region: str = "", check: bool = True, timeout_s: float = 60.0) -> Done:
+        """Run a command as a client in a region (the first): names resolve, certificates verify."""
+        at = ["box", "at", region or self.region, "--state", str(self.state), "--"]
+        return self.pantala(*at, *command, check=check, timeout_s=timeout_s)
 
-    def curl(self, url: str, *flags: str, check: bool = True) -> str:
-        """Body of a request from the client namespace; the certificate is verified, nothing is retried."""
-        return self.at("curl", "-sS", "--fail-with-body", "--max-time", "40", *flags, url, check=check).stdout
+    def curl(self, url: str, *flags: str, region: str = "", check: bool = True) -> str:
+        """Body of a request from a client namespace; the certificate is verified, nothing is retried."""
+        curl = ["curl", "-sS", "--fail-with-body", "--max-time", "40", *flags, url]
+        return self.at(*curl, region=region, check=check).stdout
 
     def up(self, *flags: str) -> Done:
         return self.pantala("up", "--state", str(self.state), "--org", "tests", *flags, timeout_s=400)

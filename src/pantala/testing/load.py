@@ -27,7 +27,8 @@ VERSION_HEADER = "x-version"
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """`versions` counts the answers by their `X-Version`; `failures` by what went wrong."""
+    """`versions` counts the answers by their `X-Version`; `failures` by what went wrong. `failing_s`: from the first
+    request that failed to the last one, each at its beginning."""
 
     sent: int = 0
     seconds: float = 0.0
@@ -37,6 +38,7 @@ class Report(msgspec.Struct, kw_only=True):
     versions: dict[str, int] = {}
     failures: dict[str, int] = {}
     details: list[str] = []
+    failing_s: float = 0.0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     max_ms: float = 0.0
@@ -93,6 +95,7 @@ class Load:
         self._turns = itertools.count()
         self._report = Report()
         self._took_ms: list[float] = []
+        self._failing: list[float] = []
         self._begun = time.monotonic()
 
     async def burst(self, count: int) -> Report:
@@ -127,13 +130,15 @@ class Load:
 
     def _fresh(self) -> None:
         self._report = Report(versions={}, failures={}, details=[])
-        self._took_ms = []
+        self._took_ms, self._failing = [], []
         self._begun = time.monotonic()
 
     def _finished(self) -> Report:
         report, took = self._report, sorted(self._took_ms)
         report.seconds = round(time.monotonic() - self._begun, 2)
         report.rate = round(report.sent / max(report.seconds, 0.001), 1)
+        if self._failing:
+            report.failing_s = round(max(self._failing) - min(self._failing), 3)
         if took:
             report.p50_ms, report.max_ms = round(took[len(took) // 2], 1), round(took[-1], 1)
             report.p99_ms = round(took[min(len(took) * 99 // 100, len(took) - 1)], 1)
@@ -153,6 +158,7 @@ class Load:
             kind = str(error)[:3] if isinstance(error, BadAnswer) else type(error).__name__
             after_ms = round((time.monotonic() - begun) * 1000)
             on = "a kept" if reused else "a new"
+            self._failing.append(begun)
             self._failed(kind, f"+{begun - self._begun:.2f} s, after {after_ms} ms on {on} connection: {error}")
             if connection is not None:
                 connection.writer.transport.abort()

@@ -19,6 +19,14 @@ def reach(host, port):
     return "open"
 
 
+def resolve(name):
+    try:
+        found = socket.getaddrinfo(name, 8080, socket.AF_INET6, socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        return f"none: {error.strerror}"
+    return " ".join(info[4][0] for info in found)
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
@@ -27,6 +35,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = pathlib.Path("/proc/self", query["name"]).read_text()
         elif url.path == "/env":
             text = os.environ.get(query["name"], "")
+        elif url.path == "/resolve":
+            text = resolve(query["name"])
         elif url.path == "/reach":
             text = reach(query["host"], query["port"])
         else:
