@@ -17,7 +17,10 @@ from pantala.testing.poll import until_sync
 
 APP = """\
 import os
+import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+BIND = os.environ.get("BIND", "::")  # the private network is IPv6, the edge comes by IPv4
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,9 +43,10 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     request_queue_size = 256
+    address_family = socket.AF_INET6 if ":" in BIND else socket.AF_INET
 
 
-Server((os.environ.get("BIND", "0.0.0.0"), 8080), Handler).serve_forever()
+Server((BIND, 8080), Handler).serve_forever()
 """
 DOCKERFILE = """\
 FROM python:3.11-slim

@@ -34,7 +34,8 @@ def configuration(place: Place, joined: Joined) -> str:
         "resolver": "MEMORY",
         "resolver_preload": bus.accounts,
         "write_deadline": "5s",
-        "ping_interval": "5s",
+        "ping_interval": "1s",
+        "ping_max": 2,
     }
     if bus.hub:
         routes = [route for route in bus.routes if not route.startswith(f"{place.address}:")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,15 +21,20 @@ SWEEP_WITHIN_S = 120
 def stop_processes(status: Status) -> None:
     """The supervisor ends its children in order; whoever is left is ended by pid and start time."""
     if status.supervisor and is_supervisor(status.supervisor):
-        os.kill(status.supervisor, signal.SIGTERM)
+        _signal(status.supervisor, signal.SIGTERM)
         deadline = time.monotonic() + STOP_WITHIN_S
         while start_time(status.supervisor) and time.monotonic() < deadline and is_supervisor(status.supervisor):
             time.sleep(0.05)
         if is_supervisor(status.supervisor):
-            os.kill(status.supervisor, signal.SIGKILL)
+            _signal(status.supervisor, signal.SIGKILL)
     for process in reversed(status.processes):
         if process.pid and start_time(process.pid) == process.started:
-            os.kill(process.pid, signal.SIGKILL)
+            _signal(process.pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended between the look and the call
+        os.kill(pid, number)
 
 
 def sweep_machines(place: Place, *, leave: bool = False) -> None:

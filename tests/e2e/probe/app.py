@@ -24,7 +24,7 @@ def resolve(name):
         found = socket.getaddrinfo(name, 8080, socket.AF_INET6, socket.SOCK_STREAM)
     except socket.gaierror as error:
         return f"none: {error.strerror}"
-    return " ".join(info[4][0] for info in found)
+    return " ".join(str(info[4][0]) for info in found)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
