@@ -112,7 +112,7 @@ REFUSALS: dict[str, tuple[Command, tuple[str, ...]]] = {
     ),
     "unknown region": (
         lambda image: ("machine", "run", image, "-a", APP, "-r", "xyz"),
-        ("region: unknown region 'xyz'", "this cluster has iad"),
+        ("region: there is no region 'xyz'", "the nearest that exist are"),
     ),
     "region without a host": (
         lambda image: ("machine", "run", image, "-a", APP, "-r", "lhr"),

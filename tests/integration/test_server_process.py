@@ -33,6 +33,7 @@ import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 import anyio
+from pantala.control.ports import NothingSeen
 from pantala.server import settings
 from pantala.server.compose import NoBuilder, Parts
 from pantala.server.main import serve
@@ -42,7 +43,7 @@ from pantala.testing.platform import RowTable
 @asynccontextmanager
 async def join(settings, *, bus, clock, epoch):
     Path(settings.state_dir, "epoch").write_text(str(epoch))
-    yield Parts(sink=RowTable(), registry=FakeRegistry(), builder=NoBuilder())
+    yield Parts(sink=RowTable(), registry=FakeRegistry(), builder=NoBuilder(), sightings=NothingSeen())
 
 anyio.run(serve, settings.read(Path(sys.argv[1])), join)
 """

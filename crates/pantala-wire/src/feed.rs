@@ -179,6 +179,12 @@ pub struct NodeRow {
     pub wireguard_key: String,
     #[serde(default)]
     pub wireguard: String,
+    #[serde(default)]
+    pub disk_mib_free: u64,
+    #[serde(default)]
+    pub driver: String,
+    #[serde(default)]
+    pub isolation: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

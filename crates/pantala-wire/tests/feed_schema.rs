@@ -154,7 +154,8 @@ fn rows_match_the_schema() {
         "NodeRow",
         json!({"id": "n1", "region": "iad", "zone": "a", "address": "10.0.0.1", "verify_key": "a", "sealing_key": "b",
             "cpus": 2, "memory_mib": 1024, "cpus_free": 1.5, "memory_mib_free": 512, "version": "0.1.0",
-            "mesh": "10.0.0.1:4443", "wireguard_key": "k", "wireguard": "10.0.0.1:51820"}),
+            "mesh": "10.0.0.1:4443", "wireguard_key": "k", "wireguard": "10.0.0.1:51820",
+            "disk_mib_free": 2048, "driver": "container", "isolation": "container"}),
     );
     check::<MemberRow>(
         "MemberRow",

@@ -219,6 +219,9 @@ def _node_row(settings: AgentSettings, info: node.NodeInfo, verify_key: str) -> 
         mesh=settings.mesh,
         wireguard_key=wireguard_key,
         wireguard=wireguard,
+        disk_mib_free=info.disk_mib_free // 1024 * 1024,  # in whole GiB: a log that grows is no news
+        driver=info.driver,
+        isolation=info.isolation,
     )
     return Row("nodes", f"node/{info.id}", msgspec.to_builtins(row))
 

@@ -90,6 +90,8 @@ class Replica:
         self._turn = anyio.Lock()
         self._missing: dict[str, _Missing] = {}
         self._nudged = anyio.Event()
+        self.heard_at: dict[str, float] = {}
+        """Monotonic time of the newest word that each owner said itself, since this process runs."""
         self.refused = 0
 
     async def open(self) -> None:
@@ -134,6 +136,7 @@ class Replica:
         """It belongs to the cluster no more: nothing that it said counts."""
         async with self._turn:
             self._missing.pop(owner, None)
+            self.heard_at.pop(owner, None)
             if self._owners.pop(owner, None) is not None:
                 await self._store.forget_owner(owner)
                 self._view.apply(owner, [], replace=True)
@@ -151,6 +154,7 @@ class Replica:
         proof = payload if frame.last and frame.digest and len(payload) <= PROOF_BYTES_MAX else b""
         async with self._turn:
             known = self._owners.get(frame.owner)
+            self._hear(frame.owner, frame.epoch, frame.seq)
             if known is None or frame.epoch > known.state.epoch:
                 if frame.after_seq == 0 and frame.last:  # a part of it would take the rest away
                     await self._apply(frame.owner, frame.epoch, frame.seq, frame.rows, replace=True, proof=proof)
@@ -174,6 +178,7 @@ class Replica:
         behind = b""
         async with self._turn:
             known = self._owners.get(beat.owner)
+            self._hear(beat.owner, beat.epoch, beat.seq)
             if known is None or beat.epoch > known.state.epoch:
                 self._ask(beat.owner, whole=True)
             elif (beat.epoch, beat.seq) < (known.state.epoch, known.state.seq):
@@ -189,6 +194,12 @@ class Replica:
                     self._missing.pop(beat.owner)
         if behind:
             await self._send(frames.outrun_subject(beat.owner), behind)
+
+    def _hear(self, owner: str, epoch: int, seq: int) -> None:
+        """What is older than what is known may have been said long ago."""
+        known = self._owners.get(owner)
+        if known is None or (epoch, seq) >= (known.state.epoch, known.state.seq):
+            self.heard_at[owner] = self._clock.monotonic()
 
     async def on_have(self, subject: str, payload: bytes) -> bytes | None:
         """Two nodes compare how far they know each owner; who knows less asks."""

@@ -222,6 +222,7 @@ class Hosts:
         certificate_pem, _ = await anyio.to_thread.run_sync(
             self._authority.sign, request.csr_pem, node.id, node.address
         )
+        self._nodes.changed()
         await self._publication.publish_members()
         log.info("host joined", node=node.id, region=node.region, address=node.address, epoch=node.epoch)
         settings = self._context.settings
@@ -262,10 +263,9 @@ class Hosts:
         everyone, placed = await self._context.db.read(
             lambda c: (hosts.list_all_nodes(c), machines.machines_by_node(c))
         )
-        infos = await self._nodes.infos([node.id for node in everyone if node.status in hosts.MEMBERS])
         found: list[HostView] = []
         for node in everyone:
-            info = infos.get(node.id)
+            info = self._nodes.answering(node.id) if node.status in hosts.MEMBERS else None
             found.append(
                 HostView(
                     id=node.id,
@@ -332,6 +332,7 @@ class Hosts:
             return True
 
         if await self._context.db.write(leave):
+            self._nodes.changed()
             log.info("host left", node=node_id, status=status)
         await self._publication.publish_members()
 

@@ -86,7 +86,8 @@ class Machines:
                     raise full from error
                 raise
             try:
-                return await self._create_on(node, launch)
+                with self._nodes.sent(node.id, ask):
+                    return await self._create_on(node, launch)
             except (CapacityError, NodeUnreachable, DiskFull) as error:
                 full = error if isinstance(error, DiskFull) else full
                 log.info("node passed over", node=node.id, app=app.name, reason=error.message)

@@ -1,41 +1,94 @@
-"""What control knows of nodes: which there are (table nodes), what they have free (asked, and kept for a moment)."""
+"""What control knows of nodes: which there are (table nodes), what they have free (their rows in the catalogue).
+
+No node is asked when a machine is placed. The fleet follows the rows as they come; what was sent since a node's last
+row is taken off what it said, and a node that has not been heard for `FRESH_S` does not count as answering. The node
+itself checks again and may refuse.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import anyio
-import structlog
 from sqlalchemy import Connection
 
 from pantala.control.context import Context
-from pantala.errors import InternalError, PantalaError
-from pantala.planner.placement import Candidate, Fleet
+from pantala.control.ports import Sightings
+from pantala.errors import CapacityError, InternalError
+from pantala.planner.placement import Ask, Candidate, Fleet
 from pantala.store import hosts, machines
 from pantala.store.records import NodeRecord
-from pantala.wire.node import GetNode, NodeInfo
+from pantala.wire.feed import NodeRow
 
-log = structlog.get_logger()
+FRESH_S = 10.0
+"""Nodes beat every second."""
+UNHEARD_S = 3.0
+"""After a start the rows kept from before count for this long, until nodes have had time to say something."""
+SQL_FRESH_S = 5.0
+SENT_KEPT_S = 10.0
+"""A node whose figures did not change says nothing; what was sent to it counts no longer than this."""
 
-FRESH_S = 2.0
-ASK_TIMEOUT_S = 3.0
-ASKED_AT_ONCE_MAX = 64
+
+class _Sent:
+    """A machine on its way to a node. `until` is set once the node has answered."""
+
+    __slots__ = ("ask", "until")
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.until: float | None = None
 
 
 class Nodes:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, sightings: Sightings) -> None:
         self._context = context
-        self._seen: dict[str, tuple[float, NodeInfo | None]] = {}
+        self._sightings = sightings
+        self._fleet = Fleet()
+        self._members: dict[str, NodeRecord] = {}
+        self._orgs: dict[str, set[int]] = {}
+        self._answering: dict[str, bool] = {}
+        self._sent: dict[str, list[_Sent]] = {}
+        self._started_at = self._now()
+        self._read_at: float | None = None
+        self._heard = anyio.Event()
+        sightings.listen(self._hear)
 
     async def fleet(self) -> Fleet:
-        """Every node with what it has free now; those that do not answer are in it as such."""
+        """Every member with what it has free; those that were not heard lately are in it as such."""
+        await self._read()
+        if not any(self._answering.values()):
+            await self._first_words()
+        self._age()
+        return self._fleet
 
-        def load(connection: Connection) -> tuple[list[NodeRecord], dict[str, set[int]]]:
-            return hosts.list_nodes(connection), machines.orgs_by_node(connection)
+    @contextmanager
+    def sent(self, node_id: str, ask: Ask) -> Generator[None]:
+        """While a machine is on its way to a node, and until the node says what it has free since: its room is gone."""
+        one = _Sent(ask)
+        self._sent.setdefault(node_id, []).append(one)
+        self._fleet.take(node_id, ask)
+        refused = False
+        try:
+            yield
+        except CapacityError:
+            refused = True
+            raise
+        finally:
+            if refused:
+                self._sent[node_id].remove(one)
+            else:  # also when nobody knows: it may be there
+                one.until = self._now() + SENT_KEPT_S
+                self._orgs.setdefault(node_id, set()).add(ask.org)
+            self._put(node_id)
 
-        nodes, orgs = await self._context.db.read(load)
-        infos = await self.infos([node.id for node in nodes])
-        return Fleet(_candidate(node, infos[node.id], orgs) for node in nodes)
+    def changed(self) -> None:
+        """The table nodes was written: read it before the next choice."""
+        self._read_at = None
+
+    def answering(self, node_id: str) -> NodeRow | None:
+        """What a node says of itself; None when it was not heard lately."""
+        return self._sightings.node(node_id) if self._answers(node_id) else None
 
     async def sealing_key(self, node_id: str) -> str:
         """The key that this node joined with, and opens secrets with."""
@@ -47,7 +100,8 @@ class Nodes:
     async def regions(self) -> tuple[list[str], str]:
         """Configured ones and those that hosts joined in, and the default one: the configured default, or where the
         first host is as long as the default has none."""
-        nodes = await self._context.db.read(hosts.list_nodes)
+        await self._read()
+        nodes = list(self._members.values())
         settings = self._context.settings
         codes = sorted({*settings.regions, *(node.region for node in nodes)})
         default = settings.default_region
@@ -57,51 +111,99 @@ class Nodes:
 
     async def capacity_by_region(self) -> dict[str, int]:
         """Regions that have nodes, with how many of the smallest machines (256 MiB) would fit now."""
-        nodes = await self._context.db.read(hosts.list_nodes)
-        infos = await self.infos([node.id for node in nodes])
+        await self._read()
         found: dict[str, int] = {}
-        for node in nodes:
-            info = infos[node.id]
-            found[node.region] = found.get(node.region, 0) + (info.memory_mib_free // 256 if info else 0)
+        for node in self._members.values():
+            row = self.answering(node.id)
+            found[node.region] = found.get(node.region, 0) + (row.memory_mib_free // 256 if row else 0)
         return found
 
-    async def infos(self, node_ids: Iterable[str]) -> dict[str, NodeInfo | None]:
-        """What each of these nodes says of itself, at most `FRESH_S` old; None for one that does not answer."""
-        now = self._context.clock.monotonic()
-        limiter = anyio.CapacityLimiter(ASKED_AT_ONCE_MAX)
-        found: dict[str, NodeInfo | None] = {}
+    # -- keeping up ----------------------------------------------------------------------------------------------------
 
-        async def ask(node_id: str) -> None:
-            async with limiter:
-                try:
-                    info: NodeInfo | None = await self._context.nodes.call(node_id, GetNode(), timeout_s=ASK_TIMEOUT_S)
-                except PantalaError as error:
-                    log.warning("node does not answer", node=node_id, error=error.message)
-                    info = None
-            self._seen[node_id] = (self._context.clock.monotonic(), info)
-            found[node_id] = info
+    async def _read(self) -> None:
+        """Members, and whose machines they have, from SQL; at most `SQL_FRESH_S` old."""
+        now = self._now()
+        if self._read_at is not None and now - self._read_at < SQL_FRESH_S:
+            return
+        self._read_at = now
+        shared = self._context.settings.shared_kernel
 
-        async with anyio.create_task_group() as tasks:
-            for node_id in node_ids:
-                at, info = self._seen.get(node_id, (0.0, None))
-                if info is not None and now - at < FRESH_S:
-                    found[node_id] = info
-                else:
-                    tasks.start_soon(ask, node_id)
-        return found
+        def load(connection: Connection) -> tuple[list[NodeRecord], dict[str, set[int]]]:
+            return hosts.list_nodes(connection), {} if shared else machines.orgs_by_node(connection)
+
+        try:
+            nodes, self._orgs = await self._context.db.read(load)
+        except BaseException:
+            self._read_at = None
+            raise
+        before, self._members = self._members, {node.id: node for node in nodes}
+        for node_id in before.keys() | self._members.keys():
+            self._put(node_id)
+
+    def _hear(self, node_id: str) -> None:
+        """A node said what it has free now."""
+        waiting = [one for one in self._sent.pop(node_id, []) if one.until is None]
+        if waiting:
+            self._sent[node_id] = waiting
+        self._put(node_id)
+        self._heard.set()
+
+    async def _first_words(self) -> None:
+        """Right after the start nobody may have been heard yet."""
+        if any(self._sightings.heard_at(node_id) is not None for node_id in self._members):
+            return
+        with anyio.move_on_after(max(UNHEARD_S - (self._now() - self._started_at), 0)):
+            while not any(self._answers(node_id) for node_id in self._members):
+                self._heard = anyio.Event()
+                await self._heard.wait()
+
+    def _age(self) -> None:
+        """What changes by time alone: who is still heard, and whose sent machines count no longer."""
+        now = self._now()
+        for node_id, sent in list(self._sent.items()):
+            kept = [one for one in sent if one.until is None or one.until > now]
+            if len(kept) != len(sent):
+                self._sent[node_id] = kept
+                self._put(node_id)
+        for node_id in self._members:
+            if self._answers(node_id) != self._answering.get(node_id):
+                self._put(node_id)
+
+    def _answers(self, node_id: str) -> bool:
+        if self._sightings.node(node_id) is None:
+            return False
+        heard_at = self._sightings.heard_at(node_id)
+        if heard_at is None:
+            return self._now() - self._started_at <= UNHEARD_S
+        return self._now() - heard_at <= FRESH_S
+
+    def _put(self, node_id: str) -> None:
+        node = self._members.get(node_id)
+        if node is None:
+            self._fleet.remove(node_id)
+            self._answering.pop(node_id, None)
+            return
+        answers = self._answering[node_id] = self._answers(node_id)
+        row = self._sightings.node(node_id) if answers else None
+        self._fleet.put(_candidate(node, row, self._orgs.get(node_id, set())))
+        for one in self._sent.get(node_id, []):
+            self._fleet.take(node_id, one.ask)
+
+    def _now(self) -> float:
+        return self._context.clock.monotonic()
 
 
-def _candidate(node: NodeRecord, info: NodeInfo | None, orgs: dict[str, set[int]]) -> Candidate:
+def _candidate(node: NodeRecord, row: NodeRow | None, orgs: set[int]) -> Candidate:
     return Candidate(
         id=node.id,
         region=node.region,
         zone=node.zone,
-        reachable=info is not None,
+        reachable=row is not None,
         draining=node.status == "draining",
-        isolation=info.isolation if info else "",
-        cpus_free=info.cpus_free if info else 0.0,
-        memory_mib=info.memory_mib if info else 0,
-        memory_mib_free=info.memory_mib_free if info else 0,
-        disk_mib_free=info.disk_mib_free if info else 0,
-        orgs=frozenset(orgs.get(node.id, ())),
+        isolation=row.isolation if row else "",
+        cpus_free=row.cpus_free if row else 0.0,
+        memory_mib=row.memory_mib if row else 0,
+        memory_mib_free=row.memory_mib_free if row else 0,
+        disk_mib_free=row.disk_mib_free if row else 0,
+        orgs=frozenset(orgs),
     )

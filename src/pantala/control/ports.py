@@ -1,13 +1,15 @@
-"""What the use cases ask of parts that they do not know: a registry and a builder. Composed in `server/main.py`."""
+"""What the use cases ask of parts that they do not know: a registry, a builder, the nodes as they show themselves.
+Composed in `server/compose.py`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
 from pantala.kit.secret import Secret
 from pantala.wire.api import BuildEvent, BuildOptions
+from pantala.wire.feed import MachineRow, NodeRow
 from pantala.wire.machine import ImageRef
 
 
@@ -31,3 +33,35 @@ class Builder(Protocol):
         The context is the caller's to remove. Closing the iterator stops the build.
         """
         ...
+
+
+class Sightings(Protocol):
+    """What nodes say of themselves and of their machines; `catalogue/sightings.py`."""
+
+    def node(self, node_id: str) -> NodeRow | None: ...
+
+    def machine(self, machine_id: str) -> MachineRow | None: ...
+
+    def heard_at(self, node_id: str) -> float | None:
+        """Monotonic time of the newest word of a node; None: none since this process runs."""
+        ...
+
+    def listen(self, on_change: Callable[[str], None]) -> None:
+        """Called with a node's id when its row changes or is gone."""
+        ...
+
+
+class NothingSeen:
+    """Where no node is asked for anything (bootstrapping)."""
+
+    def node(self, node_id: str) -> NodeRow | None:
+        return None
+
+    def machine(self, machine_id: str) -> MachineRow | None:
+        return None
+
+    def heard_at(self, node_id: str) -> float | None:
+        return None
+
+    def listen(self, on_change: Callable[[str], None]) -> None:
+        pass

@@ -6,7 +6,6 @@ Codes and coordinates are public facts (IATA); which of them this cluster has is
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from math import asin, cos, radians, sin, sqrt
 from typing import NamedTuple
 
@@ -153,9 +152,5 @@ def expand(expression: str | None, *, here: Collection[str], default: str) -> Se
         elif word in here or word in BY_CODE:
             preferences.append(frozenset({word}))
         else:
-            near = get_close_matches(word, [*here, *BY_CODE, *ALIASES], n=1)
-            hint = f"did you mean {near[0]}?" if near else None
-            raise InvalidRequest(
-                f"unknown region {word!r}; this cluster has {', '.join(here)}", field="region", hint=hint
-            )
+            check(word, configured=here)
     return preferences

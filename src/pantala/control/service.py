@@ -32,7 +32,7 @@ from pantala.control.machines import Machines
 from pantala.control.nodes import Nodes
 from pantala.control.operations import Operations
 from pantala.control.platform import Platform
-from pantala.control.ports import Builder, Registry
+from pantala.control.ports import Builder, NothingSeen, Registry, Sightings
 from pantala.control.projection import Projection
 from pantala.control.publication import Publication
 from pantala.control.registry_tokens import RegistryTokens
@@ -51,7 +51,8 @@ def make_context(*, db: Database, bus: Bus, clock: Clock, key: ClusterKey, setti
 
 
 class Control:
-    """`control_key`: verify key of the rows that `sink` signs. `lease` is None where nothing is published for real
+    """`control_key`: verify key of the rows that `sink` signs. `sightings`: the nodes as the catalogue shows them, None
+    where no machine is placed. `lease` is None where nothing is published for real
     (tests)."""
 
     def __init__(
@@ -63,6 +64,7 @@ class Control:
         builder: Builder,
         state_dir: Path,
         control_key: str,
+        sightings: Sightings | None = None,
         lease: PublisherLease | None = None,
         bounds: Bounds | None = None,
     ) -> None:
@@ -77,7 +79,7 @@ class Control:
         edge_keys = EdgeKeys(context)
         self.publication = Publication(context, sink, edge_keys)
         self.certificates = Certificates(context, self.authority, self.publication, edge_keys)
-        self.nodes = Nodes(context)
+        self.nodes = Nodes(context, sightings or NothingSeen())
         self.bus_accounts = BusAccounts(state_dir / "bus", context.clock)
         self.hosts = Hosts(
             context,

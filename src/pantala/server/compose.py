@@ -1,4 +1,4 @@
-"""The parts that only this process joins: catalogue publisher, registry client, builder; imported when needed."""
+"""The parts that only this process joins: catalogue, registry client, builder; imported when needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import anyio
 
-from pantala.control.ports import Builder, Registry
+from pantala.control.ports import Builder, Registry, Sightings
 from pantala.errors import NotOffered
 from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock
@@ -28,6 +28,7 @@ class Parts(NamedTuple):
     sink: RowSink
     registry: Registry
     builder: Builder
+    sightings: Sightings
 
 
 class NoBuilder:
@@ -41,8 +42,11 @@ class NoBuilder:
 
 @asynccontextmanager
 async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: int) -> AsyncGenerator[Parts]:
-    """The parts, for as long as the scope lasts; the publisher answers and beats meanwhile."""
-    from pantala.catalogue import Publisher, Trust, View
+    """The parts, for as long as the scope lasts; the publisher answers and beats, the replica reads, meanwhile.
+
+    Nodes are believed by the member rows that this process publishes itself."""
+    from pantala.catalogue import Publisher, Replica, Trust, View
+    from pantala.catalogue.sightings import Sightings as CatalogueSightings
     from pantala.catalogue.store import CatalogueStore
     from pantala.images.registry import RegistryClient
 
@@ -61,13 +65,18 @@ async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: in
         )
     async with CatalogueStore.open(Path(settings.state_dir) / "catalogue.db") as store:
         view = View(control=OWNER)
-        holders = Trust(view, {}).others
-        publisher = Publisher(store, view, bus, signer, clock, owner=OWNER, epoch=epoch, holders=holders)
+        trust = Trust(view, {OWNER: signer.verify_key}, own=OWNER)
+        publisher = Publisher(store, view, bus, signer, clock, owner=OWNER, epoch=epoch, holders=trust.others)
+        replica = Replica(store, view, bus, clock, trust.key_of, own=OWNER, holders=trust.others)
         await publisher.open()
+        await replica.open()
+        sightings = CatalogueSightings(view, replica)
         async with anyio.create_task_group() as tasks:
             await tasks.start(publisher.run)
+            await tasks.start(replica.run)
+            tasks.start_soon(trust.follow, replica)
             try:
-                yield Parts(sink=publisher, registry=registry, builder=builder)
+                yield Parts(sink=publisher, registry=registry, builder=builder, sightings=sightings)
             finally:
                 tasks.cancel_scope.cancel()
     await registry.aclose()

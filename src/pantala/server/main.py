@@ -65,6 +65,7 @@ async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncConte
                     registry=parts.registry,
                     builder=parts.builder,
                     state_dir=Path(settings.state_dir),
+                    sightings=parts.sightings,
                     control_key=Signer(ensure_key(read_settings.signing_key_path(settings))).verify_key,
                     lease=lease,
                     bounds=Bounds(upload_bytes=settings.build_upload_bytes_max),

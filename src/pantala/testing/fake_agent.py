@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -20,7 +21,7 @@ import msgspec
 from pantala.client.node import encode_error
 from pantala.client.node import subject as subject_of
 from pantala.domain.answers import asked_ports
-from pantala.domain.machine import SETTLED, State
+from pantala.domain.machine import SETTLED, TERMINAL, State
 from pantala.errors import (
     CapacityError,
     LeaseHeld,
@@ -36,6 +37,7 @@ from pantala.kit.clock import Clock, SystemClock, rfc3339, unix_ms
 from pantala.kit.sealing import Opener
 from pantala.wire import node as wire
 from pantala.wire.api import Lease, ListenSocket, LogLine, ProcessStat, WaitResponse
+from pantala.wire.feed import MachineRow
 from pantala.wire.machine import (
     CheckStatus,
     Event,
@@ -65,6 +67,7 @@ class FakeMachine:
         self.instance_id = ids.ulid()
         self.state = State.CREATED
         self.cordoned = call.cordoned
+        self.hidden = False
         self.created_at = self.updated_at = now
         self.events: list[Event] = []
         self.checks: list[CheckStatus] = []
@@ -104,6 +107,7 @@ class FakeAgent:
         zone: str = "a1b2",
         memory_mib: int = 8192,
         cpus: int = 4,
+        isolation: str = "none",
         clock: Clock | None = None,
     ) -> None:
         self.node = node
@@ -111,6 +115,7 @@ class FakeAgent:
         self.zone = zone
         self.memory_mib = memory_mib
         self.cpus = cpus
+        self.isolation = isolation
         self.machines: dict[str, FakeMachine] = {}
         self.calls: list[wire.NodeRequest] = []
         self.logs: list[LogLine] = []
@@ -130,6 +135,7 @@ class FakeAgent:
         self.opener = Opener(hashlib.sha256(node.encode()).digest())
         self._looks = 0
         self._changed = anyio.Event()
+        self.on_change: Callable[[], None] = lambda: None
 
     async def serve(self) -> None:
         await self._bus.serve(subject_of(self.node), self.handle)
@@ -151,6 +157,7 @@ class FakeAgent:
         answer = msgspec.json.encode(reply)
         if request_id is not None:
             self._outcomes[request_id] = answer
+            self.on_change()
         return None if self.lose_answers else answer
 
     async def _carry_out(self, request: wire.NodeRequest) -> Any:
@@ -205,7 +212,7 @@ class FakeAgent:
             case wire.ReadLogs():
                 return self._read_logs(request)
             case wire.GetNode():
-                return self._info()
+                return self.info()
 
     # -- the life of a machine -----------------------------------------------------------------------------------
 
@@ -306,6 +313,26 @@ class FakeAgent:
                 region=machine.region,
                 provider="app",
             )
+        )
+
+    def row(self, machine_id: str) -> MachineRow | None:
+        """As its agent publishes it."""
+        machine = self.machines.get(machine_id)
+        if machine is None or machine.state in TERMINAL or machine.hidden:
+            return None
+        return MachineRow(
+            id=machine.id,
+            app=machine.app.name,
+            region=machine.region,
+            node=self.node,
+            instance_id=machine.instance_id,
+            generation=machine.generation,
+            state=machine.state.value,
+            ip4="",
+            ip6=machine.ip,
+            services=[],
+            passing=[],
+            cordoned=machine.cordoned,
         )
 
     def secrets_of(self, app: str) -> dict[str, str]:
@@ -412,14 +439,14 @@ class FakeAgent:
         ]
         return lines[-request.limit :]
 
-    def _info(self) -> wire.NodeInfo:
+    def info(self) -> wire.NodeInfo:
         return wire.NodeInfo(
             id=self.node,
             region=self.region,
             zone=self.zone,
             version="test",
             driver="fake",
-            isolation="none",
+            isolation=self.isolation,
             sealing_key=self.opener.public_key,
             cpus=self.cpus,
             cpus_free=float(self.cpus),

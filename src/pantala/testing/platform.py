@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pantala.testing.bus import MemoryBus
 from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
 from pantala.testing.host_keys import HostKeys
 from pantala.wire.api import BuildEvent, BuildOptions
+from pantala.wire.feed import MachineRow, NodeRow
 from pantala.wire.hosts import CONTROL_CALL
 
 SETTINGS = ControlSettings(
@@ -66,6 +67,68 @@ class RowTable:
         return await self.put(rows)
 
 
+class FakeSightings:
+    """Fake agents as the catalogue would show them: at once, and a silent one as not heard for a minute. `told` is what
+    stays in the view of an agent that says no more (`frozen`)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.agents: dict[str, FakeAgent] = {}
+        self.frozen: dict[str, NodeRow] = {}
+        self._clock = clock
+        self._listeners: list[Callable[[str], None]] = []
+
+    def add(self, agent: FakeAgent) -> None:
+        self.agents[agent.node] = agent
+        agent.on_change = lambda: self.tell(agent.node)
+        self.tell(agent.node)
+
+    def tell(self, node_id: str) -> None:
+        for listener in self._listeners:
+            listener(node_id)
+
+    def freeze(self, node_id: str) -> None:
+        """From now on its row says nothing new."""
+        row = self.node(node_id)
+        assert row is not None
+        self.frozen[node_id] = row
+        self.agents[node_id].on_change = lambda: None
+
+    def node(self, node_id: str) -> NodeRow | None:
+        agent = self.agents.get(node_id)
+        if agent is None or node_id in self.frozen:
+            return self.frozen.get(node_id)
+        info = agent.info()
+        return NodeRow(
+            id=info.id,
+            region=info.region,
+            zone=info.zone,
+            address="",
+            verify_key="",
+            sealing_key=info.sealing_key,
+            cpus=info.cpus,
+            memory_mib=info.memory_mib,
+            cpus_free=info.cpus_free,
+            memory_mib_free=info.memory_mib_free,
+            version=info.version,
+            disk_mib_free=info.disk_mib_free,
+            driver=info.driver,
+            isolation=info.isolation,
+        )
+
+    def machine(self, machine_id: str) -> MachineRow | None:
+        shown = [row for agent in self.agents.values() if (row := agent.row(machine_id)) is not None]
+        return max(shown, key=lambda row: row.generation, default=None)
+
+    def heard_at(self, node_id: str) -> float | None:
+        agent = self.agents.get(node_id)
+        if agent is None:
+            return None
+        return self._clock.monotonic() - (60.0 if agent.silent else 0.0)
+
+    def listen(self, on_change: Callable[[str], None]) -> None:
+        self._listeners.append(on_change)
+
+
 class FakeBuilder:
     """Says which files it saw, and is done at once."""
 
@@ -88,8 +151,9 @@ class FakeBuilder:
 class TestPlatform:
     __test__ = False
 
-    def __init__(self, control: Control, bus: MemoryBus, db: Database) -> None:
+    def __init__(self, control: Control, bus: MemoryBus, db: Database, sightings: FakeSightings) -> None:
         self.control = control
+        self.sightings = sightings
         self.bus = bus
         self.db = db
         self.rows = RowTable()
@@ -111,6 +175,7 @@ class TestPlatform:
         keys = HostKeys(sealing=agent.opener)
         await self.control.hosts.admit_first(keys.request(node=node, region=region, zone=agent.zone, address=address))
         self.agents[node] = agent
+        self.sightings.add(agent)
         return agent
 
     async def admin(self, email: str, org: str) -> dict[str, str]:
@@ -143,15 +208,17 @@ async def running(
             db=db, bus=bus, clock=clock, key=ClusterKey.load(folder / "cluster.key"), settings=settings
         )
         rows, registry, builder = RowTable(), FakeRegistry(), FakeBuilder()
+        sightings = FakeSightings(clock)
         control = Control(
             context,
             sink=rows,
             registry=registry,
             builder=builder,
             state_dir=folder,
+            sightings=sightings,
             control_key=Signer(b"c" * 32).verify_key,
         )
-        platform = TestPlatform(control, bus, db)
+        platform = TestPlatform(control, bus, db, sightings)
         platform.rows, platform.registry, platform.builder = rows, registry, builder
         await bus.serve(CONTROL_CALL, control.calls.handle)
         await platform.add_agent("node-1")

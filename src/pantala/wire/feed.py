@@ -90,7 +90,8 @@ class MachineRow(_Row, frozen=True, kw_only=True):
 class NodeRow(_Row, frozen=True, kw_only=True):
     """`address` is where other hosts reach it; `verify_key` and `sealing_key` are base64 public keys. `mesh`:
     `ip:port` of its proxy's mesh listener, empty when it has none. `wireguard_key` (base64) and `wireguard`
-    (`ip:port`, UDP; empty behind NAT): its end of the tunnels that carry 6PN, empty where hosts use plain links."""
+    (`ip:port`, UDP; empty behind NAT): its end of the tunnels that carry 6PN, empty where hosts use plain links.
+    `isolation` is what its `driver` gives (vm, container, none), both empty from agents of an older version."""
 
     id: str
     region: str
@@ -106,6 +107,9 @@ class NodeRow(_Row, frozen=True, kw_only=True):
     mesh: str = ""
     wireguard_key: str = ""
     wireguard: str = ""
+    disk_mib_free: int = 0
+    driver: str = ""
+    isolation: str = ""
 
 
 class MemberRow(_Row, frozen=True, kw_only=True):
