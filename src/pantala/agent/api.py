@@ -92,6 +92,14 @@ class NodeApi:
                 return answer
             case node.AcquireLease() | node.ReleaseLease():
                 return await self._lease(request)
+            case node.PublishMachine():
+                answer = encode(None)
+                await self._host.publish(request.machine_id, request.generation, (request.request_id, answer))
+                return answer
+            case node.FenceMachine():
+                answer = encode(None)
+                await self._host.fence(request.machine_id, request.generation, (request.request_id, answer))
+                return answer
             case _:
                 raise InternalError(f"nobody handles {type(request).__name__}")
 

@@ -74,6 +74,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     stop_extra_s: float = 15.0
     teardown_s: float = 60.0
     drain_s: float = 30.0
+    hand_over_s: float = 2.0
     retry_prepare_s: float = 30.0
     restart_scale: float = 1.0
     ready_first_s: float = 0.005

@@ -16,8 +16,8 @@ from pantala.agent.events import event
 from pantala.agent.keeper import Keeper, Outcome
 from pantala.agent.machine import MachineTask
 from pantala.domain import guests, validate
-from pantala.domain.machine import State
-from pantala.errors import CapacityError, NotFound, PantalaError
+from pantala.domain.machine import TERMINAL, State
+from pantala.errors import CapacityError, Conflict, DriverBusy, NotFound, PantalaError
 from pantala.journal import Change, Desired, LeaseRecord, MachineRecord, Version
 from pantala.kit.ids import ulid
 from pantala.kit.rows import Row
@@ -39,7 +39,18 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Host:
-    def __init__(self, context: Context, tasks: TaskGroup, proxy: ProxyLink, *, capacity: Capacity, pool4: str) -> None:
+    """`newest`: the generation that another host shows of a machine, 0 when none does (`agent/fencing.py`)."""
+
+    def __init__(
+        self,
+        context: Context,
+        tasks: TaskGroup,
+        proxy: ProxyLink,
+        *,
+        capacity: Capacity,
+        pool4: str,
+        newest: Callable[[str], int] = lambda machine_id: 0,
+    ) -> None:
         self.context = context
         self.capacity = capacity
         self.machines: dict[str, MachineTask] = {}
@@ -47,6 +58,8 @@ class Host:
         self._proxy = proxy
         self._pool4 = pool4
         self._creating = anyio.Lock()
+        self._newest = newest
+        self._fences: dict[str, int] = {}
         self._service_keys: set[str] = set()
         self._extra: tuple[Row, ...] = ()
 
@@ -55,9 +68,11 @@ class Host:
     async def adopt(self) -> str:
         """Take over what another agent left: resume, undo, remove what belongs to nobody. One sentence of what."""
         await self.context.network.setup()
+        self._fences = await self.context.journal.fences()
         for record in await self.context.journal.live():
             newest = await self.context.journal.events(record.id, 1)
             self.machines[record.id] = self._task(record, newest[0].id if newest else "")
+        await self._fence_known()
         running = sum(task.record.state is State.STARTED for task in self.machines.values())
         for task in self.machines.values():
             await self._adopt_one(task)
@@ -68,6 +83,14 @@ class Host:
         for task in self.machines.values():
             self._tasks.start_soon(self._run, task)
         return f"{len(self.machines)} machines, {running} of them started; {orphans} leftovers removed"
+
+    async def _fence_known(self) -> None:
+        """Before anything is started: what was placed elsewhere while this host had no agent."""
+        for task in self.machines.values():
+            generation = task.record.generation
+            floor = generation + 1 if self.is_void else self._floor(task.record.id)
+            if generation < floor:
+                await self.fence(task.record.id, floor)
 
     async def announce(self, rows: Iterable[Row]) -> None:
         """Publish rows of this host besides those of its machines."""
@@ -127,7 +150,11 @@ class Host:
         """Journal a new machine and give it its task. Raises InvalidRequest, CapacityError; nothing is then done."""
         validate.validate_config(request.config)
         async with self._creating:
-            if (known := await self.context.journal.find(request.machine_id)) is not None:
+            self._check_generation(request)
+            known = await self.context.journal.find(request.machine_id)
+            if known is not None and (known.generation >= request.generation or known.state not in TERMINAL):
+                if known.generation < request.generation:
+                    raise DriverBusy(f"an older copy of {known.id} is still on its way out here")
                 return known
             if not request.skip_launch:
                 self.check_room(guests.resolve(request.config))
@@ -188,6 +215,7 @@ class Host:
             updated_at_ms=now_ms,
             cordoned=request.cordoned,
             lease=lease,
+            hidden=request.hidden,
         )
 
     def new_version(self, request: CreateMachine | UpdateMachine, now_ms: int) -> Version:
@@ -202,6 +230,57 @@ class Host:
             else "",
             min_secrets_version=request.min_secrets_version,
         )
+
+    # -- fencing -------------------------------------------------------------------------------------------------------
+
+    async def fence(self, machine_id: str, generation: int, outcome: Outcome | None = None) -> None:
+        """Copies of a machine below `generation` never run here again, whoever asks; on disk when it returns."""
+        async with self._creating:
+            task = self.machines.get(machine_id)
+            if task is not None and task.record.generation < generation:
+                await task.keeper.fence(generation, outcome)
+            else:
+                at_ms = int(self.context.clock.now().timestamp() * 1000)
+                await self.context.journal.commit(Change(fence=(machine_id, generation), outcome=outcome, at_ms=at_ms))
+            self._fences[machine_id] = max(generation, self._fences.get(machine_id, 0))
+        log.info("machine fenced", machine=machine_id, below_generation=generation, had_one=task is not None)
+
+    async def fence_all(self) -> None:
+        """This host belongs to the cluster no more, for ever: all its machines end, and it takes no others."""
+        await self.fence(self._void_mark, 1)
+        for task in list(self.machines.values()):
+            await self.fence(task.record.id, task.record.generation + 1)
+
+    @property
+    def is_void(self) -> bool:
+        return self._void_mark in self._fences
+
+    @property
+    def _void_mark(self) -> str:
+        """By the node's id: a host that joins anew gets another."""
+        return f"node/{self.context.node}"
+
+    def _floor(self, machine_id: str) -> int:
+        return max(self._fences.get(machine_id, 0), self._newest(machine_id))
+
+    def _check_generation(self, request: CreateMachine) -> None:
+        if self.is_void:
+            raise Conflict(f"{self.context.node} belongs to this cluster no more")
+        if request.generation < (floor := self._floor(request.machine_id)):
+            raise Conflict(f"{request.machine_id} was placed elsewhere since (generation {floor})")
+
+    async def publish(self, machine_id: str, generation: int, outcome: Outcome) -> None:
+        """Show a machine that was created hidden."""
+        task = self.get(machine_id)
+
+        def check(record: MachineRecord) -> None:
+            if record.generation != generation or record.desired.ends:
+                raise Conflict(f"generation {generation} of {machine_id} is not here (any more)")
+
+        await task.keeper.alter(
+            lambda record: msgspec.structs.replace(record, hidden=False), guard=check, outcome=lambda *_: outcome
+        )
+        self._service_keys |= {row.key for row in task.keeper.rows() if row.key.startswith("svc/")}
 
     # -- room ----------------------------------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class Idle:
         """Which machines may sleep now. None while no proxy says what it serves."""
         groups: defaultdict[tuple[str, str], list[tuple[MachineTask, autostop.Candidate]]] = defaultdict(list)
         for task in self._host.machines.values():
-            if task.record.state is State.STARTED and not task.record.queued():
+            if task.record.state is State.STARTED and not task.record.queued() and not task.record.hidden:
                 candidate = self._candidate(task)
                 if candidate is not None:
                     groups[task.record.app.name, _group(task.record)].append((task, candidate))

@@ -17,7 +17,7 @@ from pantala.agent.health import Health
 from pantala.agent.outcomes import can_start_at_once
 from pantala.domain.machine import TERMINAL, Ignored, Refused, State, Verb, judge, may_follow
 from pantala.errors import InternalError, PantalaError
-from pantala.journal import Change, MachineRecord, Step
+from pantala.journal import Change, Desired, MachineRecord, Step
 from pantala.kit.clock import unix_ms
 from pantala.kit.rows import Row
 from pantala.wire.machine import CheckStatus, Event
@@ -60,6 +60,7 @@ class Keeper:
         begin: str = "",
         end: tuple[str, ...] = (),
         outcome: Outcome | None = None,
+        fence: tuple[str, int] | None = None,
     ) -> None:
         """Journal a record made from the newest one; the caller holds `turn` and publishes afterwards."""
         before = self.record.state
@@ -74,6 +75,7 @@ class Keeper:
                 begin=Step(record.id, begin) if begin else None,
                 end=tuple(Step(record.id, kind) for kind in end),
                 outcome=outcome,
+                fence=fence,
                 at_ms=now_ms,
             )
         )
@@ -139,6 +141,19 @@ class Keeper:
             self.accepted(verb)
         return met
 
+    async def fence(self, generation: int, outcome: Outcome | None) -> None:
+        """This copy ends, whatever else was asked of it; on disk when it returns. It is drained by its task."""
+        async with self.turn:
+            met = self.record
+            fence = (met.id, generation)
+            if met.state in TERMINAL or met.desired.ends:
+                await self.write(met, outcome=outcome, fence=fence)
+                return
+            wanted = replace(met, desired=Desired(goal="migrated", source="flyd"), next_version=None)
+            begun = event("migrate", "migrating", "flyd", self.now_ms(), reason=f"generation {generation} is elsewhere")
+            await self.write(wanted, events=(begun,), outcome=outcome, fence=fence)
+            self.accepted(Verb.DESTROY)
+
     async def alter(
         self,
         update: Update,
@@ -175,8 +190,10 @@ class Keeper:
             log.exception("machine row not published", machine=self.record.id, error=str(error))
 
     def rows(self) -> list[Row]:
-        """The machine's rows as they are now; never says ready of one that is not."""
+        """The machine's rows as they are now; never says ready of one that is not. None of one that is hidden."""
         record = self.record
+        if record.hidden:
+            return []
         health = self.health if record.state is State.STARTED else None
         passing = health.passing() if health else [False] * len(record.version.config.services or [])
         row = view.machine_row(

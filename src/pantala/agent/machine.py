@@ -92,7 +92,7 @@ class MachineTask:
         """Do the next thing; the seconds after which to look again without being nudged."""
         record = self.record
         wanted = record.desired
-        if wanted.goal == "destroyed" or record.state is State.DESTROYING:
+        if wanted.ends or record.state is State.DESTROYING:
             return await self._destroy()
         if record.state is State.STARTED and self._is_gone.is_set():
             return await self._exited()
@@ -165,6 +165,8 @@ class MachineTask:
         fresh = not self._is_prepared()
         if fresh:
             await self._prepare(image)
+        if self.record.desired.ends:
+            return False
         try:
             await self._body.start(message)
         except DriverError:
@@ -342,7 +344,7 @@ class MachineTask:
         if again.goal == "started" and not again.restart:
             await self._proxy.undrain(self.record.id)
             return AT_ONCE
-        if self._is_gone.is_set() or again.goal == "destroyed":
+        if self._is_gone.is_set() or again.ends:
             return AT_ONCE
         at_ms = self.keeper.now_ms()
         restarting = again.restart
@@ -456,7 +458,7 @@ class MachineTask:
                 return await self._update_failed(coming.instance_id, error)
             if record.state is State.STARTED:
                 await self._drain()
-            if image is None or self.record.next_version != coming or self.record.desired.goal == "destroyed":
+            if image is None or self.record.next_version != coming or self.record.desired.ends:
                 return AT_ONCE
             at_ms = self.keeper.now_ms()
             await self.keeper.change(
@@ -518,6 +520,9 @@ class MachineTask:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def _destroy(self) -> float:
+        migrated = self.record.desired.goal == "migrated"
+        if migrated and self.record.state is State.STARTED:
+            await self._hand_over()
         record = self.record
         if record.state is not State.DESTROYING:
             at_ms = self.keeper.now_ms()
@@ -527,6 +532,7 @@ class MachineTask:
                 begin="destroy",
             )
         ended: tuple[Runtime | None, ...] = ()
+        why, last = ("placed on another host", State.MIGRATED) if migrated else ("destroyed", State.DESTROYED)
         if record.runtime == "running":
             ended = (await self._end_app(),)
         self._stop_watching()
@@ -536,7 +542,7 @@ class MachineTask:
         await self.keeper.change(
             lambda r: replace(
                 r,
-                state=State.DESTROYED,
+                state=last,
                 runtime="none",
                 runtime_instance="",
                 network=False,
@@ -546,14 +552,20 @@ class MachineTask:
             ),
             events=(
                 *(
-                    exit_event(runtime, at_ms, requested=True, restarting=False, restart_count=0, reason="destroyed")
+                    exit_event(runtime, at_ms, requested=True, restarting=False, restart_count=0, reason=why)
                     for runtime in ended
                 ),
-                event("destroy", "destroyed", "flyd", at_ms),
+                event("migrate" if migrated else "destroy", str(last), "flyd", at_ms),
             ),
             end=("destroy", "start", "prepare", "clear", "stop", "update"),
         )
         return AT_ONCE
+
+    async def _hand_over(self) -> None:
+        """The copy elsewhere is shown already: what other hosts still send here, because they have not heard yet, is
+        served; then the rest is drained."""
+        await self._context.clock.sleep(self._context.pace.hand_over_s)
+        await self._drain()
 
     async def _say(self, message: str, level: str) -> None:
         await self._context.logs.platform_line(

@@ -42,6 +42,8 @@ def settled(record: MachineRecord) -> MachineRecord:
 
 def at_rest(record: MachineRecord) -> MachineRecord:
     """Stopped for good, unless something else was asked for meanwhile; `auto_destroy` ends it."""
+    if record.desired.goal == "migrated":
+        return record
     if record.version.config.auto_destroy:
         return replace(record, desired=Desired(goal="destroyed", source="flyd", force=True), restarts_ms=())
     if record.desired.goal == "destroyed" or record.next_version is not None:

@@ -19,6 +19,7 @@ from pantala.agent.api import NodeApi
 from pantala.agent.certs import EdgeCertificates
 from pantala.agent.context import Context, Pace
 from pantala.agent.feed import Feed
+from pantala.agent.fencing import Fencing
 from pantala.agent.host import Capacity, Host
 from pantala.agent.identity import ControlClient, Identity, Renewal
 from pantala.agent.idle import Idle
@@ -44,6 +45,7 @@ log = structlog.get_logger()
 
 OUTCOMES_KEPT_S = 24 * 3600
 DESTROYED_KEPT_S = 24 * 3600
+FENCES_KEPT_S = 90 * 24 * 3600
 PRUNE_IMAGES_EVERY_S = 3600.0
 
 
@@ -83,6 +85,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
 
     view = View(control=settings.control)
     control = ControlClient(bus, signer, clock, node=settings.node)
+    fencing = Fencing(view, stores.journal, node=settings.node)
     trust = Trust(view, settings.trusted_keys | {settings.node: signer.verify_key}, own=settings.node)
     publisher = Publisher(
         stores.catalogue,
@@ -108,6 +111,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     )
     await publisher.open()
     await replica.open()
+    await fencing.open()
 
     first_edge_key = Opener(ensure_key(settings.edge_key)) if settings.edge_key else None
     certificates = EdgeCertificates(view, node_key, node=settings.node, first=first_edge_key)
@@ -146,7 +150,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         on_log=on_log,
     )
     view.listen(lambda revision, rows: proxy.push(revision, certificates.changed(rows)))
-    host = Host(context, tasks, proxy, capacity=_capacity(settings), pool4=settings.pool4)
+    host = Host(context, tasks, proxy, capacity=_capacity(settings), pool4=settings.pool4, newest=fencing.newest)
     wakes = Wakes(host)
 
     async def read_logs(request: node.ReadLogs) -> list[LogLine]:
@@ -174,6 +178,8 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         peers.take(view.all())
         view.listen(lambda _, rows: peers.take(rows))
         tasks.start_soon(peers.run)
+    tasks.start_soon(fencing.run, host)
+
     await tasks.start(proxy.serve, settings.socket)
     tasks.start_soon(bus.run, settings.bus, f"agent-{settings.node}")
     await tasks.start(publisher.run)
@@ -246,6 +252,7 @@ async def _tidy(settings: AgentSettings, stores: _Stores, host: Host, clock: Clo
             await stores.journal.forget(
                 outcomes_before_ms=now_ms - OUTCOMES_KEPT_S * 1000,
                 destroyed_before_ms=now_ms - DESTROYED_KEPT_S * 1000,
+                fences_before_ms=now_ms - FENCES_KEPT_S * 1000,
             )
             await stores.catalogue.forget_tombstones(now_ms - int(settings.tombstones_kept_s * 1000))
             await stores.logs.trim(now_ms * 1_000_000)

@@ -9,7 +9,7 @@ and walks only along `TRANSITIONS`:
        │           └──► stopped (its exit is final)                  │
        └──► stopped (created without launch, its image is here)      │
     created, started, stopped, failed ──► updating ──► starting | stopped | failed
-    anything that is not terminal ──► destroying ──► destroyed
+    anything that is not terminal ──► destroying ──► destroyed | migrated (it is placed on another host now)
 
 A machine that exits by itself goes from `started` to `restarting` or `stopped`, as its restart policy says
 (`domain/restart.py`).
@@ -67,10 +67,11 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.STOPPED: frozenset({State.STARTING, State.UPDATING, State.FAILED, State.DESTROYING}),
     State.FAILED: frozenset({State.STARTING, State.STOPPED, State.UPDATING, State.DESTROYING}),
     State.UPDATING: frozenset({State.STARTING, State.STOPPED, State.FAILED, State.DESTROYING}),
-    State.DESTROYING: frozenset({State.DESTROYED}),
+    State.DESTROYING: frozenset({State.DESTROYED, State.MIGRATED}),
     State.DESTROYED: frozenset(),
+    State.MIGRATED: frozenset(),
 }
-"""Suspend and migration are not offered yet, so their states have no row."""
+"""Suspend is not offered yet, so its states have no row."""
 
 
 def may_follow(state: State, following: State) -> bool:

@@ -37,7 +37,8 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What goes to disk together: a machine's record, its history, steps, and the outcome of the request."""
+    """What goes to disk together: a machine's record, its history, steps, and the outcome of the request.
+    `fence`: copies of a machine below that generation never run here again."""
 
     machine: MachineRecord | None = None
     events: tuple[Event, ...] = ()
@@ -45,6 +46,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     end: tuple[Step, ...] = ()
     outcome: tuple[str, bytes] | None = None
     secrets: SealedSecrets | None = None
+    fence: tuple[str, int] | None = None
     at_ms: int = 0
 
 
@@ -123,13 +125,14 @@ class Journal:
             for item in batch:
                 item.done = True
 
-    async def forget(self, *, outcomes_before_ms: int, destroyed_before_ms: int) -> None:
+    async def forget(self, *, outcomes_before_ms: int, destroyed_before_ms: int, fences_before_ms: int = 0) -> None:
         """Drop what is kept for a time only."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(schema.FORGET_OUTCOMES, (outcomes_before_ms,))
             connection.execute(schema.FORGET_DESTROYED, (destroyed_before_ms,))
+            connection.execute(schema.FORGET_FENCES, (fences_before_ms,))
             connection.execute(schema.FORGET_EVENTS)
             connection.execute(schema.FORGET_SECRETS)
             connection.execute("COMMIT")
@@ -176,6 +179,10 @@ class Journal:
 
         return await self._run(work)
 
+    async def fences(self) -> dict[str, int]:
+        """By machine the generation below which nothing runs here; names with a slash are the host's own marks."""
+        return await self._run(lambda c: {row[0]: row[1] for row in c.execute(schema.FENCES)})
+
     async def secrets(self, app: str) -> SealedSecrets | None:
         def work(connection: sqlite3.Connection) -> SealedSecrets | None:
             row = connection.execute(schema.GET_SECRETS, (app,)).fetchone()
@@ -216,6 +223,8 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
         connection.execute(schema.END_STEP, (step.machine, step.kind))
     if change.secrets is not None:
         connection.execute(schema.PUT_SECRETS, (change.secrets.app, change.secrets.version, change.secrets.sealed))
+    if change.fence is not None:
+        connection.execute(schema.PUT_FENCE, (*change.fence, change.at_ms))
     if change.outcome is not None:
         connection.execute(schema.PUT_OUTCOME, (change.outcome[0], change.at_ms, change.outcome[1]))
 

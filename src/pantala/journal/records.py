@@ -10,7 +10,7 @@ from pantala.domain.machine import State, Verb
 from pantala.wire.machine import ImageRef, MachineConfig
 from pantala.wire.node import AppRef
 
-Goal = Literal["started", "stopped", "destroyed", "created", "rest"]
+Goal = Literal["started", "stopped", "destroyed", "migrated", "created", "rest"]
 Source = Literal["user", "flyd", "proxy"]
 
 
@@ -27,7 +27,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
     """Where the machine should end. `created`: made ready without launching it, and then stopped; `rest`: stay as it
-    is (it failed, or its exit was final)."""
+    is (it failed, or its exit was final); `migrated`: it is placed on another host, this copy ends."""
 
     goal: Goal
     source: Source = "user"
@@ -35,6 +35,11 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
     signal: str | None = None
     timeout_s: float | None = None
     force: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Nothing can be asked of it any more."""
+        return self.goal in ("destroyed", "migrated")
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +53,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`runtime` and `network` say what has been made on this host under the machine's id; `next_version` waits to
     replace `version`. `restarts_ms` are the restarts that the policy counts. `answered_instance` is the last version
-    that answered over HTTP when the agent asked it."""
+    that answered over HTTP when the agent asked it. `hidden`: nobody is told of it yet."""
 
     id: str
     app: AppRef
@@ -78,6 +83,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     restart_at_ms: int = 0
     destroyed_at_ms: int = 0
     answered_instance: str = ""
+    hidden: bool = False
 
     def queued(self) -> tuple[Verb, ...]:
         """Requests that were accepted and are not done, for the judge."""
@@ -90,7 +96,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
             out.append(Verb.START)
         elif self.desired.goal == "stopped" and self.state is not State.STOPPED:
             out.append(Verb.STOP)
-        if self.desired.goal == "destroyed":
+        if self.desired.ends:
             out.append(Verb.DESTROY)
         return tuple(out)
 

@@ -39,6 +39,13 @@ MIGRATIONS = (
         sealed TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE fences (
+        name TEXT PRIMARY KEY,
+        generation INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 PRAGMAS = (
@@ -87,3 +94,10 @@ PUT_SECRETS = """
 """
 GET_SECRETS = "SELECT version, sealed FROM secrets WHERE app = ?"
 FORGET_SECRETS = "DELETE FROM secrets WHERE app NOT IN (SELECT app FROM machines WHERE destroyed_at_ms = 0)"
+
+PUT_FENCE = """
+    INSERT INTO fences (name, generation, at_ms) VALUES (?, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET generation = max(generation, excluded.generation), at_ms = excluded.at_ms
+"""
+FENCES = "SELECT name, generation FROM fences"
+FORGET_FENCES = "DELETE FROM fences WHERE at_ms < ? AND name NOT LIKE '%/%'"

@@ -29,6 +29,7 @@ FAST = Pace(
     restart_scale=0.001,
     stop_extra_s=1.0,
     drain_s=0.05,
+    hand_over_s=0.01,
     retry_prepare_s=0.05,
     explain_after_s=0.05,
     explain_nothing_s=0.1,
@@ -111,6 +112,8 @@ class World:
         self.pace = pace
         self.node_key = Opener(b"k" * 32)
         self.capacity = Capacity(cpus=8, memory_mib=8192)
+        self.elsewhere: dict[str, int] = {}
+        """Generations that other hosts show of machines."""
 
     @asynccontextmanager
     async def agent(self, wrap: Callable[[Journal], Any] = lambda journal: journal) -> AsyncGenerator[RunningAgent]:
@@ -131,7 +134,14 @@ class World:
                 pace=self.pace,
             )
             async with anyio.create_task_group() as tasks:
-                host = Host(context, tasks, self.proxy, capacity=self.capacity, pool4="10.213.0.0/16")
+                host = Host(
+                    context,
+                    tasks,
+                    self.proxy,
+                    capacity=self.capacity,
+                    pool4="10.213.0.0/16",
+                    newest=lambda machine_id: self.elsewhere.get(machine_id, 0),
+                )
                 await host.adopt()
 
                 async def no_lines(request: node.ReadLogs) -> list[LogLine]:

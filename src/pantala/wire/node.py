@@ -42,6 +42,9 @@ class SealedSecrets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreateMachine(_Mutation, tag="create", frozen=True, kw_only=True):
+    """`generation` counts the hosts that a machine was placed on; a host refuses one below what it knows of. `hidden`:
+    it runs, but nobody is told until `PublishMachine`."""
+
     machine_id: str
     generation: int
     app: AppRef
@@ -56,6 +59,7 @@ class CreateMachine(_Mutation, tag="create", frozen=True, kw_only=True):
     cordoned: bool = False
     lease_ttl_s: int = 0
     owner: str = ""
+    hidden: bool = False
 
 
 class UpdateMachine(_Mutation, tag="update", frozen=True, kw_only=True):
@@ -134,6 +138,21 @@ class ReleaseLease(_Mutation, tag="release_lease", frozen=True, kw_only=True):
     nonce: str
 
 
+class PublishMachine(_Mutation, tag="publish", frozen=True, kw_only=True):
+    """A copy that was created hidden is shown from now on; its row, of a newer generation, hides the old copy's."""
+
+    machine_id: str
+    generation: int
+
+
+class FenceMachine(_Mutation, tag="fence", frozen=True, kw_only=True):
+    """Copies of the machine below `generation` never run on this host again: what there is drains, stops and is gone;
+    what comes later is refused. Leases do not matter. Also for a machine that the host does not know."""
+
+    machine_id: str
+    generation: int
+
+
 class GetLease(_Request, tag="get_lease", frozen=True, kw_only=True):
     machine_id: str
 
@@ -193,6 +212,8 @@ NodeRequest = (
     | PutSecrets
     | AcquireLease
     | ReleaseLease
+    | PublishMachine
+    | FenceMachine
     | GetLease
     | GetMachine
     | ListMachines
@@ -214,6 +235,8 @@ MUTATIONS = (
     PutSecrets,
     AcquireLease,
     ReleaseLease,
+    PublishMachine,
+    FenceMachine,
 )
 
 
@@ -268,6 +291,8 @@ RESULTS: dict[type, Any] = {
     PutSecrets: None,
     AcquireLease: Lease,
     ReleaseLease: None,
+    PublishMachine: None,
+    FenceMachine: None,
     GetLease: Lease,
     GetMachine: Machine,
     ListMachines: list[Machine],
