@@ -277,9 +277,11 @@ class Host:
             if record.generation != generation or record.desired.ends:
                 raise Conflict(f"generation {generation} of {machine_id} is not here (any more)")
 
-        await task.keeper.alter(
-            lambda record: msgspec.structs.replace(record, hidden=False), guard=check, outcome=lambda *_: outcome
-        )
+        def kept(met: MachineRecord, shown: MachineRecord) -> Outcome:
+            del met, shown
+            return outcome
+
+        await task.keeper.alter(lambda record: msgspec.structs.replace(record, hidden=False), guard=check, outcome=kept)
         self._service_keys |= {row.key for row in task.keeper.rows() if row.key.startswith("svc/")}
 
     # -- room ----------------------------------------------------------------------------------------------------------

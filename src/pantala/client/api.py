@@ -84,6 +84,20 @@ class ApiClient:
     async def hosts(self) -> list[hosts.HostView]:
         return await self._call("GET", "/v1/hosts", list[hosts.HostView])
 
+    async def drain_host(self, host: str, *, undo: bool = False) -> hosts.HostDeparture:
+        body = hosts.DrainHostRequest(undo=undo)
+        return await self._call("POST", f"/v1/hosts/{host}/drain", hosts.HostDeparture, body=body)
+
+    async def host_departure(self, host: str) -> hosts.HostDeparture:
+        return await self._call("GET", f"/v1/hosts/{host}/drain", hosts.HostDeparture)
+
+    async def lose_host(self, host: str) -> hosts.HostDeparture:
+        return await self._call("POST", f"/v1/hosts/{host}/lost", hosts.HostDeparture)
+
+    async def remove_host(self, host: str, *, force: bool = False) -> hosts.HostDeparture:
+        params = {"force": "true"} if force else {}
+        return await self._call("DELETE", f"/v1/hosts/{host}", hosts.HostDeparture, params=params)
+
     # -- machines ----------------------------------------------------------------------------------------------------
 
     async def machines(self, app: str) -> list[Machine]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio
 import msgspec
 
 from pantala import errors
 from pantala.errors import InternalError, NodeUnreachable, PantalaError
 from pantala.kit.bus import Bus
+from pantala.kit.clock import Clock, SystemClock
 from pantala.wire import node as wire
 from pantala.wire.node import NodeError, NodeReply, NodeRequest
 
@@ -29,8 +29,9 @@ def subject(node: str) -> str:
 
 
 class NodeClient:
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, clock: Clock | None = None) -> None:
         self._bus = bus
+        self._clock = clock or SystemClock()
 
     async def call(self, node: str, request: NodeRequest, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """The result, of the type that `wire.node.RESULTS` gives. Raises what the agent raised, or NodeUnreachable.
@@ -46,7 +47,7 @@ class NodeClient:
             except NodeUnreachable as error:
                 if attempt == attempts:
                     raise NodeUnreachable(f"the host {node} does not answer") from error
-                await anyio.sleep(RETRY_AFTER_S)
+                await self._clock.sleep(RETRY_AFTER_S)
         raise AssertionError("the loop above returns or raises")
 
 

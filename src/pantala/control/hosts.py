@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -33,7 +34,7 @@ from pantala.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from pantala.kit import ids, nkeys
 from pantala.kit.clock import rfc3339
 from pantala.kit.sealing import unb64
-from pantala.store import hosts, ledger, machines
+from pantala.store import hosts, ledger, machines, moves
 from pantala.store.records import EdgeKeyRecord, NodeRecord
 from pantala.wire.hosts import (
     BusAccess,
@@ -54,6 +55,7 @@ TOKEN_LIVES_S_MAX = 7 * 24 * 3600
 NODES_MAX = 10_000
 REFUSED = "this join token is not valid: unknown, expired or already used"
 ZONE = "0000"
+NOT_RUNNING = ("stopped", "created", "failed", "stopping")
 RESERVED = ("control", "hold")
 """Words of the bus's subjects: a node of that name could speak as control, or for other holders."""
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -315,9 +317,19 @@ class Hosts:
 
         return Epoch(epoch=await self._context.db.write(step))
 
-    async def withdraw(self, node_id: str, status: Literal["lost", "removed"], *, actor: str) -> None:
-        """It is no member from now on, for ever; readers drop what it said. When it was an edge the edge key changes in
-        the same transaction; the caller has certificates issued again (`Certificates.ensure`). Safe to repeat."""
+    async def withdraw(
+        self,
+        node_id: str,
+        status: Literal["lost", "removed"],
+        *,
+        actor: str,
+        check: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
+        """It is no member from now on, for ever; readers drop what it said. In the same transaction its machines get
+        new generations and, without volumes, look for another host; when it was an edge the edge key changes. The
+        caller has certificates issued again (`Certificates.ensure`). Safe to repeat; `check` may refuse."""
+        stopped = await self._stopped_machines(node_id)
+        now_ms = self._context.now_ms()
 
         def leave(connection: Connection) -> bool:
             node = hosts.find_node(connection, node_id)
@@ -325,7 +337,10 @@ class Hosts:
                 raise NotFound(f"there is no host {node_id}")
             if node.status not in hosts.MEMBERS:
                 return False
+            check(connection)
             hosts.update_node(connection, node_id, status=status)
+            members = [other.id for other in hosts.list_nodes(connection)]
+            moves.leave(connection, node_id, members=members, stopped=stopped, now_ms=now_ms)
             self._audit(connection, actor, f"host.{status}", node_id, {})
             if node.edge:
                 self._edge_keys.rotate(connection)
@@ -335,6 +350,12 @@ class Hosts:
             self._nodes.changed()
             log.info("host left", node=node_id, status=status)
         await self._publication.publish_members()
+
+    async def _stopped_machines(self, node_id: str) -> set[str]:
+        """Of its machines those that it showed as not running; what it never showed counts as running."""
+        placed = await self._context.db.read(lambda c: moves.list_placed_on(c, node_id))
+        rows = [self._nodes.machine(placement.machine_id) for placement in placed]
+        return {row.id for row in rows if row is not None and row.node == node_id and row.state in NOT_RUNNING}
 
     # -- footnotes ---------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,12 @@ class Images:
                 retry_after_s=error.retry_after_s,
             ) from error
 
+    def pull_token(self, image: ImageRef) -> str:
+        """For a host that takes over a machine: what the machine runs was allowed when it was created."""
+        if image.registry != self._context.settings.registry:
+            return ""
+        return self._tokens.issue("platform", image.repository, ("pull",))
+
     def _base_instead(self, image: str) -> str | None:
         """Where a registry is not in reach: the same base as made from Debian packages, in our own registry."""
         reference = parse(image)

@@ -19,7 +19,7 @@ from pantala.errors import CapacityError, InternalError
 from pantala.planner.placement import Ask, Candidate, Fleet
 from pantala.store import hosts, machines
 from pantala.store.records import NodeRecord
-from pantala.wire.feed import NodeRow
+from pantala.wire.feed import MachineRow, NodeRow
 
 FRESH_S = 10.0
 """Nodes beat every second."""
@@ -89,6 +89,10 @@ class Nodes:
     def answering(self, node_id: str) -> NodeRow | None:
         """What a node says of itself; None when it was not heard lately."""
         return self._sightings.node(node_id) if self._answers(node_id) else None
+
+    def machine(self, machine_id: str) -> MachineRow | None:
+        """As its host shows it."""
+        return self._sightings.machine(machine_id)
 
     async def sealing_key(self, node_id: str) -> str:
         """The key that this node joined with, and opens secrets with."""

@@ -1,6 +1,7 @@
 """The control plane composed: every use case, and the tasks that run beside the API.
 
-Made by `server/main.py` (and by tests, over a memory bus). `run` is the story: publish, certify, sweep, keep the lease.
+Made by `server/main.py` (and by tests, over a memory bus). `run` is the story: publish, certify,
+sweep, move, keep the lease.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pantala.control.certificates import Authority, Certificates
 from pantala.control.cluster_authority import ClusterAuthority
 from pantala.control.context import Context, ControlSettings
 from pantala.control.contexts import Bounds
+from pantala.control.departures import Departures
 from pantala.control.edge_keys import EdgeKeys
 from pantala.control.hosts import Hosts
 from pantala.control.idempotency import Idempotency
@@ -29,6 +31,7 @@ from pantala.control.keys import ClusterKey
 from pantala.control.lease import PublisherLease
 from pantala.control.logs import Logs
 from pantala.control.machines import Machines
+from pantala.control.moves import Moves
 from pantala.control.nodes import Nodes
 from pantala.control.operations import Operations
 from pantala.control.platform import Platform
@@ -47,7 +50,7 @@ from pantala.store.database import Database
 
 
 def make_context(*, db: Database, bus: Bus, clock: Clock, key: ClusterKey, settings: ControlSettings) -> Context:
-    return Context(db=db, nodes=NodeClient(bus), clock=clock, key=key, settings=settings, boot=ids.ulid())
+    return Context(db=db, nodes=NodeClient(bus, clock), clock=clock, key=key, settings=settings, boot=ids.ulid())
 
 
 class Control:
@@ -106,6 +109,16 @@ class Control:
         self.builds = Builds(
             context, self.access, self.images, builder, folder=state_dir / "builds", bounds=bounds or Bounds()
         )
+        self.moves = Moves(context, self.nodes, self.images, self.secrets)
+        self.departures = Departures(
+            context,
+            self.access,
+            hosts=self.hosts,
+            nodes=self.nodes,
+            moves=self.moves,
+            publication=self.publication,
+            certificates=self.certificates,
+        )
         self.sweep = Sweep(context, self.secrets)
         self._lease = lease
 
@@ -116,6 +129,7 @@ class Control:
             tasks.start_soon(self.publication.run)
             tasks.start_soon(self.certificates.run)
             tasks.start_soon(self.sweep.run)
+            tasks.start_soon(self.moves.run)
             if self._lease is not None:
                 tasks.start_soon(self._lease.keep)
             task_status.started()

@@ -11,7 +11,7 @@ import structlog
 from pantala.control.context import Context
 from pantala.control.secrets import Secrets
 from pantala.errors import NotFound, PantalaError
-from pantala.store import ledger, machines
+from pantala.store import hosts, ledger, machines
 from pantala.wire.node import DestroyMachine
 
 log = structlog.get_logger()
@@ -47,11 +47,17 @@ class Sweep:
     async def _destroy(self) -> tuple[int, int]:
         """How many were destroyed, and how many could not be because their node did not answer or refused."""
         boot = self._context.boot
-        unfinished = await self._context.db.read(lambda c: machines.list_unfinished(c, boot=boot))
+        unfinished, members = await self._context.db.read(
+            lambda c: (machines.list_unfinished(c, boot=boot), {node.id for node in hosts.list_nodes(c)})
+        )
         done = 0
         silent: set[str] = set()
         for placement in unfinished:
             if placement.node in silent:
+                continue
+            if placement.node not in members:  # what it had went with it
+                await self._bury(placement.machine_id)
+                done += 1
                 continue
             call = DestroyMachine(
                 request_id=f"sweep-{placement.machine_id}-{self._context.now_ms()}",

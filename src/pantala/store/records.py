@@ -129,6 +129,19 @@ class PlacementRecord(_Record, frozen=True, kw_only=True):
     updated_at_ms: int
 
 
+class MoveRecord(_Record, frozen=True, kw_only=True):
+    """`launch`: the copy is started, not only made ready."""
+
+    machine_id: str
+    generation: int
+    source: str
+    target: str | None
+    phase: str
+    launch: bool
+    created_at_ms: int
+    updated_at_ms: int
+
+
 class CertificateRecord(_Record, frozen=True, kw_only=True):
     name: str
     names: str

@@ -211,6 +211,22 @@ Index(
     postgresql_where=_LIVE_MACHINE,
 )
 
+# Machines on their way from one node to another; one row for each generation given out, until both ends have answered.
+# `phase`: choose (no target yet), prepare (the target may have a copy, the source is the one that counts), publish (the
+# target counts), fence (the source may still have a copy), undo (the target's copy must go).
+moves = Table(
+    "moves",
+    metadata,
+    Column("machine_id", ForeignKey("placements.machine_id"), primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("source", ForeignKey("nodes.id"), nullable=False),
+    Column("target", ForeignKey("nodes.id"), nullable=True),
+    Column("phase", String, nullable=False),
+    Column("launch", Boolean, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

@@ -59,7 +59,11 @@ def list_undelivered(connection: Connection) -> list[tuple[int, str]]:
             secret_deliveries,
             (secret_deliveries.c.app_id == placements.c.app_id) & (secret_deliveries.c.node == placements.c.node),
         )
-        .where(placements.c.tombstone.is_(False), placements.c.phase == "placed", nodes.c.status != "lost")
+        .where(
+            placements.c.tombstone.is_(False),
+            placements.c.phase == "placed",
+            nodes.c.status.in_(("active", "draining")),
+        )
         .where(apps.c.deleted_at_ms.is_(None), apps.c.secrets_version > 0)
         .where((secret_deliveries.c.version.is_(None)) | (secret_deliveries.c.version < apps.c.secrets_version))
     )

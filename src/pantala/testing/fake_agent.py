@@ -24,6 +24,8 @@ from pantala.domain.answers import asked_ports
 from pantala.domain.machine import SETTLED, TERMINAL, State
 from pantala.errors import (
     CapacityError,
+    Conflict,
+    DriverBusy,
     LeaseHeld,
     NotFound,
     PantalaError,
@@ -133,6 +135,7 @@ class FakeAgent:
         self._bus = bus
         self._clock = clock or SystemClock()
         self.opener = Opener(hashlib.sha256(node.encode()).digest())
+        self.fences: dict[str, int] = {}
         self._looks = 0
         self._changed = anyio.Event()
         self.on_change: Callable[[], None] = lambda: None
@@ -189,6 +192,10 @@ class FakeAgent:
                 return self._acquire(request)
             case wire.ReleaseLease():
                 self._held(request.machine_id, request.nonce).lease = None
+            case wire.PublishMachine():
+                self._publish(request)
+            case wire.FenceMachine():
+                self._fence(request)
             case wire.GetLease():
                 lease = self._live_lease(self._machine(request.machine_id))
                 if lease is None:
@@ -217,6 +224,10 @@ class FakeAgent:
     # -- the life of a machine -----------------------------------------------------------------------------------
 
     def _create(self, request: wire.CreateMachine) -> Machine:
+        self._check_generation(request)
+        known = self.machines.get(request.machine_id)
+        if known is not None and known.generation >= request.generation:
+            return known.document()
         memory_mib = (request.config.guest.memory_mb if request.config.guest else None) or 256
         if memory_mib > self._memory_free():
             raise CapacityError(f"{self.node} has {self._memory_free()} MiB left")
@@ -225,13 +236,36 @@ class FakeAgent:
         slot = len(self.machines) + 1
         network = f"fdaa:{request.app.network >> 16:x}:{request.app.network & 0xFFFF:x}"
         machine = FakeMachine(request, node=self.node, ip=f"{network}:a7b:1:0:{slot:x}:2", now=self._now())
+        machine.hidden = request.hidden
         self.machines[machine.id] = machine
         self._record(machine, "launch", State.CREATED)
         if not request.skip_launch:
             self._start(machine, "start")
+        elif request.generation > 1:
+            self._move(machine, State.STOPPED, "stop")
         if request.lease_ttl_s:
             machine.lease = self._new_lease(machine, request.lease_ttl_s, request.owner, "")
         return machine.document(nonce=machine.lease.nonce if machine.lease else None)
+
+    def _check_generation(self, request: wire.CreateMachine) -> None:
+        if request.generation < self.fences.get(request.machine_id, 0):
+            raise Conflict(f"{request.machine_id} was placed elsewhere since")
+        known = self.machines.get(request.machine_id)
+        if known is not None and known.state not in TERMINAL and known.generation < request.generation:
+            raise DriverBusy(f"an older copy of {known.id} is still on its way out here")
+
+    def _publish(self, request: wire.PublishMachine) -> None:
+        machine = self._machine(request.machine_id)
+        if machine.generation != request.generation or machine.state in TERMINAL:
+            raise Conflict(f"generation {request.generation} of {machine.id} is not here (any more)")
+        machine.hidden = False
+
+    def _fence(self, request: wire.FenceMachine) -> None:
+        before = self.fences.get(request.machine_id, 0)
+        self.fences[request.machine_id] = max(before, request.generation)
+        machine = self.machines.get(request.machine_id)
+        if machine is not None and machine.generation < request.generation and machine.state not in TERMINAL:
+            self._move(machine, State.MIGRATED, "migrate")
 
     def _update(self, request: wire.UpdateMachine) -> Machine:
         machine = self._held(request.machine_id, request.nonce)
@@ -348,7 +382,7 @@ class FakeAgent:
     def _held(self, machine_id: str, nonce: str) -> FakeMachine:
         """The machine, unless somebody else has its lease."""
         machine = self._machine(machine_id)
-        if machine.state == State.DESTROYED:
+        if machine.state in TERMINAL:
             raise NotFound("machine not found")
         lease = self._live_lease(machine)
         if lease is not None and lease.nonce != nonce:
@@ -459,7 +493,7 @@ class FakeAgent:
         used = sum(
             (machine.config.guest.memory_mb if machine.config.guest else None) or 256
             for machine in self.machines.values()
-            if machine.state != State.DESTROYED
+            if machine.state not in TERMINAL
         )
         return self.memory_mib - used
 

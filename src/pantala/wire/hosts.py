@@ -115,6 +115,32 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     certificate_until: str
 
 
+class DrainHostRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`undo`: the host takes machines again."""
+
+    undo: bool = False
+
+
+class LeavingMachine(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine of a host that is drained or gone. `state`: `waiting` for its turn, `moving` (to `target`), or `stays`
+    because of `reason`."""
+
+    id: str
+    app: str
+    region: str
+    state: Literal["waiting", "moving", "stays"]
+    target: str = ""
+    reason: str = ""
+
+
+class HostDeparture(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left to be done about a host; nothing when `machines` is empty."""
+
+    host: str
+    status: Literal["active", "draining", "lost", "removed"]
+    machines: list[LeavingMachine]
+
+
 class RenewCertificate(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="renew_certificate"):
     csr_pem: str
 

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from pantala.cli.output import emit, emit_json, emit_table, say
-from pantala.cli.session import api, json_option, run
+from pantala.cli.session import api, confirm, json_option, run, yes_option
 from pantala.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from pantala.wire.hosts import HostView
+    from pantala.client.api import ApiClient
+    from pantala.wire.hosts import HostDeparture, HostView
+
+WATCH_EVERY_S = 1.0
+WATCH_LOOKS_MAX = 3600
 
 ON_THE_HOST = {
     "init": "Make this server the first host of a new platform",
@@ -51,7 +55,7 @@ def _on_the_host() -> dict[str, str]:
 
 @click.group(cls=HostGroup)
 def host() -> None:
-    """The servers of the platform: invite, list, join."""
+    """The servers of the platform: invite, list, drain, remove, join."""
 
 
 @host.command()
@@ -101,6 +105,109 @@ def list_hosts(*, as_json: bool) -> None:
             emit_table(headers, _table(hosts), empty="There are no hosts.")
 
     run(main)
+
+
+@host.command()
+@click.argument("node")
+@click.option("--undo", is_flag=True, help="Let the host take machines again.")
+@click.option("--detach", is_flag=True, help="Do not wait until the machines are gone.")
+@json_option
+def drain(node: str, *, undo: bool, detach: bool, as_json: bool) -> None:
+    """Move a host's machines to others, one by one; it takes no new ones.
+
+    The platform goes on with it when this command ends.
+    """
+
+    async def main() -> None:
+        async with api() as client:
+            seen = await client.drain_host(node, undo=undo)
+            if undo:
+                say(f"{node} takes machines again.")
+            elif not detach:
+                seen = await _watch(client, seen)
+        if as_json:
+            emit_json(seen)
+        elif not undo:
+            _tell_rest(seen)
+
+    run(main)
+
+
+@host.command()
+@click.argument("node")
+@click.option("--force", is_flag=True, help="Also while machines are on it; they are treated as lost.")
+@yes_option
+@json_option
+def remove(node: str, *, force: bool, yes: bool, as_json: bool) -> None:
+    """Take a host out of the platform for good."""
+    confirm(f"Remove {node} for good? A host with this id never comes back.", yes=yes)
+
+    async def main() -> None:
+        async with api() as client:
+            seen = await client.remove_host(node, force=force)
+        _tell_gone(seen, "was removed", as_json=as_json)
+
+    run(main)
+
+
+@host.command()
+@click.argument("node")
+@yes_option
+@json_option
+def lost(node: str, *, yes: bool, as_json: bool) -> None:
+    """Declare a host lost: its machines without volumes come back on other hosts.
+
+    What still runs there stops as soon as the host hears of it, and never starts again.
+    """
+    confirm(f"Declare {node} lost for good? If it comes back, it has to join as a new host.", yes=yes)
+
+    async def main() -> None:
+        async with api() as client:
+            seen = await client.lose_host(node)
+        _tell_gone(seen, "is lost", as_json=as_json)
+
+    run(main)
+
+
+async def _watch(client: ApiClient, seen: HostDeparture) -> HostDeparture:
+    """Says what moves, until nothing is left or what is left stays."""
+    import anyio
+
+    told: dict[str, str] = {}
+    for _ in range(WATCH_LOOKS_MAX):
+        here = {machine.id: machine for machine in seen.machines}
+        for machine_id in [machine_id for machine_id in told if machine_id not in here]:
+            say(f"{machine_id}: moved")
+            del told[machine_id]
+        for machine in here.values():
+            line = f"moving to {machine.target}" if machine.state == "moving" else machine.reason
+            if line and told.get(machine.id) != line:
+                say(f"{machine.id} ({machine.app}): {line}")
+            told[machine.id] = line
+        if all(machine.state == "stays" for machine in seen.machines):
+            break
+        await anyio.sleep(WATCH_EVERY_S)
+        seen = await client.host_departure(seen.host)
+    return seen
+
+
+def _tell_rest(seen: HostDeparture) -> None:
+    if not seen.machines:
+        say(f"No machine is left on {seen.host}.")
+        return
+    rows = [(machine.id, machine.app, machine.region, machine.state, machine.reason) for machine in seen.machines]
+    emit_table(("MACHINE", "APP", "REGION", "STATE", "WHY"), rows, empty="")
+
+
+def _tell_gone(seen: HostDeparture, what: str, *, as_json: bool) -> None:
+    if as_json:
+        emit_json(seen)
+        return
+    stay = [machine for machine in seen.machines if machine.state == "stays"]
+    coming = len(seen.machines) - len(stay)
+    say(f"{seen.host} {what}; {coming} of its machines come back on other hosts.")
+    for machine in stay:
+        say(f"{machine.id} ({machine.app}) does not: {machine.reason}")
 
 
 def _table(hosts: Sequence[HostView]) -> list[tuple[object, ...]]:

@@ -1,11 +1,19 @@
-"""`/v1/hosts`: tokens for new hosts, joining with one, the list."""
+"""`/v1/hosts`: tokens for new hosts, joining with one, the list, leaving."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pantala.server.endpoint import Call, Endpoint
-from pantala.wire.hosts import CreateHostTokenRequest, HostToken, HostView, Joined, JoinRequest
+from pantala.wire.hosts import (
+    CreateHostTokenRequest,
+    DrainHostRequest,
+    HostDeparture,
+    HostToken,
+    HostView,
+    Joined,
+    JoinRequest,
+)
 
 
 async def create_token(call: Call) -> Any:
@@ -18,6 +26,22 @@ async def join(call: Call) -> Any:
 
 async def list_hosts(call: Call) -> Any:
     return await call.control.hosts.list_hosts(call.principal)
+
+
+async def drain(call: Call) -> Any:
+    return await call.control.departures.drain(call.principal, call.path("host"), undo=call.body.undo)
+
+
+async def departure(call: Call) -> Any:
+    return await call.control.departures.progress(call.principal, call.path("host"))
+
+
+async def lose(call: Call) -> Any:
+    return await call.control.departures.lose(call.principal, call.path("host"))
+
+
+async def remove(call: Call) -> Any:
+    return await call.control.departures.remove(call.principal, call.path("host"), force=call.flag("force"))
 
 
 ENDPOINTS = [
@@ -50,5 +74,40 @@ ENDPOINTS = [
         answer=list[HostView],
         tag="Hosts",
         summary="The cluster's hosts",
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/hosts/{host}/drain",
+        run=drain,
+        body=DrainHostRequest,
+        answer=HostDeparture,
+        optional_body=True,
+        tag="Hosts",
+        summary="Move a host's machines away, or let it take machines again",
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/hosts/{host}/drain",
+        run=departure,
+        answer=HostDeparture,
+        tag="Hosts",
+        summary="What is still on a host that is drained or gone, and why",
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/hosts/{host}/lost",
+        run=lose,
+        answer=HostDeparture,
+        tag="Hosts",
+        summary="Declare a host lost for good; its machines without volumes come back elsewhere",
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/v1/hosts/{host}",
+        run=remove,
+        answer=HostDeparture,
+        query=("force",),
+        tag="Hosts",
+        summary="Take a host out of the cluster",
     ),
 ]
