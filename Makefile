@@ -15,7 +15,7 @@ demo:  ## install, start a box and do the main job; KEEP=1 leaves the box
 	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(RUN)/python scripts/demo.py
 
 .PHONY: test
-test: install-tests lint test-rust test-unit test-contract test-integration test-e2e  ## everything: lint and all tiers
+test: install-tests lint test-rust test-unit test-contract test-simulation test-integration test-e2e  ## everything: lint and all tiers
 
 .PHONY: install-tests
 install-tests:
@@ -43,6 +43,10 @@ test-unit:  ## pure code, in seconds
 .PHONY: test-contract
 test-contract:
 	$(PYTEST) tests/contract
+
+.PHONY: test-simulation
+test-simulation:  ## the control plane over fake hosts, seeded faults
+	$(PYTEST) tests/simulation
 
 .PHONY: test-integration
 test-integration:

@@ -33,17 +33,18 @@ import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 import anyio
-from pantala.control.ports import NothingSeen
 from pantala.server import settings
 from pantala.server.compose import NoBuilder, Parts
 from pantala.server.main import serve
-from pantala.testing.fake_agent import FakeRegistry
-from pantala.testing.platform import RowTable
+from pantala.testing.fake_agent import FakeAgent, FakeRegistry
+from pantala.testing.platform import FakeSightings, RowTable
 
 @asynccontextmanager
 async def join(settings, *, bus, clock, epoch):
     Path(settings.state_dir, "epoch").write_text(str(epoch))
-    yield Parts(sink=RowTable(), registry=FakeRegistry(), builder=NoBuilder(), sightings=NothingSeen())
+    sightings = FakeSightings(clock)
+    sightings.add(FakeAgent(bus))  # what the test's own agent says of itself
+    yield Parts(sink=RowTable(), registry=FakeRegistry(), builder=NoBuilder(), sightings=sightings)
 
 anyio.run(serve, settings.read(Path(sys.argv[1])), join)
 """

@@ -69,6 +69,7 @@ class Moves:
         self._secrets = secrets
         self._nudged = anyio.Event()
         self._refused: dict[str, _Refused] = {}
+        self._asked: set[str] = set()
         self.reasons: dict[str, str] = {}
         """By machine, why it is not on its way although it should be."""
 
@@ -257,8 +258,12 @@ class Moves:
             cordoned=machine.cordoned,
             hidden=hidden,
         )
-        with self._nodes.sent(target.id, await self._ask(placement)):
+        if call.request_id in self._asked:  # its room is counted already
             await self._call(target.id, call)
+        else:
+            self._asked.add(call.request_id)
+            with self._nodes.sent(target.id, await self._ask(placement)):
+                await self._call(target.id, call)
         await self._secrets.record_delivery(app.id, target.id, given)
         found: Machine = await self._call(target.id, GetMachine(machine_id=move.machine_id))
         return found
@@ -342,6 +347,7 @@ class Moves:
 
     async def _end(self, move: MoveRecord) -> None:
         await self._context.db.write(lambda c: moves.end(c, move))
+        self._asked.discard(_id(move, "create"))
         self.reasons.pop(move.machine_id, None)
         self._refused.pop(move.machine_id, None)
 

@@ -67,7 +67,7 @@ class Nodes:
         """While a machine is on its way to a node, and until the node says what it has free since: its room is gone."""
         one = _Sent(ask)
         self._sent.setdefault(node_id, []).append(one)
-        self._fleet.take(node_id, ask)
+        self._put(node_id)
         refused = False
         try:
             yield

@@ -1,5 +1,5 @@
-"""Faults on the outermost seams of a control plane, drawn from seeded dice: the bus loses calls and answers, the process
-dies at a call or at a write, before or after it took effect. Time passes only where somebody sleeps."""
+"""Faults on the outermost seams of a control plane, drawn from seeded dice: the bus loses calls and answers, the
+process dies at a call or at a write, before or after it took effect. Time passes only where somebody sleeps."""
 
 from __future__ import annotations
 
