@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from pantala.control.context import Context
 from pantala.control.ports import Sightings
-from pantala.errors import CapacityError, InternalError
+from pantala.errors import CapacityError, DiskFull, InternalError
 from pantala.planner.placement import Ask, Candidate, Fleet
 from pantala.store import hosts, machines
 from pantala.store.records import NodeRecord
@@ -71,7 +71,7 @@ class Nodes:
         refused = False
         try:
             yield
-        except CapacityError:
+        except (CapacityError, DiskFull):
             refused = True
             raise
         finally:
