@@ -13,3 +13,8 @@ def hello():
 @app.route("/greeting")
 def greeting():
     return os.environ.get("GREETING", "no greeting is set")
+
+
+@app.route("/region")
+def region():
+    return os.environ.get("FLY_REGION", "nowhere")
