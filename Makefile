@@ -67,6 +67,10 @@ format:
 	$(RUN)/ruff check --fix .
 	cargo fmt
 
+.PHONY: soak
+soak: install-tests  ## long runs with full counts, about a quarter of an hour; needs root
+	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(PYTEST) -s tests/soak
+
 .PHONY: clean
 clean:  ## remove what was built; .cache (bases, BuildKit) stays
 	rm -rf .venv target dist

@@ -185,6 +185,16 @@ def test_a_killed_agent_or_bus_of_a_host_costs_no_request(box: BoxRig, site: Sit
     until_sync(lambda: box.pantala_json("host", "list"), lambda seen: all(h["reachable"] for h in seen), within_s=30)
 
 
+def test_an_edge_that_is_told_to_end_loses_nothing(box: BoxRig, site: Site) -> None:
+    with Loads(box, site.url) as loads:
+        time.sleep(1)
+        box.pantala("box", "stop", "proxy-lhr-1", "--state", str(box.state))
+        box.pantala("box", "start", "--state", str(box.state))
+        time.sleep(2)
+    loads.say("proxy-lhr-1 told to end")
+    assert loads.lost(*REGIONS) == {}
+
+
 def test_a_killed_proxy_is_left_for_the_next_edge(box: BoxRig, site: Site) -> None:
     with Loads(box, site.url) as loads:
         time.sleep(1)
@@ -269,3 +279,44 @@ def test_without_the_control_plane_all_goes_on(box: BoxRig, site: Site, tmp_path
     until_sync(lambda: of_region(box, "sleepy")["nrt"]["state"], "started".__eq__, within_s=20)
     site.deploy("9", auto_stop="off")
     assert box.curl(site.url, region="nrt") == "served"
+
+
+def test_a_drained_host_loses_no_request_and_takes_machines_again(box: BoxRig, site: Site) -> None:
+    with Loads(box, site.url) as loads:
+        box.pantala("host", "drain", "nrt-1")
+        places = sorted(machine["region"] for machine in box.machines(site.name))
+        time.sleep(2)
+    loads.say("nrt-1 drained")
+    assert "nrt" not in places
+    assert len(places) == 3
+    assert loads.lost(*REGIONS) == {}
+    assert box.run_in("nrt-1", "nft", "list", "set", "inet", "pantala", "source6").stdout.count("comment") == 0
+    box.pantala("host", "drain", "nrt-1", "--undo")
+    box.pantala("regions", "add", "nrt", "-a", site.name, "--yes")
+
+
+def test_a_lost_host_is_replaced_and_never_runs_its_old_copies_again(box: BoxRig, site: Site) -> None:
+    lost = [machine["id"] for machine in box.machines(site.name) if machine["region"] == "lhr"]
+    assert lost
+    box.pantala("box", "stop", "lhr-1", "--kill", "--state", str(box.state))
+    begun = time.monotonic()
+    box.pantala("host", "lost", "lhr-1", "--yes")
+    until_sync(
+        lambda: {m["id"]: (m["region"], m["state"]) for m in box.machines(site.name) if m["id"] in lost},
+        lambda seen: set(seen) == set(lost) and all(r != "lhr" and s == "started" for r, s in seen.values()),
+        within_s=60,
+        every_s=0.2,
+    )
+    print(
+        f"{len(lost)} machine(s) of the lost host ran elsewhere {time.monotonic() - begun:.1f} s after it was declared"
+    )
+    assert box.curl(site.url, region="lhr") == "served", "its clients go to the next edge"
+    box.pantala("box", "start", "--state", str(box.state))
+    until_sync(
+        lambda: box.run_in("lhr-1", "nft", "list", "set", "inet", "pantala", "source6").stdout.count("comment"),
+        lambda machines: machines == 0,
+        within_s=60,
+        every_s=0.5,
+    )
+    seen = {host["id"]: host["status"] for host in box.pantala_json("host", "list")}
+    assert seen.get("lhr-1") in (None, "lost")

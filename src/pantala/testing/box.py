@@ -127,14 +127,19 @@ class BoxRig:
 
 @contextmanager
 def running_box(
-    work: Path, *, regions: Sequence[str] = ("iad",), idle_window_s: float = 3.0, instance: int | None = None
+    work: Path,
+    *,
+    regions: Sequence[str] = ("iad",),
+    idle_window_s: float = 3.0,
+    instance: int | None = None,
+    flags: Sequence[str] = (),
 ) -> Generator[BoxRig]:
     """Up, and down again with everything it made; what is left behind fails the test that comes last."""
     rig = BoxRig(work, regions=regions, instance=instance)
     work.mkdir(parents=True, exist_ok=True)
     rig.pantala("down", "--purge", "--state", str(rig.state), check=False)  # what a killed run left
     try:
-        rig.up("--regions", ",".join(regions), "--idle-window", str(idle_window_s))
+        rig.up("--regions", ",".join(regions), "--idle-window", str(idle_window_s), *flags)
         rig.pantala("images", "bootstrap", *BASES, "--state", str(rig.state), timeout_s=400)
         yield rig
     finally:

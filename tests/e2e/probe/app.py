@@ -4,7 +4,10 @@ import http.server
 import os
 import pathlib
 import socket
+import time
 import urllib.parse
+
+SICK_FOR_S = 15.0
 
 
 def reach(host, port):
@@ -28,6 +31,8 @@ def resolve(name):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    sick_until = 0.0
+
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
         query = {k: v[0] for k, v in urllib.parse.parse_qs(url.query).items()}
@@ -37,12 +42,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = os.environ.get(query["name"], "")
         elif url.path == "/resolve":
             text = resolve(query["name"])
+        elif url.path == "/sick":
+            Handler.sick_until = time.monotonic() + SICK_FOR_S
+            text = "not well for a while"
+        elif url.path == "/exit":
+            os._exit(1)
         elif url.path == "/reach":
             text = reach(query["host"], query["port"])
         else:
             text = "Hello from a machine"
         body = text.encode()
-        self.send_response(200)
+        self.send_response(503 if time.monotonic() < Handler.sick_until else 200)
         self.send_header("content-type", "text/plain")
         self.send_header("content-length", str(len(body)))
         self.end_headers()

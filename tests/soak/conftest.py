@@ -1,0 +1,8 @@
+"""Long runs with full counts: `make soak`. They use the rigs of the end-to-end tier."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
