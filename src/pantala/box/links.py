@@ -1,23 +1,16 @@
 """How the hosts of a box carry 6PN to one another: what their agents are told, and the tunnel programs that run.
 
 Plain links need no program: the router sends each /80 to its host. With `--links wireguard` every host has a tunnel
-device; where the kernel has WireGuard the agent makes it, elsewhere `wireguard-go` does, and outlives the agent.
+device of its own (`pantala.host.tunnels`).
 """
 
 from __future__ import annotations
-
-import subprocess
-from pathlib import Path
 
 import msgspec
 
 from pantala.box.layout import ROUTER, WIREGUARD_PORT, Box, Host, LinkKind
 from pantala.host.supervisor import Process
-from pantala.kit import binaries
-
-SOCKETS = Path("/var/run/wireguard")
-"""Fixed in wireguard-go; the device's name tells the hosts of all boxes apart."""
-PROBE = "wgprobe"
+from pantala.host.tunnels import kernel_has_wireguard, tunnel_process
 
 
 class AgentLinks(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,27 +31,12 @@ def agent_links(box: Box, host: Host) -> AgentLinks:
 
 def plan_tunnels(box: Box) -> list[Process]:
     """Tunnel programs, to be started before the agents. None for plain links, or a kernel with WireGuard."""
-    if box.links_kind == "plain" or kernel_has_wireguard():
+    if box.links_kind == "plain" or kernel_has_wireguard(ROUTER):
         return []
     return [plan_tunnel(box, host) for host in box.hosts()]
 
 
 def plan_tunnel(box: Box, host: Host) -> Process:
-    device = host.wireguard_device
-    return Process(
-        name=f"wireguard-{host.node}",
-        command=[str(binaries.find("wireguard-go")), "-f", device],
-        netns=host.link.netns,
-        env={"LOG_LEVEL": "error"},
-        log=str(box.logs_dir() / f"wireguard-{host.node}.log"),
-        ready=f"unix:{SOCKETS / device}.sock",
+    return tunnel_process(
+        name=f"wireguard-{host.node}", device=host.wireguard_device, netns=host.link.netns, logs=box.logs_dir()
     )
-
-
-def kernel_has_wireguard() -> bool:
-    """Only making a device tells: the module is loaded on demand. In the router, where nobody minds."""
-    inside = ["ip", "-n", ROUTER, "link"]
-    made = subprocess.run([*inside, "add", PROBE, "type", "wireguard"], capture_output=True, timeout=10, check=False)
-    if made.returncode == 0:
-        subprocess.run([*inside, "del", PROBE], capture_output=True, timeout=10, check=False)
-    return made.returncode == 0

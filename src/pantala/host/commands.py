@@ -12,7 +12,7 @@ import click
 from pantala.cli.output import emit, say
 from pantala.cli.session import confirm, yes_option
 from pantala.errors import Conflict, InvalidRequest, NotFound
-from pantala.host import first, systemd
+from pantala.host import first, systemd, tunnels
 from pantala.host.identity import join_request, keep
 from pantala.host.join import ask, decode_token, own_address
 from pantala.host.outside import resolvers
@@ -22,7 +22,7 @@ from pantala.host.settings import Tuning
 from pantala.host.stop import stop_processes, sweep_machines
 from pantala.host.supervisor import is_supervisor, read_status, save_processes
 
-TOOLS = ("ip", "nft", "nsenter", "crun", "runc", "mkfs.ext4")
+TOOLS = ("ip", "nft", "nsenter", "crun", "runc", "mkfs.ext4", "wg")
 
 root_option = click.option(
     "--state", "root", type=click.Path(path_type=Path), default=ROOT, show_default=True, metavar="DIR",
@@ -186,6 +186,7 @@ def _place(root: Path, run_dir: Path, *, address: str, edge: bool, cgroup: str, 
         address=address,
         listen=[address] if edge else [],
         cgroup_root=cgroup or (systemd.MACHINES_CGROUP if supervised else "pantala"),
+        agent=tunnels.agent_fields(),
     )
 
 

@@ -19,6 +19,7 @@ from pantala.host.place import Place
 from pantala.host.processes import control_processes, host_processes
 from pantala.host.settings import Tuning
 from pantala.host.supervisor import Process
+from pantala.host.tunnels import own_tunnel
 from pantala.kit.files import write_private
 
 ROOT = Path("/var/lib/pantala")
@@ -62,7 +63,7 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
         if joined is None:
             raise NotFound(f"there is no {self.place.joined}", hint="`pantala host join TOKEN` makes this a host")
         self.place.make_folders()
-        own = host_processes(self.place, joined, self.tuning)
+        own = [*own_tunnel(self.place), *host_processes(self.place, joined, self.tuning)]
         if self.first is None:
             return own
         control = control_processes(
