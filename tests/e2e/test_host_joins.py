@@ -107,7 +107,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Generator[BoxRig]:
-    with running_box(tmp_path_factory.mktemp("join"), regions=REGIONS, instance=INSTANCE) as rig:
+    """Its hosts have tunnels, as servers have."""
+    links = ("--links", "wireguard")
+    with running_box(tmp_path_factory.mktemp("join"), regions=REGIONS, instance=INSTANCE, flags=links) as rig:
         yield rig
 
 
@@ -191,11 +193,18 @@ def test_it_gets_a_machine_by_region_and_serves_it(box: BoxRig, server: Server, 
     assert own_edge(server) == GREETING
 
 
-def own_edge(server: Server) -> str:
+def test_its_machines_are_in_the_private_network(box: BoxRig, server: Server, tmp_path: Path) -> None:
+    source = probe_source(tmp_path, "probe-iad")
+    box.pantala("apps", "create", "probe-iad")
+    box.pantala("deploy", "--no-ha", "--primary-region", "iad", cwd=source)
+    until_sync(lambda: own_edge(server, "/reach?host=probe-iad.internal&port=8080"), "open".__eq__, within_s=30)
+
+
+def own_edge(server: Server, path: str = "/") -> str:
     name = "probe-fra.apps.pantala.test"
     return server.box.run_in(
         NODE, "curl", "-sS", "--max-time", "20", "--cacert", str(server.box.state / "control" / "ca" / "ca.pem"),
-        "--resolve", f"{name}:443:{server.address}", f"https://{name}/", check=False,
+        "--resolve", f"{name}:443:{server.address}", f"https://{name}{path}", check=False,
     ).stdout  # fmt: skip
 
 

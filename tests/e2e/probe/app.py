@@ -62,4 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Not logged: what is asked for here is not to be found elsewhere."""
 
 
-http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6  # and IPv4: the private network comes by the one, the edge by the other
+
+
+Server(("::", 8080), Handler).serve_forever()
