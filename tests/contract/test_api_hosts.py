@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncGenerator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ async def test_a_host_joins_with_a_token_and_gets_all_it_needs(platform: TestPla
     moment = platform.control.context.clock.now()
     policy = PolicyBuilder().store(Store([authority])).time(moment)
     policy.build_server_verifier(name).verify(leaf, [])
-    assert policy.build_client_verifier().verify(leaf, []).subjects == [name]
+    assert policy.build_client_verifier().verify(leaf, []).subjects == [name, x509.IPAddress(ip_address("10.0.0.9"))]
     assert leaf.public_key() == keys.tls.public_key()
     usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert set(usage) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
