@@ -342,6 +342,8 @@ def is_supervisor(pid: int) -> bool:
 
 def main(arguments: list[str]) -> int:
     configure(program="supervisor")
+    # Started under nohup this signal would be ignored by all children too, who read their files again by it.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     keep_running(Path(arguments[0]))
     return 0
 
