@@ -340,10 +340,14 @@ def is_supervisor(pid: int) -> bool:
         return False
 
 
+def _stay(number: int, frame: object) -> None:
+    """A hangup concerns the children alone."""
+
+
 def main(arguments: list[str]) -> int:
     configure(program="supervisor")
     # Started under nohup this signal would be ignored by all children too, who read their files again by it.
-    signal.signal(signal.SIGHUP, lambda *_: None)
+    signal.signal(signal.SIGHUP, _stay)
     keep_running(Path(arguments[0]))
     return 0
 
