@@ -35,7 +35,7 @@ def leaks(box: Box | None) -> list[str]:
     links = _lines(["ip", "-o", "link", "show"])
     found += [f"link {UPLINK}" for line in links if f" {UPLINK}@" in line or f" {UPLINK}:" in line]
     found += [f"firewall table ip {TABLE}" for line in _lines(["nft", "list", "tables"]) if line == f"table ip {TABLE}"]
-    found += [f"mount {path}" for path in _mounts()]
+    found += [f"mount {path}" for path in mounts()]
     found += [f"control group {path}" for path in control_groups()]
     if box is not None and box.run_dir.exists():
         found.append(f"folder {box.run_dir}")
@@ -56,7 +56,7 @@ def command_of(pid: int) -> str:
         return "ended"
 
 
-def _mounts() -> list[str]:
+def mounts() -> list[str]:
     """Mount points of this namespace below a folder that bears our name."""
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     return sorted(point for point in points if f"/{RUN_NAME}/" in point or f"/run/netns/{PREFIX}" in point)

@@ -17,7 +17,7 @@ import httpx2
 import msgspec
 
 from pantala.box import places
-from pantala.box.layout import REGISTRY_NAME, Box, LinkKind, load_box, new_box
+from pantala.box.layout import REGISTRY_NAME, RUN_NAME, Box, LinkKind, load_box, new_box
 from pantala.box.links import plan_tunnels
 from pantala.box.network import lower_network, raise_network
 from pantala.box.relay import plan_relay
@@ -162,12 +162,20 @@ def down(*, state: Path, say: Say, purge: bool = False) -> None:
     say("==> Removing the network")
     kill_leftovers(box)
     lower_network(box)
+    unmount_leftovers()
     remove_control_groups()
-    if box is not None:
-        shutil.rmtree(box.run_dir, ignore_errors=True)
+    shutil.rmtree(box.run_dir if box is not None else Path("/run") / RUN_NAME, ignore_errors=True)
     (state / "status.json").unlink(missing_ok=True)
     if purge:
         shutil.rmtree(state, ignore_errors=True)
+
+
+def unmount_leftovers() -> None:
+    """What hosts hold that no record knows any more, such as a server that had joined and was killed."""
+    from pantala.box.audit import mounts
+
+    for point in reversed(mounts()):
+        subprocess.run(["umount", point], capture_output=True, timeout=10, check=False)  # what stays, the audit names
 
 
 def remove_control_groups() -> None:
