@@ -8,12 +8,20 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from figures import FIGURES
 
 from pantala.testing.box import BoxRig, running_box
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 os.environ.setdefault("PANTALA_BOX_INSTANCE", "9")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("measured on the way")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

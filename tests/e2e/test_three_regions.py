@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from figures import tell
 from probe_rig import probe_source
 from traffic_rig import Site, failures, loading
 
@@ -86,7 +87,7 @@ class Loads:
 
     def say(self, what: str) -> None:
         for region, report in self.reports.items():
-            print(
+            tell(
                 f"{what}: {region} {report.sent} requests, {report.failed} failed, failing for {report.failing_s} s, "
                 f"p50 {report.p50_ms} ms, p99 {report.p99_ms} ms, slowest {report.max_ms} ms"
             )
@@ -141,7 +142,7 @@ def test_a_stopped_machine_leaves_the_names_of_every_region_within_a_second(
     begun = time.monotonic()
     for region in REGIONS:
         until_sync(lambda region=region: seen_from(box, region, name), lambda s: s.startswith("none"), within_s=5)
-    print(f"a stop was seen in every region after {time.monotonic() - begun:.2f} s, three requests included")
+    tell(f"a stop was seen in every region after {time.monotonic() - begun:.2f} s, three requests included")
     box.pantala("machine", "start", machine["id"], "-a", site.name)
     for region in REGIONS:
         until_sync(lambda region=region: seen_from(box, region, name), machine["private_ip"].__eq__, within_s=5)
@@ -168,7 +169,7 @@ def test_a_machine_asleep_in_another_region_is_woken_by_a_request(
     before_ms = time.time_ns() // 1_000_000
     with loading(box, site.url, region="iad") as client:
         report = client.burst(15)
-    print(f"15 requests in iad for a machine asleep in nrt: p50 {report.p50_ms} ms, slowest {report.max_ms} ms")
+    tell(f"15 requests in iad for a machine asleep in nrt: p50 {report.p50_ms} ms, slowest {report.max_ms} ms")
     assert failures(report) == {}
     assert site.starts(since_ms=before_ms) == {machine["id"]: 1}
 
@@ -223,7 +224,7 @@ def test_a_host_cut_off_is_left_and_comes_back(box: BoxRig, site: Site) -> None:
         until_sync(
             lambda: what_lhr_says(box), lambda said: "services in its fly.toml" in said, within_s=30, every_s=0.1
         )
-        print(f"lhr-1 knew what it had missed {time.monotonic() - begun:.2f} s after the heal")
+        tell(f"lhr-1 knew what it had missed {time.monotonic() - begun:.2f} s after the heal")
         time.sleep(2)
     loads.say("lhr-1 cut off")
     assert loads.lost("iad", "nrt") == {}
@@ -307,7 +308,7 @@ def test_a_lost_host_is_replaced_and_never_runs_its_old_copies_again(box: BoxRig
         within_s=60,
         every_s=0.2,
     )
-    print(
+    tell(
         f"{len(lost)} machine(s) of the lost host ran elsewhere {time.monotonic() - begun:.1f} s after it was declared"
     )
     assert box.curl(site.url, region="lhr") == "served", "its clients go to the next edge"

@@ -7,6 +7,7 @@ from collections.abc import Generator
 
 import msgspec
 import pytest
+from figures import tell
 from traffic_rig import TOML, Client, Site, failures, loading
 
 from pantala.testing.box import BoxRig
@@ -39,7 +40,7 @@ def test_deploys_under_load_lose_no_request(site: Site, client: Client) -> None:
     with client.steady(RATE) as report:
         for version in range(1, DEPLOYS + 1):
             site.deploy(str(version))
-    print(f"{DEPLOYS} deploys: {msgspec.json.encode(report).decode()}")
+    tell(f"{DEPLOYS} deploys: {msgspec.json.encode(report).decode()}")
     assert failures(report) == {}
     assert set(report.versions) == {str(version) for version in range(DEPLOYS + 1)}
     assert report.rate >= 100
@@ -80,7 +81,7 @@ def test_every_first_request_after_a_sleep_is_answered(site: Site, client: Clien
         report = client.burst(1)
         assert failures(report) == {}, f"in cycle {cycle}"
         slowest = max(slowest, report.max_ms)
-    print(f"{CYCLES} sleeps and wakes, the slowest first answer after {slowest} ms")
+    tell(f"{CYCLES} sleeps and wakes, the slowest first answer after {slowest} ms")
 
 
 def test_the_floor_stays_up_and_without_autostop_all_do(site: Site) -> None:
@@ -105,5 +106,5 @@ def test_a_wrong_address_is_named_at_once(site: Site) -> None:
     )  # fmt: skip
     assert said.code != 0
     assert "the app listens on 127.0.0.1:8080; bind 0.0.0.0:8080" in said.output
-    print(f"named and put back after {time.monotonic() - begun:.1f} s")
+    tell(f"named and put back after {time.monotonic() - begun:.1f} s")
     assert site.box.curl(site.url) == "served"

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from figures import tell
 from probe_rig import probe_source
 from traffic_rig import Site, failures, loading
 
@@ -102,10 +103,10 @@ def test_ten_minutes_without_control_plane_and_bus(box: BoxRig, tmp_path: Path) 
         until_sync(lambda: agreed(box), bool, within_s=60, every_s=0.2)
         back_s = time.monotonic() - begun
     for region, report in reports.items():
-        print(
+        tell(
             f"{region}: {report.sent} requests, {report.failed} failed, p50 {report.p50_ms} ms, p99 {report.p99_ms} ms"
         )
-    print(
+    tell(
         f"{rounds} rounds of waking, names, checks and restarts in {OFF_FOR_S:.0f} s; agreed {back_s:.1f} s afterwards"
     )
     assert {region: failures(report) for region, report in reports.items() if report.failed} == {}
