@@ -69,8 +69,14 @@ def moved_after_s(rig: NetworkRig, region: str, harm: Callable[[], object]) -> t
     return node, time.monotonic() - begun
 
 
+def each_is_served_by_its_own(rig: NetworkRig) -> None:
+    """All at once; a session between router and edge that ends on a busy machine is back in a second."""
+    own = [f"{region}-1" for region in REGIONS]
+    until_sync(lambda: [rig.answered_by(region) for region in REGIONS], own.__eq__, within_s=15)
+
+
 def test_the_nearest_edge_answers(settled: NetworkRig) -> None:
-    assert [settled.answered_by(region) for region in REGIONS] == ["iad-1", "lhr-1", "nrt-1"]
+    each_is_served_by_its_own(settled)
 
 
 @pytest.mark.parametrize(("region", "next_best"), [("nrt", "iad-1"), ("lhr", "iad-1"), ("iad", "lhr-1")])
@@ -130,7 +136,7 @@ def test_a_cut_region_keeps_its_own_clients_and_hears_no_one_else(settled: Netwo
         assert not reaches("nrt", 1)
         assert reaches("nrt", 3)
         assert reaches("iad", 2)
-        assert [settled.answered_by(region) for region in REGIONS] == ["iad-1", "lhr-1", "nrt-1"]
+        each_is_served_by_its_own(settled)
         settled.call("kill", "edge-iad-1", int(signal.SIGKILL))
         until_sync(lambda: settled.answered_by("iad"), lambda node: node == "lhr-1", within_s=5)
     finally:
