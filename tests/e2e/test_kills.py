@@ -169,7 +169,7 @@ def test_an_agent_killed_twenty_times_loses_and_leaks_nothing(box: BoxRig, survi
 def test_what_serves_goes_on_without_control_plane_or_bus(
     box: BoxRig, survivor: str, tmp_path: Path, name: str
 ) -> None:
-    box.pantala("secrets", "set", "--stage", f"KEPT_BY_{name.upper()}=acknowledged", "-a", survivor)
+    box.pantala("secrets", "set", "--stage", f"KEPT_BY_{name.upper().replace('-', '_')}=acknowledged", "-a", survivor)
     before = acknowledged(box, survivor)
     with steady_client(box, tmp_path, f"https://{survivor}.apps.pantala.test/") as client:
         client.await_more(5)

@@ -25,7 +25,7 @@ from pantala.testing.poll import until_sync
 pytestmark = pytest.mark.root
 
 REGIONS = ("iad", "lhr", "nrt")
-INSTANCE = 4
+INSTANCE = 3
 OFF_FOR_S = float(os.environ.get("SOAK_SECONDS", "600"))
 ROUND_S = 30.0
 RATE_EACH = 36
