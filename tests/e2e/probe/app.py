@@ -46,7 +46,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             Handler.sick_until = time.monotonic() + SICK_FOR_S
             text = "not well for a while"
         elif url.path == "/exit":
-            os._exit(1)
+            text = "gone in a moment"
         elif url.path == "/reach":
             text = reach(query["host"], query["port"])
         else:
@@ -57,6 +57,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        if url.path == "/exit":
+            self.wfile.flush()
+            os._exit(1)
 
     def log_request(self, code="-", size="-"):
         """Not logged: what is asked for here is not to be found elsewhere."""
