@@ -75,7 +75,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return self.proxy_socket or self.run_dir / "agent.sock"
 
 
-def _hook(wanted: type, value: object) -> object:
+def read_path(wanted: type, value: object) -> object:
+    """`dec_hook` of documents with paths in them."""
     if wanted is Path and isinstance(value, str):
         return Path(value)
     raise NotImplementedError
@@ -84,7 +85,7 @@ def _hook(wanted: type, value: object) -> object:
 def load(path: Path) -> AgentSettings:
     """Raises InvalidRequest naming what is wrong."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AgentSettings, dec_hook=_hook)
+        return msgspec.json.decode(path.read_bytes(), type=AgentSettings, dec_hook=read_path)
     except FileNotFoundError as error:
         raise InvalidRequest(f"there is no settings file {path}") from error
     except msgspec.DecodeError as error:

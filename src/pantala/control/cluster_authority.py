@@ -12,83 +12,33 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from pantala.control.registry_tokens import private_pem
+from pantala.control.signing_authority import SigningAuthority
 from pantala.errors import InvalidRequest
-from pantala.kit.clock import Clock, unix_ms
-from pantala.kit.files import write_private
+from pantala.kit.clock import Clock
 from pantala.wire.hosts import NODE_DOMAIN
 
 NODE_LIVES = timedelta(days=30)
-AUTHORITY_LIVES = timedelta(days=3650)
-BACKDATED = timedelta(hours=1)
 CSR_BYTES_MAX = 16 * 1024
 
 
 class ClusterAuthority:
-    """Kept in `folder` as `ca.pem` and `ca.key`; made on first use."""
-
     def __init__(self, folder: Path, clock: Clock) -> None:
-        self._clock = clock
-        path, key_path = folder / "ca.pem", folder / "ca.key"
-        if not (path.exists() and key_path.exists()):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            key = ec.generate_private_key(ec.SECP256R1())
-            write_private(key_path, private_pem(key))
-            path.write_bytes(self._self_signed(key).public_bytes(serialization.Encoding.PEM))
-        loaded = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
-        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
-        self._key = loaded
-        self.certificate_pem = path.read_text()
-        self._certificate = x509.load_pem_x509_certificate(self.certificate_pem.encode())
+        self._authority = SigningAuthority(folder, clock, name="Pantala cluster authority", domains=[NODE_DOMAIN])
+        self.certificate_pem = self._authority.certificate_pem
 
     def sign(self, csr_pem: str, node: str, address: str) -> tuple[str, int]:
         """The node's certificate for the key of this request, and when it ends in Unix ms. Nothing but the key is
         taken from the request. It also names the address, by which the bus's servers find one another. Raises
         InvalidRequest."""
-        key = public_key_of(csr_pem)
-        now = self._clock.now()
-        not_after = now + NODE_LIVES
-        names = [x509.DNSName(f"{node}.{NODE_DOMAIN}"), x509.IPAddress(ipaddress.ip_address(address))]
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(_name(node))
-            .issuer_name(self._certificate.subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(not_after)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
-            .add_extension(_usage(authority=False), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        return certificate.public_bytes(serialization.Encoding.PEM).decode(), unix_ms(not_after)
-
-    def _self_signed(self, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-        now = self._clock.now()
-        return (
-            x509.CertificateBuilder()
-            .subject_name(_name("Pantala cluster authority"))
-            .issuer_name(_name("Pantala cluster authority"))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + AUTHORITY_LIVES)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(authority=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.NameConstraints([x509.DNSName(NODE_DOMAIN)], None), critical=True)
-            .sign(key, hashes.SHA256())
+        return self._authority.sign(
+            public_key_of(csr_pem),
+            subject=node,
+            names=[x509.DNSName(f"{node}.{NODE_DOMAIN}"), x509.IPAddress(ipaddress.ip_address(address))],
+            usages=[ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
+            lives=NODE_LIVES,
         )
 
 
@@ -110,21 +60,3 @@ def public_key_of(csr_pem: str) -> ec.EllipticCurvePublicKey | ed25519.Ed25519Pu
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         return key
     raise InvalidRequest("must be for an ECDSA P-256 or an Ed25519 key", field="csr_pem")
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
-    )

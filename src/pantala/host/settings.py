@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pantala.agent.settings import AgentSettings
+from pantala.agent.settings import AgentSettings, read_path
 from pantala.agent.settings import save as save_agent_settings
 from pantala.errors import InvalidRequest
 from pantala.host import bus
@@ -111,15 +111,9 @@ def changed(settings: S, fields: dict[str, Any]) -> S:
             raise InvalidRequest(f"{type(settings).__name__} has no {name}", field="--settings")
     document = msgspec.to_builtins(settings, enc_hook=str) | fields
     try:
-        return msgspec.convert(document, type(settings), dec_hook=_hook)
+        return msgspec.convert(document, type(settings), dec_hook=read_path)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"{type(settings).__name__}: {error}", field="--settings") from error
-
-
-def _hook(wanted: type, value: object) -> object:
-    if wanted is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError
 
 
 def save(path: Path, settings: msgspec.Struct) -> Path:
