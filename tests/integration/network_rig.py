@@ -214,6 +214,8 @@ class _Quiet(http.server.ThreadingHTTPServer):
 def edge(node: str, address: str, own: str, lame_duck_ms: int) -> None:
     """The stand-in for a proxy. Connections stay open while it leaves, as the proxy's do."""
     leaving = threading.Event()
+    # Awaited by the main thread alone: a handler would run only once that thread wakes, and another may get the signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     class Answer(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -239,8 +241,8 @@ def edge(node: str, address: str, own: str, lame_duck_ms: int) -> None:
     public, admin = _Quiet((address, 80), Answer), _Quiet((own, 9180), Answer)
     for server in (public, admin):
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: leaving.set())
-    leaving.wait()
+    signal.sigwait({signal.SIGTERM})
+    leaving.set()
     time.sleep(lame_duck_ms / 1000)
     public.shutdown()
     public.socket.close()

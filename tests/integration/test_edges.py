@@ -9,7 +9,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -69,6 +70,17 @@ def moved_after_s(rig: NetworkRig, region: str, harm: Callable[[], object]) -> t
     return node, time.monotonic() - begun
 
 
+@contextmanager
+def ending(process: Popen[str]) -> Generator[Iterator[str]]:
+    """The lines that it says; killed, and its pipes closed, whatever becomes of the test."""
+    assert process.stdout is not None
+    with process:
+        try:
+            yield process.stdout
+        finally:
+            process.kill()
+
+
 def each_is_served_by_its_own(rig: NetworkRig) -> None:
     """All at once; a session between router and edge that ends on a busy machine is back in a second."""
     own = [f"{region}-1" for region in REGIONS]
@@ -104,23 +116,22 @@ def test_a_host_that_falls_silent_is_left_and_found_again(settled: NetworkRig) -
 @pytest.mark.parametrize("what", ["edge-lhr-1", "announcer-lhr-1"], ids=["proxy told to end", "announcer told to end"])
 def test_an_edge_that_leaves_loses_nothing(settled: NetworkRig, what: str) -> None:
     at_lhr = ["nsenter", f"--net=/run/netns/pnt{INSTANCE}-at-lhr", "--"]
-    client = Popen([*at_lhr, sys.executable, "-c", CLIENT], stdin=PIPE, stdout=PIPE, text=True)
-    assert client.stdout is not None
-    assert client.stdout.readline() == "begun\n"
-    slow = Popen([*at_lhr, "curl", "-sSN", "--max-time", "10", f"http://{EDGE}/slow"], stdout=PIPE, text=True)
-    assert slow.stdout is not None
-    assert slow.stdout.readline() == "lhr-1\n"
-    settled.call("kill", what, int(signal.SIGTERM))
-    until_sync(lambda: settled.answered_by("lhr"), lambda node: node == "iad-1", within_s=5)
-    finished = slow.stdout.read()  # what the edge had begun before it was asked to leave
-    assert slow.wait() == 0
-    slow.stdout.close()
-    said, _ = client.communicate("", timeout=30)
+    ask = Popen([*at_lhr, sys.executable, "-c", CLIENT], stdin=PIPE, stdout=PIPE, text=True)
+    with ending(ask) as client:
+        assert next(client) == "begun\n"
+        fetch = Popen([*at_lhr, "curl", "-sSN", "--max-time", "10", f"http://{EDGE}/slow"], stdout=PIPE, text=True)
+        with ending(fetch) as slow:
+            assert next(slow) == "lhr-1\n"
+            settled.call("kill", what, int(signal.SIGTERM))
+            until_sync(lambda: settled.answered_by("lhr"), lambda node: node == "iad-1", within_s=5)
+            finished = list(slow)  # what the edge had begun before it was asked to leave
+            assert fetch.wait(timeout=10) == 0
+        said, _ = ask.communicate("", timeout=30)
     settled.call("restart_edge", "lhr-1")
     lines = said.splitlines()
     assert [line for line in lines if line.startswith("failed")] == []
     assert int(lines[-1].split()[1]) > 20
-    assert finished == "lhr-1\n" * 19
+    assert finished == ["lhr-1\n"] * 19
 
 
 def test_a_cut_region_keeps_its_own_clients_and_hears_no_one_else(settled: NetworkRig) -> None:
