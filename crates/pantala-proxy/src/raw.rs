@@ -43,8 +43,7 @@ pub async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     if app.offer(port).is_none() {
         return;
     }
-    let host = name.unwrap_or_default();
-    let mut selection = Selection::new(shared, &app.name, client.local.ip(), port, &host);
+    let mut selection = Selection::new(shared, &app.name, port);
     match connect(worker, &mut selection, &client).await {
         Ok((slot, mut upstream)) => couple(shared, &slot, &mut stream, &mut upstream).await,
         Err(refusal) => {

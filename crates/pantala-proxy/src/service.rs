@@ -79,7 +79,7 @@ async fn answer(
                 return Err(no_service(&app.name, port));
             }
             *options = offer.port.http_options.as_ref().and_then(|o| o.response.clone());
-            let selection = Selection::new(shared, &app.name, client.local.ip(), port, &checked.host);
+            let selection = Selection::new(shared, &app.name, port);
             Upstreams::App(Box::new(selection.with_wishes(headers::wishes(&parts.headers))))
         }
     };

@@ -18,7 +18,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::{CONNECTION_WINDOW, HEAD_BYTES_MAX, KEEP_ALIVE, Mesh, STREAM_WINDOW, STREAMS_MAX, is_member, serve, tls};
-use crate::accept::{self, Local, closing};
+use crate::accept;
+use crate::http::{Local, closing};
 use crate::log;
 use crate::service::Worker;
 use crate::shared::Life;

@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::peers::{Peer, State};
 use super::{ConnectError, Mesh, wire};
-use crate::accept::Local;
+use crate::http::Local;
 use crate::log;
 use crate::shared::{Life, Shared};
 

@@ -21,8 +21,8 @@ use tokio::time::Instant;
 use super::peers::Peer;
 use super::tls::Credentials;
 use super::{CONNECTION_WINDOW, ConnectError, HEAD_BYTES_MAX, KEEP_ALIVE, Mesh, STREAM_WINDOW, STREAMS_MAX};
-use crate::accept::Local;
 use crate::body::AttemptBody;
+use crate::http::Local;
 
 const IDLE_MAX: Duration = Duration::from_secs(300);
 const PAUSE_FIRST: Duration = Duration::from_millis(20);

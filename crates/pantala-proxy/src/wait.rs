@@ -1,0 +1,208 @@
+//! Phase 5, its waits: what a request does until a machine has a slot for it. Each ends by its own deadline with a reason.
+
+use std::future::Future;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use pantala_route::choose::Waiting;
+use pantala_route::snapshot::{App, Machine, Target};
+use pantala_route::turn::{Attempt, Reason};
+use pantala_wire::feed::WakeResult;
+use tokio::time::{Instant, timeout_at};
+
+use crate::respond::Refusal;
+use crate::select::{REFUSING_MAX, Scope, Selection};
+use crate::shared::{Command, Shared};
+use crate::slot::Slot;
+
+/// A refused wake may only mean that our view is older than the agent's.
+const NEWER_VIEW_MAX: Duration = Duration::from_secs(2);
+/// Wakes that one request waits for.
+const WAKES_MAX: u32 = 20;
+/// How often the first in line asks whether another host has room.
+const LOOK_ABROAD: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+
+impl Selection {
+    /// A machine of this host is woken through its agent; one of another host by the proxy there, where the request waits.
+    pub async fn awaken(
+        &mut self,
+        target: Target,
+        meanwhile: Option<Target>,
+        seq: u64,
+    ) -> Result<Option<Slot>, Refusal> {
+        if target.machine.local {
+            let usable = self.wake(target, meanwhile, seq).await?;
+            return Ok(usable.and_then(|target| self.take(target)));
+        }
+        Ok(match meanwhile {
+            Some(target_meanwhile) if self.shared.wakes.refused_lately(&target.machine.id) => {
+                self.take(target_meanwhile)
+            }
+            _ => self.propose(target, Attempt::Wake),
+        })
+    }
+
+    /// Answers with a machine to use at once if the wake failed and one can help out.
+    async fn wake(&mut self, target: Target, meanwhile: Option<Target>, seq: u64) -> Result<Option<Target>, Refusal> {
+        if meanwhile.is_some() && self.shared.wakes.refused_lately(&target.machine.id) {
+            return Ok(meanwhile);
+        }
+        self.reason = Reason::Wake;
+        let (mut outcome, began) = self.shared.wakes.join(&target.machine.id);
+        if began {
+            self.shared.metrics.wakes.fetch_add(1, Relaxed);
+            // A full channel is no loss: the control thread looks for unsent wakes with every tick.
+            let _ = self.shared.commands.try_send(Command::Wake);
+        }
+        let waited = timeout_at(self.reach_by, outcome.wait_for(Option::is_some)).await;
+        let result = match waited {
+            Ok(Ok(result)) => result.clone(),
+            _ => {
+                return Err(self
+                    .refuse("PM03", "The machine did not become ready in time.")
+                    .of_machine(&target.machine.id));
+            }
+        };
+        self.wakes_joined += 1;
+        match result {
+            Some(result) if !result.ok => self.wake_refused(&target.machine, &result, meanwhile, seq).await,
+            _ if self.wakes_joined >= WAKES_MAX => Err(self.refuse("PM09", "The machine does not stay awake.")),
+            _ => Ok(None),
+        }
+    }
+
+    async fn wake_refused(
+        &mut self,
+        machine: &Machine,
+        result: &WakeResult,
+        meanwhile: Option<Target>,
+        seq: u64,
+    ) -> Result<Option<Target>, Refusal> {
+        let happened = format!(
+            "The machine could not be started: {}.",
+            result.reason.trim_end_matches('.')
+        );
+        let why = self.refuse(known_code(&result.code), happened).of_machine(&machine.id);
+        if meanwhile.is_some() {
+            return Ok(meanwhile);
+        }
+        if self.wakes_joined >= WAKES_MAX {
+            return Err(why);
+        }
+        if result.elsewhere {
+            self.tried.push(machine.id.clone());
+            self.last_failure = Some(why);
+            return Ok(None);
+        }
+        let newer = tokio::time::timeout(NEWER_VIEW_MAX, self.shared.newer_than(seq));
+        let stale = matches!(why.code, "PM07" | "PM08" | "PM10" | "PM11");
+        if stale && newer.await.is_ok() {
+            Ok(None)
+        } else {
+            Err(why)
+        }
+    }
+
+    /// A place in line, or in the next turn the wait there.
+    pub async fn stand<'a>(
+        &mut self,
+        shared: &'a Shared,
+        place: &mut Option<crate::queue::Place<'a>>,
+    ) -> Result<(), Refusal> {
+        self.reason = Reason::Full;
+        match place {
+            None => *place = Some(self.queue(shared)?),
+            Some(place) => self.called(place.called()).await?,
+        }
+        Ok(())
+    }
+
+    fn queue<'a>(&mut self, shared: &'a Shared) -> Result<crate::queue::Place<'a>, Refusal> {
+        let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
+        self.queue_by.get_or_insert_with(|| Instant::now() + limit);
+        shared.metrics.queued.fetch_add(1, Relaxed);
+        shared.queues.join(&self.app).map_err(|full| {
+            self.refuse(
+                "PR04",
+                format!("All machines of the app are at their limit and {full}."),
+            )
+            .retry_after(1)
+        })
+    }
+
+    async fn called(&mut self, called: impl Future<Output = ()>) -> Result<(), Refusal> {
+        let by = self.queue_by.unwrap_or(self.reach_by).min(self.reach_by);
+        // Nobody calls when a machine of another host has room again: then it is looked for now and then.
+        let look = match (&self.scope, &self.shared.mesh) {
+            (Scope::Client, Some(_)) => by.min(Instant::now() + LOOK_ABROAD),
+            _ => by,
+        };
+        if timeout_at(look, called).await.is_ok() || Instant::now() < by {
+            return Ok(());
+        }
+        let refusal = self.refuse(
+            "PR04",
+            "All machines of the app stayed at their limit while the request waited.",
+        );
+        Err(refusal.retry_after(2))
+    }
+
+    pub async fn change(&mut self, why: Waiting, seq: u64, app: &App) -> Result<(), Refusal> {
+        let (by, happened) = match why {
+            Waiting::Start | Waiting::Change => (self.reach_by, "The app's machine did not become ready in time."),
+            Waiting::Away => return self.away(seq).await,
+            Waiting::Checks => {
+                let limit = Duration::from_millis(self.shared.settings.wire.queue_timeout_ms);
+                let by = *self.queue_by.get_or_insert_with(|| Instant::now() + limit);
+                (by.min(self.reach_by), "No machine of the app passes its health checks.")
+            }
+        };
+        timeout_at(by, self.shared.newer_than(seq)).await.map_err(|_| {
+            let machine = app.machines.first().map_or("", |m| &m.id);
+            let unready = self.refuse("PR01", happened).of_machine(machine).retry_after(2);
+            self.last_failure.take().unwrap_or(unready)
+        })?;
+        // What failed before belongs to a view that is gone.
+        self.tried.clear();
+        self.refusing_by = None;
+        Ok(())
+    }
+
+    /// The hosts of all machines are silent: like an app that refuses, they are given a few seconds to come back.
+    async fn away(&mut self, seq: u64) -> Result<(), Refusal> {
+        let by = *self.refusing_by.get_or_insert_with(|| Instant::now() + REFUSING_MAX);
+        if timeout_at(by.min(self.reach_by), self.shared.newer_than(seq))
+            .await
+            .is_ok()
+        {
+            self.tried.clear();
+            return Ok(());
+        }
+        let silent = self.refuse("PU03", "The hosts of the app's machines do not answer.");
+        Err(self.last_failure.take().unwrap_or(silent.retry_after(2)))
+    }
+
+    /// All were tried: a short pause, cut short by news, and around again until they have refused for too long.
+    pub async fn breathe(&mut self, seq: u64) -> Result<(), Refusal> {
+        let by = self.refusing_by.unwrap_or(self.reach_by);
+        if Instant::now() >= by {
+            let unknown = self.refuse("PR04", "No machine of the app took the request.");
+            return Err(self.last_failure.take().unwrap_or(unknown));
+        }
+        let pause = (Instant::now() + self.pause).min(by);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        // Either way the machines are asked again.
+        let _ = timeout_at(pause, self.shared.newer_than(seq)).await;
+        self.tried.clear();
+        Ok(())
+    }
+}
+
+/// Codes of the agent that may be shown; anything else is the agent's fault.
+fn known_code(code: &str) -> &'static str {
+    const KNOWN: [&str; 11] = [
+        "PM01", "PM02", "PM03", "PM04", "PM05", "PM06", "PM07", "PM08", "PM09", "PM10", "PM11",
+    ];
+    KNOWN.into_iter().find(|known| *known == code).unwrap_or("PM01")
+}
