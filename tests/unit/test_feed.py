@@ -19,7 +19,7 @@ from pantala.agent.idle import Idle
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import View
 from pantala.kit.clock import SystemClock
-from pantala.kit.sealing import Opener, seal
+from pantala.kit.sealing import Opener, b64, seal
 from pantala.testing.agent import RunningAgent, World, config, service
 from pantala.testing.poll import until
 from pantala.wire import feed, node
@@ -219,6 +219,16 @@ async def test_certificates_are_opened_for_the_edge_only() -> None:
     assert opened[0].value == {"names": ["a.test"], "chain_pem": "C", "not_after_ms": 1, "key_pem": "KEY"}
     assert [r.key for r in with_key(None).for_proxy(given)] == ["m/1"]
     assert [r.key for r in with_key(Opener(b"o" * 32)).for_proxy(given)] == ["m/1"]
+
+
+async def test_ticket_keys_are_opened_as_bytes() -> None:
+    edge, secret = Opener(b"e" * 32), bytes(range(224, 256))
+    value = {"not_before_ms": 1, "not_after_ms": 2, "sealed_key": seal(edge.public_key, secret)}
+    row = OwnedRow(stream="certs", key="ticket/1", seq=1, value=value)
+    view = View(control="control")
+    view.apply("control", [row])
+    opened = EdgeCertificates(view, Opener(b"n" * 32), node="n1", first=edge).for_proxy(view.all())
+    assert [r.value for r in opened] == [{"not_before_ms": 1, "not_after_ms": 2, "key": b64(secret)}]
 
 
 @pytest.mark.parametrize("key_first", [True, False], ids=["key first", "certificate first"])

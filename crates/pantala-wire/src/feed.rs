@@ -103,6 +103,8 @@ pub struct AddressRow {
     pub kind: AddressKind,
     #[serde(default)]
     pub app: Option<String>,
+    #[serde(default)]
+    pub network: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,6 +220,19 @@ pub struct CertRow {
     pub sealed_key: String,
     #[serde(default)]
     pub key_pem: String,
+    #[serde(default)]
+    pub alpn: String,
+}
+
+/// Holds a secret key: not printable.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct TicketRow {
+    pub not_before_ms: i64,
+    pub not_after_ms: i64,
+    #[serde(default)]
+    pub sealed_key: String,
+    #[serde(default)]
+    pub key: String,
 }
 
 /// `value` is read later, row by row, so that one unreadable row spoils no frame.

@@ -133,7 +133,7 @@ fn rows_match_the_schema() {
     check::<AppRow>("AppRow", json!({"app": "web", "org": "personal", "network": 24}));
     check::<HostRow>("HostRow", json!({"app": "web", "backend": "127.0.0.1:5000"}));
     for kind in ["shared", "dedicated", "private"] {
-        check::<AddressRow>("AddressRow", json!({"kind": kind, "app": "web"}));
+        check::<AddressRow>("AddressRow", json!({"kind": kind, "app": "web", "network": 7}));
     }
     for autostop in ["stop", "suspend"] {
         check::<ServiceRow>(
@@ -164,7 +164,12 @@ fn rows_match_the_schema() {
     );
     check::<CertRow>(
         "CertRow",
-        json!({"names": ["*.test"], "chain_pem": "c", "not_after_ms": 1, "sealed_key": "s", "key_pem": "k"}),
+        json!({"names": ["*.test"], "chain_pem": "c", "not_after_ms": 1, "sealed_key": "s", "key_pem": "k",
+            "alpn": "acme-tls/1"}),
+    );
+    check::<TicketRow>(
+        "TicketRow",
+        json!({"not_before_ms": 1, "not_after_ms": 2, "sealed_key": "s", "key": "k"}),
     );
     check::<FeedRow>("FeedRow", row());
     check::<Port>("Port", port());
@@ -275,6 +280,7 @@ fn every_type_of_the_schema_is_mirrored() {
         "ServiceRow",
         "Snapshot",
         "TLSOptions",
+        "TicketRow",
         "Undrain",
         "Wake",
         "WakeResult",

@@ -1,4 +1,5 @@
-"""What the proxy is told: the catalogue's rows, certificates opened with the edge key. Keys leave only by the feed.
+"""What the proxy is told: the catalogue's rows, with the keys of certificates and tickets opened by the edge key.
+Keys leave only by the feed.
 
 The edge key changes when an edge leaves. Control then says the new one in this node's own row `edge/<node>`, sealed to
 its sealing key, and certificates sealed to it; in whichever order they come, a certificate is told once it opens.
@@ -12,7 +13,7 @@ import structlog
 
 from pantala.catalogue import View
 from pantala.errors import InvalidRequest
-from pantala.kit.sealing import Opener
+from pantala.kit.sealing import Opener, b64
 from pantala.wire.feed import FeedRow
 
 log = structlog.get_logger()
@@ -32,7 +33,7 @@ class EdgeCertificates:
         self._newest: Opener | None = None
 
     def for_proxy(self, rows: Sequence[FeedRow]) -> list[FeedRow]:
-        """Certificates that this host cannot open are left out: it is no edge, or the key has changed."""
+        """Keys that this host cannot open are left out: it is no edge, or the edge key has changed."""
         self._learn()
         out: list[FeedRow] = []
         for row in rows:
@@ -58,12 +59,16 @@ class EdgeCertificates:
         for opener in (self._newest, self._first):
             try:
                 if opener is not None:
-                    value["key_pem"] = opener.open(sealed).decode()
+                    opened = opener.open(sealed)
+                    if row.key.startswith("ticket/"):
+                        value["key"] = b64(opened)
+                    else:
+                        value["key_pem"] = opened.decode()
                     return FeedRow(stream=row.stream, key=row.key, value=value)
             except (InvalidRequest, UnicodeDecodeError):
                 continue
         if self._newest is not None or self._first is not None:
-            log.warning("certificate cannot be opened", key=row.key)
+            log.warning("key cannot be opened", key=row.key)
         return None
 
     def _learn(self) -> None:

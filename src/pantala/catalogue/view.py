@@ -28,6 +28,7 @@ _TYPES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("nodes", "node"): feed.NodeRow,
     ("nodes", "member"): feed.MemberRow,
     ("certs", "cert"): feed.CertRow,
+    ("certs", "ticket"): feed.TicketRow,
     ("certs", "edge"): catalogue.EdgeKeyRow,
 }
 _OF_NODES = frozenset({("routes", "m"), ("routes", "svc"), ("nodes", "node")})

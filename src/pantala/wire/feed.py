@@ -10,7 +10,7 @@ Keys and values by stream:
     routes  app/<name> AppRow · host/<hostname> HostRow · addr/<ip> AddressRow · svc/<app>/<digest> ServiceRow ·
             m/<machine id> MachineRow
     nodes   node/<id> NodeRow (its agent's) · member/<id> MemberRow (control's)
-    certs   cert/<name> CertRow
+    certs   cert/<name> CertRow · ticket/<id> TicketRow
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ class HostRow(_Row, frozen=True, kw_only=True):
 
 
 class AddressRow(_Row, frozen=True, kw_only=True):
-    """A public address. Shared ones find the app by SNI or Host; dedicated ones name it."""
+    """Where connections come in. Shared addresses find the app by SNI or Host; dedicated ones name it; private ones
+    (Flycast) too, and are there for machines of the 6PN `network` only (None: the app's own)."""
 
     kind: Literal["shared", "dedicated", "private"]
     app: str | None = None
+    network: int | None = None
 
 
 class ServiceRow(_Row, frozen=True, kw_only=True):
@@ -129,13 +131,27 @@ class MemberRow(_Row, frozen=True, kw_only=True):
 
 class CertRow(_Row, frozen=True, kw_only=True):
     """A certificate for `names` (`*.` allowed as the first label). In the catalogue the key is `sealed_key` (base64, to
-    the edge key); on the feed the agent has opened it and sends `key_pem` instead."""
+    the edge key); on the feed the agent has opened it and sends `key_pem` instead. With `alpn` (`acme-tls/1`) it is
+    shown only to who offers that protocol and nothing else; it ends within days, because an older proxy takes it
+    for an ordinary one and prefers what lives longer."""
 
     names: list[str]
     chain_pem: str
     not_after_ms: int
     sealed_key: str = ""
     key_pem: str = ""
+    alpn: str = ""
+
+
+class TicketRow(_Row, frozen=True, kw_only=True):
+    """A key for TLS session tickets, the same at every edge: the newest one that has begun seals tickets, all that have
+    not ended open them. 32 random bytes: in the catalogue sealed to the edge key (`sealed_key`, base64); on the
+    feed the agent has opened them and sends `key` (base64) instead."""
+
+    not_before_ms: int
+    not_after_ms: int
+    sealed_key: str = ""
+    key: str = ""
 
 
 class FeedRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         feed.NodeRow,
         feed.MemberRow,
         feed.CertRow,
+        feed.TicketRow,
     ),
     "node": (node.NodeRequest, node.NodeReply, *(t for t in node.RESULTS.values() if t is not None)),
     "catalogue": (
