@@ -15,7 +15,9 @@ demo:  ## install, start a box and do the main job; KEEP=1 leaves the box
 	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(RUN)/python scripts/demo.py
 
 .PHONY: test
-test: install-tests lint test-rust test-unit test-contract test-simulation test-integration test-e2e  ## everything: lint and all tiers
+test: install-tests lint test-rust  ## everything: lint and all tiers
+	@$(MAKE) --no-print-directory -j2 --output-sync=line test-quick test-integration
+	@$(MAKE) --no-print-directory test-e2e
 
 .PHONY: install-tests
 install-tests:
@@ -36,6 +38,12 @@ lint:  ## ruff, basedpyright strict, import-linter, schemas, rustfmt, clippy
 test-rust:
 	cargo test --quiet --workspace --locked
 
+.PHONY: test-quick
+test-quick:  ## the tiers that leave the machine's network alone, and so run beside test-integration
+	$(PYTEST) tests/unit
+	$(PYTEST) tests/contract
+	$(PYTEST) tests/simulation
+
 .PHONY: test-unit
 test-unit:  ## pure code, in seconds
 	$(PYTEST) tests/unit
@@ -54,7 +62,7 @@ test-integration:
 
 .PHONY: test-e2e
 test-e2e:  ## a real box; needs root
-	$(PYTEST) tests/e2e
+	$(PYTEST) --durations=12 --durations-min=10 tests/e2e
 
 .PHONY: schemas
 schemas:  ## write schemas/ from the wire types and the API
