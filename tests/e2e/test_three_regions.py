@@ -9,16 +9,14 @@ import json
 import re
 import time
 from collections.abc import Generator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from figures import tell
 from probe_rig import probe_source
-from traffic_rig import Site, failures, loading
+from traffic_rig import Loads, Site, failures, loading
 
 from pantala.testing.box import BoxRig, running_box
-from pantala.testing.load import Report
 from pantala.testing.poll import until_sync
 
 pytestmark = pytest.mark.root
@@ -26,9 +24,6 @@ pytestmark = pytest.mark.root
 REGIONS = ("iad", "lhr", "nrt")
 INSTANCE = 4
 """Of a box beside the one that the other tests share."""
-
-RATE_EACH = 36
-"""Requests a second from each region: above 100 together."""
 
 
 @pytest.fixture(scope="module")
@@ -63,35 +58,6 @@ def of_region(box: BoxRig, app: str) -> dict[str, dict[str, str]]:
 def seen_from(box: BoxRig, region: str, path: str) -> str:
     """What the probe in a region sees: asked of that region's own edge."""
     return box.edge_of(f"{region}-1", f"https://probes.apps.pantala.test{path}")
-
-
-class Loads:
-    """Clients in every region that load an app at once; their reports when the block ends."""
-
-    def __init__(self, box: BoxRig, url: str) -> None:
-        self._box = box
-        self._url = url
-        self._stack = ExitStack()
-        self.reports: dict[str, Report] = {}
-
-    def __enter__(self) -> Loads:
-        for region in REGIONS:
-            client = self._stack.enter_context(loading(self._box, self._url, region=region))
-            self.reports[region] = self._stack.enter_context(client.steady(RATE_EACH))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def lost(self, *regions: str) -> dict[str, object]:
-        return {region: failures(self.reports[region]) for region in regions if self.reports[region].failed}
-
-    def say(self, what: str) -> None:
-        for region, report in self.reports.items():
-            tell(
-                f"{what}: {region} {report.sent} requests, {report.failed} failed, failing for {report.failing_s} s, "
-                f"p50 {report.p50_ms} ms, p99 {report.p99_ms} ms, slowest {report.max_ms} ms"
-            )
 
 
 def test_one_scale_command_puts_a_machine_into_each_region(box: BoxRig, site: Site) -> None:
@@ -150,7 +116,7 @@ def test_a_stopped_machine_leaves_the_names_of_every_region_within_a_second(
 
 
 def test_a_deploy_in_three_regions_under_load_loses_no_request(box: BoxRig, site: Site) -> None:
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         for version in ("1", "2"):
             site.deploy(version, auto_stop="off")
     loads.say("two deploys")
@@ -177,7 +143,7 @@ def test_a_machine_asleep_in_another_region_is_woken_by_a_request(
 
 @pytest.mark.parametrize("part", ["agent", "nats"])
 def test_a_killed_agent_or_bus_of_a_host_costs_no_request(box: BoxRig, site: Site, part: str) -> None:
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         box.pantala("box", "stop", f"{part}-lhr-1", "--kill", "--state", str(box.state))
         time.sleep(3)  # for as long as it is down, nothing else is waited for
         box.pantala("box", "start", "--state", str(box.state))
@@ -188,7 +154,7 @@ def test_a_killed_agent_or_bus_of_a_host_costs_no_request(box: BoxRig, site: Sit
 
 
 def test_an_edge_that_is_told_to_end_loses_nothing(box: BoxRig, site: Site) -> None:
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         time.sleep(1)
         box.pantala("box", "stop", "proxy-lhr-1", "--state", str(box.state))
         box.pantala("box", "start", "--state", str(box.state))
@@ -198,7 +164,7 @@ def test_an_edge_that_is_told_to_end_loses_nothing(box: BoxRig, site: Site) -> N
 
 
 def test_a_killed_proxy_is_left_for_the_next_edge(box: BoxRig, site: Site) -> None:
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         time.sleep(1)
         box.pantala("box", "stop", "proxy-lhr-1", "--kill", "--state", str(box.state))
         time.sleep(4)
@@ -215,7 +181,7 @@ def what_lhr_says(box: BoxRig) -> str:
 
 
 def test_a_host_cut_off_is_left_and_comes_back(box: BoxRig, site: Site) -> None:
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         time.sleep(1)
         box.pantala("box", "cut", "lhr-1", "--state", str(box.state))
         time.sleep(6)
@@ -235,7 +201,7 @@ def test_a_host_cut_off_is_left_and_comes_back(box: BoxRig, site: Site) -> None:
 
 def test_a_host_that_dies_whole_is_left_and_its_machines_are_adopted(box: BoxRig, site: Site) -> None:
     before = {machine["id"]: machine["instance_id"] for machine in box.machines(site.name)}
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         time.sleep(1)
         box.pantala("box", "stop", "lhr-1", "--kill", "--state", str(box.state))
         time.sleep(4)
@@ -254,7 +220,7 @@ def test_without_the_control_plane_all_goes_on(box: BoxRig, site: Site, tmp_path
     sleepy = of_region(box, "sleepy")["nrt"]
     box.pantala("machine", "stop", sleepy["id"], "-a", "sleepy")
     before = sorted((m["id"], m["instance_id"]) for m in box.machines(site.name))
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         box.pantala("box", "stop", "server", *(f"nats-{region}-1" for region in REGIONS), "--kill", "--state",
                     str(box.state))  # fmt: skip
         time.sleep(5)
@@ -291,7 +257,7 @@ def machines_of_firewall(box: BoxRig, node: str) -> list[str]:
 
 def test_a_drained_host_loses_no_request_and_takes_machines_again(box: BoxRig, site: Site) -> None:
     box.pantala("apps", "destroy", "sleepy", "--yes", check=False)  # an app of nrt alone would stay there
-    with Loads(box, site.url) as loads:
+    with Loads(box, site.url, REGIONS) as loads:
         tell(box.pantala("host", "drain", "nrt-1").output.strip())
         places = sorted(machine["region"] for machine in box.machines(site.name))
         time.sleep(2)

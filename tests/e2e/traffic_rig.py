@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from figures import tell
 
 from pantala.testing.box import BoxRig
 from pantala.testing.load import Report
@@ -158,3 +159,37 @@ def loading(box: BoxRig, url: str, *, region: str = "") -> Generator[Client]:
 
 def failures(report: Report) -> Any:
     return report.failures and (report.failures, report.details)
+
+
+RATE_EACH = 36
+"""Requests a second from each region: of three above 100 together."""
+
+
+class Loads:
+    """Clients in every region that load an app at once; their reports when the block ends."""
+
+    def __init__(self, box: BoxRig, url: str, regions: Sequence[str]) -> None:
+        self._box = box
+        self._url = url
+        self._regions = regions
+        self._stack = ExitStack()
+        self.reports: dict[str, Report] = {}
+
+    def __enter__(self) -> Loads:
+        for region in self._regions:
+            client = self._stack.enter_context(loading(self._box, self._url, region=region))
+            self.reports[region] = self._stack.enter_context(client.steady(RATE_EACH))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def lost(self, *regions: str) -> dict[str, object]:
+        return {region: failures(self.reports[region]) for region in regions if self.reports[region].failed}
+
+    def say(self, what: str) -> None:
+        for region, report in self.reports.items():
+            tell(
+                f"{what}: {region} {report.sent} requests, {report.failed} failed, failing for {report.failing_s} s, "
+                f"p50 {report.p50_ms} ms, p99 {report.p99_ms} ms, slowest {report.max_ms} ms"
+            )

@@ -101,8 +101,10 @@ print("ready", flush=True)
 while True:
     ready = select.select([packets, sys.stdin], [], [])[0]
     if packets in ready:
-        data = packets.recv(200)
-        if data[0] >> 4 == 6:
+        data, (_, ethertype, *_) = packets.recvfrom(200)
+        if ethertype == 0x0806:
+            kind = "ARP"
+        elif ethertype == 0x86DD:
             kind = "6PN" if data[8:10] == b"\\xfd\\xaa" else "IPv6"
         elif data[9] == 17:
             start = (data[0] & 15) * 4
@@ -356,4 +358,4 @@ def test_only_wireguard_is_seen_between_the_hosts(peers: Peers) -> None:
         assert seen["6PN"] > 20
     else:
         assert seen.pop(f"UDP {WIREGUARD_PORT}") > 20
-        assert set(seen) <= {"IPv6"}  # neighbour discovery of the link itself
+        assert set(seen) <= {"IPv6", "ARP"}  # neighbour discovery of the link itself
