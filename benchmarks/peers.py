@@ -91,7 +91,7 @@ http {{
     location = / {{ root {folder}; try_files /index =404; }}
     location = /large {{ root {folder}; }}
     location = /take {{ client_body_buffer_size 2m; proxy_pass http://{APP_ADDRESS}:{APP_PORT}/;
-      proxy_pass_request_body off; proxy_set_header Content-Length ""; }}
+      proxy_method GET; proxy_pass_request_body off; proxy_set_header Content-Length ""; }}
   }}
 }}
 """
@@ -246,8 +246,8 @@ def certificate_row(setup: Setup) -> FeedRow:
     return FeedRow(stream="certs", key=f"cert/{NAME}", value=value)
 
 
-def routes(app_name: str, host: str, *, address: str = APP_ADDRESS) -> list[FeedRow]:
-    """Rows of an app with one machine at the address."""
+def routes(app_name: str, host: str, *, address: str = APP_ADDRESS, node: str = "n1") -> list[FeedRow]:
+    """Rows of an app with one machine at the address; `n1` is the proxy's own host."""
     limits = Concurrency(type="requests", soft_limit=100_000, hard_limit=100_000)
     ports = [
         Port(port=HTTP, handlers=["http"]),
@@ -255,7 +255,7 @@ def routes(app_name: str, host: str, *, address: str = APP_ADDRESS) -> list[Feed
     ]
     service = ServiceRow(app=app_name, protocol="tcp", internal_port=APP_PORT, ports=ports, concurrency=limits)
     machine = MachineRow(
-        id=f"m-{app_name}", app=app_name, region="iad", node="n1", instance_id="01A", generation=1, state="started",
+        id=f"m-{app_name}", app=app_name, region="iad", node=node, instance_id="01A", generation=1, state="started",
         ip4=address, ip6="fdaa::2", services=["d1"], passing=[True],
     )  # fmt: skip
     rows: list[tuple[str, msgspec.Struct]] = [
