@@ -278,6 +278,14 @@ async def test_a_silent_host_is_not_tried(web: TestPlatform) -> None:
     assert "1 in another region; 2 not answering" in answer.json()["error"]
 
 
+async def test_a_host_that_was_told_to_speak_seldom_is_not_taken_for_silent(tmp_path: Path) -> None:
+    settings: ControlSettings = msgspec.structs.replace(SETTINGS, beat_s=25.0)
+    async with running(tmp_path, clock=ManualClock(), settings=settings) as platform:
+        platform.agents["node-1"].silent = True  # for a minute
+        hosts = await platform.http.get("/v1/hosts", headers=platform.auth)
+        assert [host["reachable"] for host in hosts.json()] == [True]
+
+
 async def test_orgs_do_not_share_a_kernel_unasked(tmp_path: Path) -> None:
     settings: ControlSettings = msgspec.structs.replace(SETTINGS, shared_kernel=False)
     async with running(tmp_path, clock=ManualClock(), settings=settings) as platform:

@@ -116,6 +116,29 @@ while True:
         break
 print(json.dumps(seen))
 """
+# Applies the same ways again and again: where no program can be found, after the routes went, and all of it anew.
+STANDS = """
+import anyio, json, msgspec, os, subprocess, sys
+from pantala.errors import DriverError
+from pantala.net import Peer, PeerLinks
+async def apply(path, **how):
+    os.environ["PATH"] = path
+    try:
+        await links.apply(peers, **how)
+        return "done"
+    except DriverError:
+        return "refused"
+async def main():
+    path, nowhere = os.environ["PATH"], "/nowhere"
+    flush = ["ip", "-6", "route", "flush", "proto", "201"]
+    said = [await apply(path), await apply(nowhere), await apply(nowhere, anew=True), await apply(path)]
+    subprocess.run(flush, check=True)
+    said += [await apply(nowhere), await apply(path), await apply(nowhere)]
+    print(json.dumps(said))
+said, made = json.loads(sys.stdin.readline())
+peers, links = msgspec.convert(said, list[Peer]), PeerLinks(**made)
+anyio.run(main)
+"""
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
 
@@ -159,7 +182,7 @@ class Peers:
         self.base = Path("/tmp") / f"pantala-peers-{secrets.token_hex(4)}"
         self._callers: dict[str, subprocess.Popen[str]] = {}
         self._tunnels: list[subprocess.Popen[bytes]] = []
-        self._links: dict[str, dict[str, Any]] = {}
+        self.links: dict[str, dict[str, Any]] = {}
         self.nodes: list[PeerNode] = []
         self.machines: dict[str, Machine] = {}
 
@@ -186,7 +209,7 @@ class Peers:
         assert caller.stdin is not None
         assert caller.stdout is not None
         init = str(binaries.find("pantala-init"))
-        made = {"run_dir": str(self.base / node), "init": init, "links": self._links[node]}
+        made = {"run_dir": str(self.base / node), "init": init, "links": self.links[node]}
         caller.stdin.write(json.dumps([method, argument, made]) + "\n")
         caller.stdin.flush()
         answer = caller.stdout.readline()
@@ -198,11 +221,11 @@ class Peers:
         key = secrets.token_bytes(32)
         address = f"100.{96 + int(INSTANCE)}.{third}.2"
         if self.kind == "plain":
-            self._links[node] = {"kind": "plain", "device": "eth0", "via": f"fd96:{INSTANCE}:0:{third}::1"}
+            self.links[node] = {"kind": "plain", "device": "eth0", "via": f"fd96:{INSTANCE}:0:{third}::1"}
             self.nodes.append(PeerNode(id=node))
         else:
             device = f"wgp{INSTANCE}-{third}"
-            self._links[node] = {
+            self.links[node] = {
                 "kind": "wireguard", "device": device, "private_key": b64(key), "port": WIREGUARD_PORT,
             }  # fmt: skip
             endpoint = f"{address}:{WIREGUARD_PORT}"
@@ -332,6 +355,19 @@ def test_a_network_that_leaves_a_host_is_not_reached_from_there_any_more(peers: 
     peers.connect({})
     assert peers.rig.run("nrt-1", "ip", "-6", "route", "show", "proto", "201") == ""
     assert b1.tries([("tcp", "", b2.ip6, 80)]) == [False]
+
+
+def test_ways_that_stand_need_no_program_and_those_that_went_are_made_again(peers: Peers) -> None:
+    wanted = msgspec.to_builtins(plan_peers("iad-1", peers.nodes, {node: {ORG_A} for node in HOSTS}))
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/pnt{INSTANCE}-iad-1", "--", sys.executable, "-c", STANDS],
+        input=json.dumps([wanted, peers.links["iad-1"]]),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(done.stdout) == ["done", "done", "refused", "done", "refused", "done", "done"]
 
 
 def test_a_large_packet_finds_its_way(peers: Peers) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pantala.box import distances, links, router, routing
+from pantala.box import distances, links, places, router, routing
 from pantala.box.layout import EDGE_ADDRESS, Box, Host, Link, new_box
 from pantala.box.network import link_commands, up_commands
 from pantala.box.router import Cuts
@@ -26,6 +26,14 @@ def made(regions: tuple[str, ...] = ("iad", "lhr", "nrt"), **options: object) ->
         state=Path("/s"), run=Path("/r"), cache=Path("/c"), regions=list(regions), idle_window_s=60, tuning={}
     )
     return msgspec.structs.replace(box, **options)
+
+
+@pytest.mark.parametrize("number", [1, 3, 12, 35])
+def test_control_expects_hosts_as_often_as_they_say_that_they_are_there(number: int) -> None:
+    tuning = places.tuning(made(tuple(region.code for region in REGIONS)[:number]))
+    assert tuning.server["beat_s"] == tuning.agent["beat_s"]
+    faster = places.tuning(made(tuning={"agent.beat_s": "0.5"}))
+    assert faster.server["beat_s"] == faster.agent["beat_s"] == 0.5
 
 
 SYDNEY = Host(node="syd-1", region="syd", link=Link(netns="pnt-syd-1", third=4))

@@ -15,7 +15,7 @@ from pantala.agent.peers import AGAIN_S, Peers
 from pantala.errors import DriverError
 from pantala.kit.clock import SystemClock
 from pantala.net import Peer, PeerNode, plan_peers, sixpn
-from pantala.net.peers import route_lines, wireguard_configuration
+from pantala.net.peers import route_lines, routes_by, wireguard_configuration
 from pantala.net.rules import set_peers
 from pantala.testing.poll import until
 from pantala.wire.feed import FeedRow
@@ -75,6 +75,17 @@ def test_routes_and_firewall_are_what_is_wanted() -> None:
     assert set_peers("wg0", ["a/80"]).endswith('add element inet pantala peers6 { "wg0" . a/80 }\n')
 
 
+def test_routes_are_read_from_the_kernels_table() -> None:
+    none = "0" * 32
+    table = f"""\
+fdaa0000000747b02c6d000000000000 50 {none} 00 fd96000000000001 00000400 00000001 00000000 00000003     eth0
+fe800000000000000000000000000000 40 {none} 00 {none} 00000100 00000001 00000000 00000001      wg0
+"""
+    assert routes_by("eth0", table) == {PREFIX}
+    assert routes_by("wg0", table) == {"fe80::/64"}
+    assert routes_by("eth1", table) == set()
+
+
 class Recorded:
     """Keeps what it was told; refuses the first `refusals` times."""
 
@@ -82,7 +93,8 @@ class Recorded:
         self.told: list[tuple[Peer, ...]] = []
         self._refusals = refusals
 
-    async def apply(self, peers: Sequence[Peer]) -> None:
+    async def apply(self, peers: Sequence[Peer], *, anew: bool = False) -> None:
+        del anew
         await anyio.lowlevel.checkpoint()
         self.told.append(tuple(peers))
         if len(self.told) <= self._refusals:

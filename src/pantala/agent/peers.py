@@ -2,7 +2,7 @@
 
 A network counts as being on a host while one of its machines has a row there, asleep or not, so that a wake finds its
 ways made. Changes are gathered for a moment and applied at once; what failed, or was undone by somebody else (a tunnel
-program that began anew), is made again after a while.
+program that began anew), is made again after a while. While nothing changes no program runs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ log = structlog.get_logger()
 
 GATHER_S = 0.05
 AGAIN_S = 10.0
+ANEW_EVERY = 30
+"""Looks after which the ways are made again although they seem to stand: not all of them can be seen for little."""
 RETRY_S = 1.0
 
 
 class Links(Protocol):
     """`pantala.net.PeerLinks`, or a test's."""
 
-    async def apply(self, peers: Sequence[Peer]) -> None: ...
+    async def apply(self, peers: Sequence[Peer], *, anew: bool = False) -> None: ...
 
 
 class Peers:
@@ -54,22 +56,26 @@ class Peers:
             self._changed.set()
 
     async def run(self) -> None:
-        shown: tuple[Peer, ...] | None = None
+        shown: dict[str, int] | None = None
+        looks, anew = 0, False
         while True:
             self._changed = anyio.Event()
             peers = self.plan()
             pause_s = AGAIN_S
             try:
-                await self._links.apply(peers)
+                await self._links.apply(peers, anew=anew)
             except PantalaError as error:
                 log.warning("ways to other hosts not made; tried again", error=str(error))
                 pause_s = RETRY_S
             else:
-                if peers != shown:
-                    shown = peers
-                    log.info("ways to other hosts", networks={peer.node.id: len(peer.prefixes) for peer in peers})
-            with anyio.move_on_after(pause_s):
+                networks = {peer.node.id: len(peer.prefixes) for peer in peers if peer.prefixes}
+                if networks != shown:
+                    shown = networks
+                    log.info("ways to other hosts", hosts=len(peers), networks=networks)
+            with anyio.move_on_after(pause_s) as waited:
                 await self._changed.wait()
+            looks += waited.cancelled_caught
+            anew = waited.cancelled_caught and looks % ANEW_EVERY == 0
             await self._clock.sleep(GATHER_S)
 
     def plan(self) -> tuple[Peer, ...]:

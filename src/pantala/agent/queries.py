@@ -23,6 +23,8 @@ from pantala.wire.machine import CheckStatus, Event, Machine
 
 WAIT_S_MAX = 60.0
 EVENTS_SHOWN = 20
+VERSION = metadata.version("pantala")
+"""Read once: it is parsed from files."""
 
 ReadLines = Callable[[node.ReadLogs], Awaitable[list[LogLine]]]
 
@@ -140,7 +142,7 @@ class Queries:
             id=context.node,
             region=context.region,
             zone=self._zone,
-            version=metadata.version("pantala"),
+            version=VERSION,
             driver=context.driver.name,
             isolation=context.driver.isolation,
             sealing_key=context.node_key.public_key,

@@ -47,6 +47,7 @@ OUTCOMES_KEPT_S = 24 * 3600
 DESTROYED_KEPT_S = 24 * 3600
 FENCES_KEPT_S = 90 * 24 * 3600
 PRUNE_IMAGES_EVERY_S = 3600.0
+GIB_MIB = 1024
 
 
 class _Stores(msgspec.Struct, frozen=True):
@@ -171,7 +172,8 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     queries = Queries(host, read_logs=read_logs, state_dir=settings.state_dir, zone=settings.zone)
     sentence = await host.adopt()
     log.info("machines adopted", node=settings.node, summary=sentence)
-    await host.announce([_node_row(settings, queries.node(), signer.verify_key)])
+    said = _node_row(settings, queries.node(), signer.verify_key)
+    await host.announce([said])
 
     if (links := parts.peer_links(settings)) is not None:
         peers = Peers(settings.node, links, clock)
@@ -185,6 +187,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     await tasks.start(publisher.run)
     await tasks.start(replica.run)
     tasks.start_soon(trust.follow, replica)
+    tasks.start_soon(_greet, bus, publisher, replica)
     await bus.serve(f"pantala.node.{settings.node}.call", NodeApi(host, queries).call)
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
@@ -194,8 +197,15 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     if identity.exists:
         renewal = Renewal(identity, control, clock, before_s=settings.renew_before_s, every_s=settings.renew_every_s)
         tasks.start_soon(renewal.run)
-    tasks.start_soon(_keep_node_row, settings, host, queries, signer.verify_key)
+    tasks.start_soon(_keep_node_row, settings, host, queries, signer.verify_key, said)
     return host
+
+
+async def _greet(bus: LateBus, publisher: Publisher, replica: Replica) -> None:
+    """What was said before the bus was there reached nobody, and the next beat may be long away."""
+    await bus.connected.wait()
+    await publisher.beat()
+    replica.hurry()
 
 
 def _capacity(settings: AgentSettings) -> Capacity:
@@ -208,7 +218,9 @@ def _capacity(settings: AgentSettings) -> Capacity:
     return Capacity(cpus=cpus, memory_mib=memory_mib, machines_max=settings.machines_max)
 
 
-def _node_row(settings: AgentSettings, info: node.NodeInfo, verify_key: str) -> Row:
+def _node_row(
+    settings: AgentSettings, info: node.NodeInfo, verify_key: str, *, disk_said_mib: int | None = None
+) -> Row:
     wireguard_key, wireguard = parts.wireguard_row(settings)
     row = feed.NodeRow(
         id=info.id,
@@ -225,19 +237,29 @@ def _node_row(settings: AgentSettings, info: node.NodeInfo, verify_key: str) -> 
         mesh=settings.mesh,
         wireguard_key=wireguard_key,
         wireguard=wireguard,
-        disk_mib_free=info.disk_mib_free // 1024 * 1024,  # in whole GiB: a log that grows is no news
+        disk_mib_free=disk_shown(info.disk_mib_free, disk_said_mib),
         driver=info.driver,
         isolation=info.isolation,
     )
     return Row("nodes", f"node/{info.id}", msgspec.to_builtins(row))
 
 
-async def _keep_node_row(settings: AgentSettings, host: Host, queries: Queries, verify_key: str) -> None:
+def disk_shown(free_mib: int, said_mib: int | None) -> int:
+    """In whole GiB, and what was said before while it is about true: a log that grows and is trimmed is no news, and
+    every host would have to hear it."""
+    if said_mib is not None and said_mib <= free_mib < said_mib + 2 * GIB_MIB:
+        return said_mib
+    return free_mib // GIB_MIB * GIB_MIB
+
+
+async def _keep_node_row(settings: AgentSettings, host: Host, queries: Queries, verify_key: str, said: Row) -> None:
     """What is free changes with the machines; placement may learn it a little later."""
     while True:
         await host.context.clock.sleep(5.0)
+        disk_said_mib = said.value["disk_mib_free"] if said.value is not None else None
+        said = _node_row(settings, queries.node(), verify_key, disk_said_mib=disk_said_mib)
         try:
-            await host.announce([_node_row(settings, queries.node(), verify_key)])
+            await host.announce([said])
         except PantalaError as error:
             log.warning("node row not published", error=str(error))
 

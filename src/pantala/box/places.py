@@ -103,7 +103,9 @@ def tuning(box: Box) -> Tuning:
         proxy={"lame_duck_ms": box.lame_duck_ms} if len(box.hosts()) > 1 else {},
         mesh=mesh,
     )
-    return tuned(made, box.tuning)
+    made = tuned(made, box.tuning)
+    # Control must not take a host for silent whose beats it was told to make slower.
+    return msgspec.structs.replace(made, server={"beat_s": made.agent["beat_s"]} | made.server)
 
 
 def tuned(tuning: Tuning, given: dict[str, str]) -> Tuning:

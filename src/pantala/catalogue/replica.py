@@ -29,7 +29,9 @@ from pantala.wire.catalogue import Beat, CatalogueFrame, Fetch, Holdings, OwnedR
 log = structlog.get_logger()
 
 FETCH_TIMEOUT_S = 5.0
-FETCH_PAUSE_S = 0.2
+FETCH_PAUSE_S, FETCH_PAUSE_S_MAX = 0.2, 5.0
+"""Before an owner is asked for again of whom nobody had anything: twice as long each time, and at once when it is
+heard. While a cluster starts most owners are not there yet, and every reader asks for each of them."""
 ROUNDS_MAX = 25
 """Rounds in which nobody had anything: then the next beat or hint may ask again."""
 CHUNKS_MAX = 10_000
@@ -55,10 +57,11 @@ class Owned:
 
 
 class _Missing(msgspec.Struct):
-    """`whole`: everything is wanted again. `rounds`: how often nobody had anything."""
+    """`whole`: everything is wanted again. `rounds`: how often nobody had anything. `due_at`: not asked for before."""
 
     whole: bool = False
     rounds: int = 0
+    due_at: float = 0.0
 
 
 class Replica:
@@ -120,12 +123,17 @@ class Replica:
             tasks.start_soon(self._gossip)
             while True:
                 self._nudged = anyio.Event()
-                for owner in list(self._missing):
+                for owner in self._due():
                     await self.catch_up(owner)
                 if self._missing:
                     await self._clock.sleep(FETCH_PAUSE_S)
                 else:
                     await self._nudged.wait()
+
+    def hurry(self) -> None:
+        """The bus is there (again): what is missing may be had now."""
+        for owner in self._missing:
+            self._ask(owner)
 
     def expect(self, owner: str) -> None:
         """There is such an owner: ask for its rows unless they are known."""
@@ -158,6 +166,7 @@ class Replica:
             if known is None or frame.epoch > known.state.epoch:
                 if frame.after_seq == 0 and frame.last:  # a part of it would take the rest away
                     await self._apply(frame.owner, frame.epoch, frame.seq, frame.rows, replace=True, proof=proof)
+                    self._missing.pop(frame.owner, None)  # that was all of it
                 else:
                     self._ask(frame.owner, whole=True)
             elif frame.epoch < known.state.epoch or frame.seq <= known.state.seq:
@@ -229,7 +238,12 @@ class Replica:
     def _ask(self, owner: str, *, whole: bool = False) -> None:
         missing = self._missing.setdefault(owner, _Missing())
         missing.whole = missing.whole or whole
+        missing.due_at = 0.0
         self._nudged.set()
+
+    def _due(self) -> list[str]:
+        now = self._clock.monotonic()
+        return [owner for owner, missing in self._missing.items() if missing.due_at <= now]
 
     # -- what is asked for ---------------------------------------------------------------------------------------------
 
@@ -242,7 +256,9 @@ class Replica:
         if done:
             self._missing.pop(owner, None)
             return True
+        pause_s = min(FETCH_PAUSE_S * 2**missing.rounds, FETCH_PAUSE_S_MAX)
         missing.rounds += 1
+        missing.due_at = self._clock.monotonic() + pause_s
         if missing.rounds >= ROUNDS_MAX and self._missing.get(owner) is missing:
             self._missing.pop(owner)
         return False

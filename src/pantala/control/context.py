@@ -18,7 +18,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`registry` is the name that images carry (`registry.<domain>[:port]`). `api_backend` and `registry_backend` are
     `ip:port` as edges reach them, `registry_url` is where hosts pull from. `shared_kernel`: orgs may share a host whose
-    machines are not VMs. `bus_hubs`, `bus_routes`, `edge_addresses` and `closed_addresses`: see `wire/hosts.py`."""
+    machines are not VMs. `beat_s`: how often hosts say that they are there. `bus_hubs`, `bus_routes`, `edge_addresses`
+    and `closed_addresses`: see `wire/hosts.py`."""
 
     app_domain: str
     platform_domain: str
@@ -29,6 +30,7 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     registry_backend: str = ""
     registry_url: str = ""
     shared_kernel: bool = False
+    beat_s: float = 1.0
     bus_hubs: tuple[str, ...] = ()
     bus_routes: tuple[str, ...] = ()
     edge_addresses: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """What control knows of nodes: which there are (table nodes), what they have free (their rows in the catalogue).
 
 No node is asked when a machine is placed. The fleet follows the rows as they come; what was sent since a node's last
-row is taken off what it said, and a node that has not been heard for `FRESH_S` does not count as answering. The node
-itself checks again and may refuse.
+row is taken off what it said, and a node that has not been heard for some of its beats does not count as answering. The
+node itself checks again and may refuse.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pantala.store import hosts, machines
 from pantala.store.records import NodeRecord
 from pantala.wire.feed import MachineRow, NodeRow
 
-FRESH_S = 10.0
-"""Nodes beat every second."""
-UNHEARD_S = 3.0
+FRESH_S, FRESH_BEATS = 10.0, 3.0
+"""So long, and so many beats, a node counts as answering after its last word."""
+UNHEARD_S, UNHEARD_BEATS = 3.0, 1.25
 """After a start the rows kept from before count for this long, until nodes have had time to say something."""
 SQL_FRESH_S = 5.0
 SENT_KEPT_S = 10.0
@@ -49,6 +49,9 @@ class Nodes:
         self._orgs: dict[str, set[int]] = {}
         self._answering: dict[str, bool] = {}
         self._sent: dict[str, list[_Sent]] = {}
+        beat_s = context.settings.beat_s
+        self._fresh_s = max(FRESH_S, FRESH_BEATS * beat_s)
+        self._unheard_s = max(UNHEARD_S, UNHEARD_BEATS * beat_s)
         self._started_at = self._now()
         self._read_at: float | None = None
         self._heard = anyio.Event()
@@ -156,7 +159,7 @@ class Nodes:
         """Right after the start nobody may have been heard yet."""
         if any(self._sightings.heard_at(node_id) is not None for node_id in self._members):
             return
-        with anyio.move_on_after(max(UNHEARD_S - (self._now() - self._started_at), 0)):
+        with anyio.move_on_after(max(self._unheard_s - (self._now() - self._started_at), 0)):
             while not any(self._answers(node_id) for node_id in self._members):
                 self._heard = anyio.Event()
                 await self._heard.wait()
@@ -178,8 +181,8 @@ class Nodes:
             return False
         heard_at = self._sightings.heard_at(node_id)
         if heard_at is None:
-            return self._now() - self._started_at <= UNHEARD_S
-        return self._now() - heard_at <= FRESH_S
+            return self._now() - self._started_at <= self._unheard_s
+        return self._now() - heard_at <= self._fresh_s
 
     def _put(self, node_id: str) -> None:
         node = self._members.get(node_id)

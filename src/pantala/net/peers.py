@@ -12,7 +12,10 @@ another one's addresses.
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv6Network
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -23,6 +26,8 @@ from pantala.net import commands, rules, sixpn
 LinkKind = Literal["plain", "wireguard"]
 ROUTE_PROTOCOL = "201"
 """Marks our routes in the kernel's table, so that those that are not wanted any more are found."""
+ROUTES = Path("/proc/net/ipv6_route")
+"""Of this process's network namespace."""
 MTU = 1420
 KEEPALIVE_S = 25
 
@@ -87,6 +92,32 @@ def route_lines(device: str, via: str, wanted: set[str], there: set[str]) -> lis
     return gone + [f"route replace {prefix} {hop} proto {ROUTE_PROTOCOL}" for prefix in sorted(wanted)]
 
 
+def routes_by(device: str, table: str) -> set[str]:
+    """Prefixes that lead to a device, from the text of /proc/net/ipv6_route."""
+    found: set[str] = set()
+    for line in table.splitlines():
+        target, length, *_, name = line.split()
+        if name == device:
+            found.add(str(IPv6Network((bytes.fromhex(target), int(length, 16)))))
+    return found
+
+
+def device_number(device: str) -> int:
+    """The kernel's, never used twice; 0 for one that is not there."""
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return 0
+
+
+class _Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """What was made last. `tunnels`: configuration of WireGuard, empty for plain links. `device`: its number then."""
+
+    wanted: set[str]
+    tunnels: str
+    device: int
+
+
 class PeerLinks:
     """The ways to the other hosts. `via`: the next hop of plain links, empty when hosts are on the link themselves.
     `private_key` (base64) and `port` are WireGuard's."""
@@ -99,22 +130,30 @@ class PeerLinks:
         self._via = via if kind == "plain" else ""
         self._private_key = private_key
         self._port = port
+        self._applied: _Applied | None = None
 
-    async def apply(self, peers: Sequence[Peer]) -> None:
-        """Repeats safely. Raises DriverError; what is open then is at most what was open before and is wanted now.
+    async def apply(self, peers: Sequence[Peer], *, anew: bool = False) -> None:
+        """Repeats safely, and for next to nothing when these ways stand as they were made, unless `anew`. Raises
+        DriverError; what is open then is at most what was open before and is wanted now.
 
         The firewall closes first and opens last, so that a way is never open without its check.
         """
         wanted = {prefix for peer in peers for prefix in peer.prefixes}
+        tunnels = self._configuration(peers)
+        if not anew and self._stands(wanted, tunnels):
+            return
+        self._applied = None
         there = await self._routes()
-        await self._firewall(wanted & there)
-        if self._kind == "wireguard":
+        if there != wanted:
+            await self._firewall(wanted & there)
+        if tunnels:
             await self._ensure_device()
-            await self._configure(peers)
+            await self._configure(tunnels)
         lines = route_lines(self._device, self._via, wanted, there)
         if lines:
             await commands.run(["ip", "-6", "-batch", "-"], stdin="\n".join(lines) + "\n")
         await self._firewall(wanted)
+        self._applied = _Applied(wanted=wanted, tunnels=tunnels, device=device_number(self._device))
 
     async def remove(self) -> None:
         """No route and no element is left; a tunnel of the kernel goes too. Repeats safely, also before `apply`."""
@@ -124,6 +163,15 @@ class PeerLinks:
             await commands.attempt(["ip", "-6", "-batch", "-"], stdin="\n".join(lines) + "\n")
         if self._kind == "wireguard":
             await commands.attempt(["ip", "link", "delete", "dev", self._device])
+
+    def _configuration(self, peers: Sequence[Peer]) -> str:
+        """Empty for plain links, which do not care who is behind a prefix."""
+        return wireguard_configuration(self._private_key, self._port, peers) if self._kind == "wireguard" else ""
+
+    def _stands(self, wanted: set[str], tunnels: str) -> bool:
+        """Seen without a program: a device that was made anew has another number and lost its routes."""
+        now = _Applied(wanted=wanted, tunnels=tunnels, device=device_number(self._device))
+        return now == self._applied and (not wanted or wanted <= routes_by(self._device, ROUTES.read_text()))
 
     async def _routes(self) -> set[str]:
         listed = json.loads(await commands.run(["ip", "-6", "-json", "route", "show", "proto", ROUTE_PROTOCOL]) or "[]")
@@ -143,7 +191,6 @@ class PeerLinks:
                 retry=True,
             )
 
-    async def _configure(self, peers: Sequence[Peer]) -> None:
-        text = wireguard_configuration(self._private_key, self._port, peers)
+    async def _configure(self, text: str) -> None:
         await commands.run(["wg", "syncconf", self._device, "/dev/stdin"], stdin=text)
         await commands.run(["ip", "link", "set", "dev", self._device, "mtu", str(MTU), "up"])

@@ -32,6 +32,7 @@ def control_settings(settings: ServerSettings) -> ControlSettings:
         registry_backend=settings.registry.backend,
         registry_url=settings.registry.url,
         shared_kernel=settings.shared_kernel,
+        beat_s=settings.beat_s,
         bus_hubs=tuple(settings.bus_hubs),
         bus_routes=tuple(settings.bus_routes),
         edge_addresses=tuple(settings.edge_addresses),

@@ -40,7 +40,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     by default under `state_dir`; so are the box authority (`ca/ca.pem`), the registry's `rootcertbundle`
     (`registry/token.pem`), the cluster's authority (`cluster-ca/ca.pem`) and the bus's accounts (`bus/control.creds`
     is this server's user). `builder`: address of buildkitd, empty where no builds are offered; `builder_folder`: where
-    it keeps what it builds.
+    it keeps what it builds. `beat_s`: how often hosts say that they are there.
 
     What joining hosts are told: `bus_hubs` and `bus_routes` (`host:port` of the hubs' leaf and cluster listeners; a
     host whose address is among the hubs' is one), `edge_addresses` (public), `closed_addresses` (networks that
@@ -63,6 +63,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     builder: str = ""
     builder_folder: str = ""
     shared_kernel: bool = False
+    beat_s: float = 1.0
     bus_hubs: list[str] = []
     bus_routes: list[str] = []
     edge_addresses: list[str] = []
