@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pantala.box import distances, links, places, router, routing
-from pantala.box.layout import EDGE_ADDRESS, Box, Host, Link, new_box
-from pantala.box.network import link_commands, up_commands
+from pantala.box.layout import EDGE_ADDRESS, ROUTER, Box, Host, Link, new_box
+from pantala.box.network import batched, link_commands, up_commands
 from pantala.box.router import Cuts
 from pantala.control.regions import REGIONS
 from pantala.errors import InvalidRequest
@@ -34,6 +34,17 @@ def test_control_expects_hosts_as_often_as_they_say_that_they_are_there(number: 
     assert tuning.server["beat_s"] == tuning.agent["beat_s"]
     faster = places.tuning(made(tuning={"agent.beat_s": "0.5"}))
     assert faster.server["beat_s"] == faster.agent["beat_s"] == 0.5
+
+
+def test_the_network_is_made_by_few_programs_in_an_order_that_works() -> None:
+    box = made(distances=True)
+    batches = batched(up_commands(box))
+    as_words = [[*command[:-2], *line.split()] for command, text in batches if text for line in text.splitlines()]
+    as_words += [command for command, text in batches if text is None]
+    assert sorted(as_words) == sorted(up_commands(box))
+    assert len(batches) <= 2 + len(box.namespaces()) + 4
+    programs = [" ".join(command) for command, _ in batches]
+    assert programs[:2] == ["ip -batch -", f"ip -n {ROUTER} -batch -"]
 
 
 SYDNEY = Host(node="syd-1", region="syd", link=Link(netns="pnt-syd-1", third=4))

@@ -2,6 +2,15 @@
 
 import sys
 
-from pantala.agent.main import main
+from pantala.kit import lean
 
-sys.exit(main())
+
+def start() -> int:
+    # To print on terminals structlog loads rich: a tenth of an agent's start and memory, and agents write JSON.
+    lean.load("structlog", without="rich")
+    from pantala.agent.main import main
+
+    return main()
+
+
+sys.exit(start())

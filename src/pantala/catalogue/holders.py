@@ -90,12 +90,14 @@ class Holders:
     def remember(self, owner: str, holder: str) -> None:
         self._known_to_hold[owner] = holder
 
-    def to_ask(self, owner: str) -> list[str]:
-        """Other nodes in the order in which to ask them about an owner."""
+    def to_ask(self, owner: str, most: int) -> list[str]:
+        """Other nodes in the order in which to ask them about an owner: who is known to have something first, and
+        `most` of them. When nobody is, one by lot: there may be nothing to be had, and by asking around
+        (`exchange`) it shows who has it."""
         others = [node for node in self._all() if node not in (self._own, owner)]
         self._dice.shuffle(others)
         first = self._known_to_hold.get(owner)
-        return sorted(others, key=lambda node: node != first)
+        return sorted(others, key=lambda node: node != first)[: most if first is not None else 1]
 
     async def fetch(self, holder: str, owner: str, epoch: int, after: int) -> HeldRows | None:
         """Everything that a holder has after a sequence, chunk after chunk; None when it does not answer or changed

@@ -312,7 +312,7 @@ class Replica:
         return frame, reply
 
     async def _from_holders(self, owner: str, *, whole: bool) -> bool:
-        for holder in self._holders.to_ask(owner)[:HOLDERS_ASKED_MAX]:
+        for holder in self._holders.to_ask(owner, HOLDERS_ASKED_MAX):
             known = self._owners.get(owner)
             epoch, after = (0, 0) if known is None or whole else (known.state.epoch, known.state.seq)
             held = await self._holders.fetch(holder, owner, epoch, after)

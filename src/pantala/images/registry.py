@@ -1,7 +1,8 @@
 """A client of OCI registries: resolve, pull, push. Every byte is checked against its digest before it counts.
 
 Registries are reached at the URL that `endpoints` gives for their name (mirrors, plain HTTP inside a box), otherwise
-over HTTPS at the name itself.
+over HTTPS at the name itself. The HTTP library is loaded with the first request: every agent has a client, and most of
+them pull nothing for a long time.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import platform
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import httpx2
 import msgspec
 
 from pantala.errors import InvalidRequest, NotFound, TransientError, UserError
 from pantala.images.reference import DOCKER_HUB, parse, pinned, unparse
 from pantala.kit.disk import check_reserve
 from pantala.wire.machine import ImageRef
+
+if TYPE_CHECKING:
+    import httpx2
 
 INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
@@ -75,10 +79,17 @@ class RegistryClient:
 
     def __init__(self, *, endpoints: dict[str, str] | None = None, timeout_s: float = 30.0) -> None:
         self._endpoints = endpoints or {}
-        self._http = httpx2.AsyncClient(timeout=timeout_s, follow_redirects=True)
+        self._timeout_s = timeout_s
+
+    @cached_property
+    def _http(self) -> httpx2.AsyncClient:
+        import httpx2
+
+        return httpx2.AsyncClient(timeout=self._timeout_s, follow_redirects=True)
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        if "_http" in self.__dict__:
+            await self._http.aclose()
 
     async def resolve(self, image: str, *, token: str = "") -> ImageRef:
         """The reference with the digest that its tag has now. Raises InvalidRequest, NotFound, TransientError."""
@@ -129,6 +140,8 @@ class RegistryClient:
         self, image: ImageRef, *, blobs: dict[str, Path], manifest: bytes, media_type: str, token: str = ""
     ) -> str:
         """Upload blobs that are not there yet, then the manifest; its digest."""
+        import httpx2
+
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         base = f"{self._base(image)}/v2/{image.repository}"
         for digest, path in blobs.items():
@@ -180,6 +193,8 @@ class RegistryClient:
         self, image: ImageRef, path: str, token: str, *, accept: str = "*/*"
     ) -> AsyncGenerator[httpx2.Response]:
         """GET under the repository; an anonymous token is fetched once when the registry asks for one."""
+        import httpx2
+
         url = f"{self._base(image)}/v2/{image.repository}/{path}"
         for attempt in range(2):
             headers = {"Accept": accept} | ({"Authorization": f"Bearer {token}"} if token else {})
@@ -195,6 +210,8 @@ class RegistryClient:
                 raise TransientError(f"the registry {image.registry} does not answer: {error}") from error
 
     async def _anonymous(self, challenge: str) -> str:
+        import httpx2
+
         parts = dict(_CHALLENGE.findall(challenge))
         realm = parts.pop("realm", "")
         if not realm.startswith(("http://", "https://")):
@@ -206,6 +223,8 @@ class RegistryClient:
         return str(document.get("token") or document.get("access_token") or "")
 
     async def _send(self, method: str, url: str, *, headers: dict[str, str], content: Any = None) -> httpx2.Response:
+        import httpx2
+
         try:
             return await self._http.request(method, url, headers=headers, content=content)
         except httpx2.HTTPError as error:
