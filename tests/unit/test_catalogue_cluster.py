@@ -255,6 +255,25 @@ async def test_the_words_of_an_owner_that_is_away_come_from_who_heard_them(tmp_p
         await made.agree_within(5.0, has("app/before", "app/after"))
 
 
+async def test_an_owner_that_is_not_there_yet_is_asked_for_less_and_less_often_and_known_when_it_comes(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path) as made:
+        await made.end("n3")
+        for name in ("n1", "n2"):
+            replica = made.nodes[name].replica
+            assert replica is not None
+            await replica.forget("n3")
+            replica.expect("n3")
+        made.network.requests.clear()
+        await made.pass_s(30.0)
+        asked = made.network.requests.count(frames.fetch_subject("n3"))
+        assert 2 * 3 <= asked <= 2 * 12
+        late = await made.start("n3")
+        await late.publisher.replace_all([machine_row("late", "n3")])
+        await made.agree_within(1.0, has("m/late"))
+
+
 async def test_a_node_that_joins_while_control_is_off_learns_all_from_the_others(tmp_path: Path) -> None:
     async with cluster(tmp_path) as made:
         await made.end("n3")

@@ -21,7 +21,8 @@ from pantala.wire.feed import FeedRow
 
 log = structlog.get_logger()
 
-GATHER_S = 0.05
+GATHER_S, GATHER_PER_HOST_S, GATHER_S_MAX = 0.05, 0.01, 0.5
+"""An app that grows over many hosts changes the ways of each of them as often as there are hosts."""
 AGAIN_S = 10.0
 ANEW_EVERY = 30
 """Looks after which the ways are made again although they seem to stand: not all of them can be seen for little."""
@@ -56,7 +57,7 @@ class Peers:
             self._changed.set()
 
     async def run(self) -> None:
-        shown: dict[str, int] | None = None
+        shown: int | None = None
         looks, anew = 0, False
         while True:
             self._changed = anyio.Event()
@@ -68,15 +69,15 @@ class Peers:
                 log.warning("ways to other hosts not made; tried again", error=str(error))
                 pause_s = RETRY_S
             else:
-                networks = {peer.node.id: len(peer.prefixes) for peer in peers if peer.prefixes}
-                if networks != shown:
-                    shown = networks
-                    log.info("ways to other hosts", hosts=len(peers), networks=networks)
+                ways = sum(len(peer.prefixes) for peer in peers)
+                if ways != shown:
+                    shown = ways
+                    log.info("ways to other hosts", hosts=len(peers), ways=ways)
             with anyio.move_on_after(pause_s) as waited:
                 await self._changed.wait()
             looks += waited.cancelled_caught
             anew = waited.cancelled_caught and looks % ANEW_EVERY == 0
-            await self._clock.sleep(GATHER_S)
+            await self._clock.sleep(min(GATHER_S + GATHER_PER_HOST_S * len(self._nodes), GATHER_S_MAX))
 
     def plan(self) -> tuple[Peer, ...]:
         networks: dict[str, set[int]] = {}

@@ -13,6 +13,9 @@ from pantala.host.place import BUS_PORT, Place
 from pantala.wire.hosts import Joined
 
 MAX_PAYLOAD = 8 * 1024 * 1024
+COMPRESSION = "off"
+"""By itself nats-server compresses what goes further than 10 ms, with buffers that weigh more than all else it
+holds (12 MB a host); frames are small and mostly signatures."""
 
 
 def configuration(place: Place, joined: Joined) -> str:
@@ -45,8 +48,9 @@ def configuration(place: Place, joined: Joined) -> str:
             "tls": tls,
             "routes": [f"nats://{route}" for route in routes],
             "pool_size": -1,
+            "compression": COMPRESSION,
         }
-        conf["leafnodes"] = {"listen": _own(place, bus.hubs, "hubs"), "tls": tls}
+        conf["leafnodes"] = {"listen": _own(place, bus.hubs, "hubs"), "tls": tls, "compression": COMPRESSION}
     else:
         if not bus.hubs:
             raise InvalidRequest("control named no hub of the bus", field="bus.hubs")
@@ -55,6 +59,7 @@ def configuration(place: Place, joined: Joined) -> str:
             "credentials": str(place.identity("bus.creds")),
             "account": _account(joined),
             "tls": tls,
+            "compression": COMPRESSION,
         }
         conf["leafnodes"] = {"remotes": [remote], "reconnect": 1}
     return json.dumps(conf, indent=2) + "\n"

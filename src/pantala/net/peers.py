@@ -142,9 +142,9 @@ class PeerLinks:
         tunnels = self._configuration(peers)
         if not anew and self._stands(wanted, tunnels):
             return
-        self._applied = None
+        known, self._applied = self._applied is not None, None
         there = await self._routes()
-        if there != wanted:
+        if there - wanted or not known:
             await self._firewall(wanted & there)
         if tunnels:
             await self._ensure_device()
