@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::drains::Drains;
-use crate::generations::{self, Generations};
+use crate::generations::Generations;
 use crate::link::Event;
 use crate::log;
 use crate::shared::{Command, Life, Shared};
@@ -272,10 +272,9 @@ impl Control {
     }
 
     fn save(&self) -> tokio::task::JoinHandle<()> {
-        let text = generations::document(self.table.revision(), self.table.rows());
-        let generations = self.generations.clone();
+        let (revision, rows, generations) = (self.table.revision(), self.table.rows(), self.generations.clone());
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = generations.save(&text) {
+            if let Err(error) = generations.save(revision, &rows) {
                 log::error("snapshot not saved", &[("reason", &error)]);
             }
         })

@@ -3,11 +3,14 @@
 //!
 //! The files hold private keys of certificates: mode 0600.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use pantala_route::table::{RowKey, Table};
 use pantala_wire::feed::FeedRow;
 use serde::{Deserialize, Serialize};
@@ -63,12 +66,13 @@ impl Generations {
             revision: 0,
             rows: Vec::new(),
         });
+        let known: HashSet<_> = base.rows.iter().map(parts).collect();
+        let newest = newest.map(|saved| saved.rows).unwrap_or_default();
         let mut suspects = 0;
-        for row in newest.map(|saved| saved.rows).unwrap_or_default() {
-            let known = base.rows.contains(&row);
-            if let (false, Some(value)) = (known, &row.value) {
+        for row in newest.iter().filter(|row| !known.contains(&parts(row))) {
+            if let Some(value) = &row.value {
                 suspects += 1;
-                table.quarantine((row.stream.clone(), row.key.clone()), value.to_string().into());
+                table.quarantine((row.stream.clone(), row.key.clone()), value.as_str().into());
             }
         }
         log::error(
@@ -95,7 +99,7 @@ impl Generations {
             started_ms: now,
             crashed_ms: crashed,
         })?;
-        replace_file(&self.marker(), &text)?;
+        replace_file(&self.marker(), |file| file.write_all(&text))?;
         Ok(crashes)
     }
 
@@ -118,45 +122,46 @@ impl Generations {
         saved.ok()
     }
 
-    /// The present view becomes the newest generation.
-    pub fn save(&self, text: &[u8]) -> io::Result<()> {
+    /// The view becomes the newest generation.
+    pub fn save(&self, revision: u64, rows: &OrdMap<RowKey, Arc<str>>) -> io::Result<()> {
         for older in (0..KEPT - 1).rev() {
             match fs::rename(self.path(older), self.path(older + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        replace_file(&self.path(0), text)
+        replace_file(&self.path(0), |file| write_document(file, revision, rows))
     }
 }
 
-/// The document of [`Generations::save`].
-pub fn document<'a>(revision: u64, rows: impl Iterator<Item = (&'a RowKey, &'a str)>) -> Vec<u8> {
-    let mut text = format!("{{\"revision\":{revision},\"rows\":[");
-    for (index, ((stream, key), value)) in rows.enumerate() {
-        let (stream, key) = (
-            serde_json::Value::from(stream.as_str()),
-            serde_json::Value::from(key.as_str()),
-        );
-        let comma = if index > 0 { ",\n" } else { "\n" };
-        text.push_str(&format!(
-            "{comma}{{\"stream\":{stream},\"key\":{key},\"value\":{value}}}"
-        ));
-    }
-    text.push_str("\n]}\n");
-    text.into_bytes()
+/// What makes two rows the same.
+fn parts(row: &FeedRow) -> (&str, &str, Option<&str>) {
+    (&row.stream, &row.key, row.value.as_ref().map(|value| value.as_str()))
 }
 
-fn replace_file(path: &Path, text: &[u8]) -> io::Result<()> {
+/// Values are written as they came; stream and key by serde.
+fn write_document(file: &mut impl Write, revision: u64, rows: &OrdMap<RowKey, Arc<str>>) -> io::Result<()> {
+    write!(file, "{{\"revision\":{revision},\"rows\":[")?;
+    let mut comma = "";
+    for ((stream, key), value) in rows {
+        let (stream, key) = (serde_json::to_string(stream)?, serde_json::to_string(key)?);
+        write!(file, "{comma}\n{{\"stream\":{stream},\"key\":{key},\"value\":{value}}}")?;
+        comma = ",";
+    }
+    file.write_all(b"\n]}\n")
+}
+
+fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
+    let mut buffered = BufWriter::new(file);
+    write(&mut buffered)?;
+    buffered.into_inner()?.sync_all()?;
     fs::rename(&new, path)
 }
 
@@ -170,7 +175,7 @@ mod tests {
         FeedRow {
             stream: "routes".into(),
             key: format!("app/{name}"),
-            value: Some(value),
+            value: Some((&value).into()),
         }
     }
 
@@ -187,9 +192,9 @@ mod tests {
         let mut table = Table::new("n1");
         generations.load(&mut table).unwrap();
         table.replace(1, vec![row("good")]);
-        generations.save(&document(1, table.rows())).unwrap();
+        generations.save(1, &table.rows()).unwrap();
         table.replace(2, vec![row("good"), row("poison")]);
-        generations.save(&document(2, table.rows())).unwrap();
+        generations.save(2, &table.rows()).unwrap();
 
         let mut second = Table::new("n1");
         generations.load(&mut second).unwrap(); // one crash: the newest
@@ -216,7 +221,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = std::env::temp_dir().join(format!("pantala-mode-{}", std::process::id()));
         let generations = Generations::open(&dir).unwrap();
-        generations.save(b"{}").unwrap();
+        generations.save(1, &OrdMap::new()).unwrap();
         assert_eq!(
             fs::metadata(generations.path(0)).unwrap().permissions().mode() & 0o777,
             0o600

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use pantala_wire::feed::{
     AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, MemberRow, NodeRow, Port, ServiceRow,
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use crate::gauge::Gauge;
 use crate::names::normalise;
@@ -45,17 +45,18 @@ struct AppEntry {
     known: bool,
     network: Option<u64>,
     services: BTreeMap<String, Arc<Service>>,
-    machines: BTreeMap<String, MachineEntry>,
+    /// boxed: the leaves of the map are allocated for many, and most apps have few
+    machines: BTreeMap<String, Box<MachineEntry>>,
 }
 
 pub struct Table {
     node: String,
     revision: u64,
-    /// every row in force, as it came: for the snapshot file
-    rows: BTreeMap<RowKey, Box<str>>,
+    /// every row in force, as it came: for the snapshot file, which is written beside the work that goes on
+    rows: OrdMap<RowKey, Arc<str>>,
     set_aside: BTreeMap<RowKey, String>,
     /// values that are not read again (key, value): suspected of two crashes
-    quarantine: BTreeSet<(RowKey, Box<str>)>,
+    quarantine: BTreeSet<(RowKey, Arc<str>)>,
     apps: BTreeMap<String, AppEntry>,
     app_of_machine: HashMap<String, String>,
     certs: BTreeMap<String, CertRow>,
@@ -67,7 +68,7 @@ impl Table {
         Table {
             node: node.to_owned(),
             revision: 0,
-            rows: BTreeMap::new(),
+            rows: OrdMap::new(),
             set_aside: BTreeMap::new(),
             quarantine: BTreeSet::new(),
             apps: BTreeMap::new(),
@@ -85,8 +86,9 @@ impl Table {
         self.certs.iter()
     }
 
-    pub fn rows(&self) -> impl Iterator<Item = (&RowKey, &str)> {
-        self.rows.iter().map(|(key, value)| (key, &**value))
+    /// A copy that shares what it can: as cheap for a hundred thousand rows as for one.
+    pub fn rows(&self) -> OrdMap<RowKey, Arc<str>> {
+        self.rows.clone()
     }
 
     pub fn revision(&self) -> u64 {
@@ -107,7 +109,7 @@ impl Table {
         self.publish_set_aside();
     }
 
-    pub fn quarantine(&mut self, key: RowKey, value: Box<str>) {
+    pub fn quarantine(&mut self, key: RowKey, value: Arc<str>) {
         self.quarantine.insert((key, value));
     }
 
@@ -169,7 +171,7 @@ impl Table {
             self.set_aside.remove(&key);
             return self.delete(&key, batch);
         };
-        let text: Box<str> = value.to_string().into();
+        let text: Arc<str> = value.as_str().into();
         if self.rows.get(&key) == Some(&text) && !matches!(key.1.split_once('/'), Some(("m", _))) {
             self.set_aside.remove(&key); // the same again; machines are read anyway, because a wake may have overlaid them
             return;
@@ -177,7 +179,7 @@ impl Table {
         let verdict = if self.quarantine.contains(&(key.clone(), text.clone())) {
             Err(unreadable("set aside after two crashes"))
         } else {
-            self.read(&key, value, batch)
+            self.read(&key, &text, batch)
         };
         match verdict {
             Ok(()) => {
@@ -190,7 +192,7 @@ impl Table {
         }
     }
 
-    fn read(&mut self, (stream, key): &RowKey, value: Value, batch: &mut Batch) -> Result<(), Unreadable> {
+    fn read(&mut self, (stream, key): &RowKey, value: &str, batch: &mut Batch) -> Result<(), Unreadable> {
         match (stream.as_str(), key.split_once('/')) {
             ("routes", Some(("app", name))) => {
                 let row: AppRow = parse(value)?;
@@ -202,12 +204,12 @@ impl Table {
             ("routes", Some(("host", name))) => {
                 let destination = host_destination(&parse(value)?)?;
                 let name = normalise(name).ok_or_else(|| unreadable("the key is no host name"))?;
-                Arc::make_mut(&mut self.snapshot.hosts).insert(name, destination);
+                self.snapshot.hosts.insert(name, destination);
             }
             ("routes", Some(("addr", ip))) => {
                 let row: AddressRow = parse(value)?;
                 let ip: IpAddr = ip.parse().map_err(|_| unreadable("the key is no IP address"))?;
-                let addresses = Arc::make_mut(&mut self.snapshot.addresses);
+                let addresses = &mut self.snapshot.addresses;
                 match (row.kind, row.app) {
                     (AddressKind::Shared, _) => drop(addresses.remove(&ip.to_canonical())),
                     (_, Some(app)) => drop(addresses.insert(ip.to_canonical(), app.into())),
@@ -237,11 +239,11 @@ impl Table {
                     mesh: mesh_address(&row.mesh)?,
                     region: row.region,
                 };
-                Arc::make_mut(&mut self.snapshot.nodes).insert(id.into(), node);
+                self.snapshot.nodes.insert(id.into(), node);
             }
             ("nodes", Some(("member", id))) => {
                 same("id", &parse::<MemberRow>(value)?.id, id)?;
-                Arc::make_mut(&mut self.snapshot.members).insert(id.into());
+                self.snapshot.members.insert(id.into());
             }
             ("certs", Some(("cert", _))) => {
                 let row: CertRow = parse(value)?;
@@ -279,7 +281,8 @@ impl Table {
             None => {
                 let gauge = kept.take().unwrap_or_default();
                 let epoch = gauge.next_epoch();
-                app.machines.insert(id.to_owned(), MachineEntry { row, gauge, epoch });
+                app.machines
+                    .insert(id.to_owned(), Box::new(MachineEntry { row, gauge, epoch }));
             }
             Some(entry) => {
                 let another = entry.row.instance_id != row.instance_id || entry.row.ip4 != row.ip4;
@@ -307,12 +310,12 @@ impl Table {
             }
             ("routes", Some(("host", name))) => {
                 if let Some(name) = normalise(name) {
-                    Arc::make_mut(&mut self.snapshot.hosts).remove(&name);
+                    self.snapshot.hosts.remove(&name);
                 }
             }
             ("routes", Some(("addr", ip))) => {
                 if let Ok(ip) = ip.parse::<IpAddr>() {
-                    Arc::make_mut(&mut self.snapshot.addresses).remove(&ip.to_canonical());
+                    self.snapshot.addresses.remove(&ip.to_canonical());
                 }
             }
             ("routes", Some(("svc", rest))) => {
@@ -333,15 +336,15 @@ impl Table {
                     batch.apps.insert(app);
                 }
             }
-            ("nodes", Some(("node", id))) => drop(Arc::make_mut(&mut self.snapshot.nodes).remove(id)),
-            ("nodes", Some(("member", id))) => drop(Arc::make_mut(&mut self.snapshot.members).remove(id)),
+            ("nodes", Some(("node", id))) => drop(self.snapshot.nodes.remove(id)),
+            ("nodes", Some(("member", id))) => drop(self.snapshot.members.remove(id)),
             ("certs", _) => batch.changes.certs |= self.certs.remove(key).is_some(),
             _ => {}
         }
     }
 
     fn rebuild(&mut self, name: &str) {
-        let apps = Arc::make_mut(&mut self.snapshot.apps);
+        let apps = &mut self.snapshot.apps;
         let Some(entry) = self.apps.get(name) else { return };
         if !entry.known && entry.services.is_empty() && entry.machines.is_empty() {
             self.apps.remove(name);
@@ -372,7 +375,8 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
         offers: Vec::new(),
     };
     let mut offers: BTreeMap<(u16, u16), Offer> = BTreeMap::new();
-    for (id, MachineEntry { row, gauge, epoch }) in &entry.machines {
+    for (id, machine) in &entry.machines {
+        let MachineEntry { row, gauge, epoch } = &**machine;
         let machine = Arc::new(Machine {
             id: id.as_str().into(),
             app: name.clone(),
@@ -465,9 +469,9 @@ fn host_destination(row: &HostRow) -> Result<Destination, Unreadable> {
     }
 }
 
-fn parse<T: DeserializeOwned>(value: Value) -> Result<T, Unreadable> {
+fn parse<T: DeserializeOwned>(value: &str) -> Result<T, Unreadable> {
     // The error of serde quotes values; certificates carry keys, so only where it happened is told.
-    serde_json::from_value(value).map_err(|e| unreadable(redact(&e.to_string())))
+    serde_json::from_str(value).map_err(|e| unreadable(redact(&e.to_string())))
 }
 
 fn redact(message: &str) -> String {

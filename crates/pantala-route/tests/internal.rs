@@ -11,7 +11,7 @@ fn row(key: &str, value: Value) -> FeedRow {
     FeedRow {
         stream: "routes".to_owned(),
         key: key.to_owned(),
-        value: Some(value),
+        value: Some((&value).into()),
     }
 }
 

@@ -58,7 +58,7 @@ fn row(key: String, value: Value) -> FeedRow {
     FeedRow {
         stream: "routes".into(),
         key,
-        value: Some(value),
+        value: Some((&value).into()),
     }
 }
 

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 pub const FEED_PROTOCOL: u32 = 1;
 
@@ -235,17 +237,40 @@ pub struct TicketRow {
     pub key: String,
 }
 
-/// `value` is read later, row by row, so that one unreadable row spoils no frame.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct FeedRow {
     pub stream: String,
     pub key: String,
-    pub value: Option<Value>,
+    pub value: Option<Text>,
+}
+
+/// A JSON value as it came. It is read later, row by row, so that one unreadable row spoils no frame and a view of many rows
+/// never lies about parsed twice.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Text(Box<RawValue>);
+
+impl Text {
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Text) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl From<&Value> for Text {
+    fn from(value: &Value) -> Text {
+        Text(RawValue::from_string(value.to_string()).expect("a value is written as JSON"))
+    }
 }
 
 // -- agent to proxy -------------------------------------------------------------------------------------------------
 
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AgentFrame {
     Hello {
@@ -256,7 +281,6 @@ pub enum AgentFrame {
     Snapshot {
         revision: u64,
         rows: Vec<FeedRow>,
-        #[serde(default)]
         last: bool,
     },
     Delta {
@@ -268,6 +292,55 @@ pub enum AgentFrame {
     Undrain {
         machine: String,
     },
+}
+
+/// By hand, because a derived one would take every value of a tagged frame apart before it knows the frame's type.
+impl<'de> Deserialize<'de> for AgentFrame {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<AgentFrame, D::Error> {
+        #[derive(Deserialize)]
+        struct Tag {
+            r#type: String,
+        }
+        #[derive(Deserialize)]
+        struct Rows {
+            revision: u64,
+            rows: Vec<FeedRow>,
+            #[serde(default)]
+            last: bool,
+        }
+        #[derive(Deserialize)]
+        #[serde(tag = "type", rename_all = "snake_case")]
+        enum Small {
+            Hello {
+                protocol: u32,
+                node: String,
+                region: String,
+            },
+            WakeResult(WakeResult),
+            Drain(Drain),
+            Undrain {
+                machine: String,
+            },
+        }
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        let read = || -> serde_json::Result<AgentFrame> {
+            let tag: Tag = serde_json::from_str(raw.get())?;
+            if matches!(tag.r#type.as_str(), "snapshot" | "delta") {
+                let Rows { revision, rows, last } = serde_json::from_str(raw.get())?;
+                return Ok(match tag.r#type.as_str() {
+                    "delta" => AgentFrame::Delta { revision, rows },
+                    _ => AgentFrame::Snapshot { revision, rows, last },
+                });
+            }
+            Ok(match serde_json::from_str(raw.get())? {
+                Small::Hello { protocol, node, region } => AgentFrame::Hello { protocol, node, region },
+                Small::WakeResult(result) => AgentFrame::WakeResult(result),
+                Small::Drain(drain) => AgentFrame::Drain(drain),
+                Small::Undrain { machine } => AgentFrame::Undrain { machine },
+            })
+        };
+        read().map_err(D::Error::custom)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -227,8 +227,8 @@ mod tests {
                 region: (*region).to_owned(),
                 mesh: mesh.parse().ok(),
             };
-            Arc::make_mut(&mut view.nodes).insert((*node).into(), row);
-            Arc::make_mut(&mut view.members).insert((*node).into());
+            view.nodes.insert((*node).into(), row);
+            view.members.insert((*node).into());
         }
         view
     }
@@ -250,7 +250,7 @@ mod tests {
         let a = peers.find("a").unwrap();
         a.set(State::Down);
         assert_eq!(peers.reach("a"), Reach::Away);
-        Arc::make_mut(&mut now.members).remove("a");
+        now.members.remove("a");
         peers.follow(&now, "own");
         assert_eq!((peers.reach("a"), a.state()), (Reach::Never, State::Removed));
         assert!(!a.set(State::Up), "for ever");
