@@ -144,6 +144,22 @@ async def test_logs_of_several_hosts_come_in_order_and_go_on_from_a_token(web: T
     assert (await web.http.get(f"{logs}?next_token=x", headers=web.auth)).status_code == 400
 
 
+async def test_what_edges_say_of_an_app_is_in_its_log_wherever_its_machines_are(web: TestPlatform) -> None:
+    edge = await web.add_agent("node-2", region="lhr")
+    here = (await web.create_machine("web"))["id"]
+    edge.say_at_the_edge("web", "[PT05] no certificate")
+    edge.say_at_the_edge("other", "[PT05] not yours")
+    logs = "/v1/apps/web/logs"
+    lines = (await web.http.get(logs, headers=web.auth)).json()["lines"]
+    assert [line["message"] for line in lines] == ["[PT05] no certificate"]
+    assert (await web.http.get(f"{logs}?instance={here}", headers=web.auth)).json()["lines"] == []
+    async with serve_http(web) as url, httpx2.AsyncClient(base_url=url, headers=web.auth) as http:
+        with anyio.fail_after(10):
+            async with http.stream("GET", f"{logs}?follow=true") as answer:
+                seen = [msgspec.json.decode(await anext(answer.aiter_lines()), type=LogLine).message]
+    assert seen == ["[PT05] no certificate"]
+
+
 async def test_following_logs_streams_each_new_line(web: TestPlatform) -> None:
     machine = (await web.create_machine("web"))["id"]
     agent = web.agents["node-1"]

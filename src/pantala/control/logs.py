@@ -1,7 +1,10 @@
-"""Log lines of an app, merged from the nodes that hold its machines."""
+"""Log lines of an app, merged from the nodes that hold its machines and from all edges: what a proxy says of a client
+is in the log of the host that the client reached.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -13,7 +16,7 @@ from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
 from pantala.control.context import Context
 from pantala.errors import InvalidRequest, PantalaError
-from pantala.store import machines
+from pantala.store import hosts, machines
 from pantala.store.records import AppRecord
 from pantala.wire.api import LogLine, LogsResponse
 from pantala.wire.node import ReadLogs
@@ -23,6 +26,8 @@ log = structlog.get_logger()
 LIMIT_MAX = 1000
 READ_TIMEOUT_S = 5.0
 FOLLOW_EVERY_S = 0.25
+EDGES_EVERY = 8
+"""Edges are many and say little: they are asked at every so many turns."""
 NODES_ASKED_AT_ONCE_MAX = 32
 RECENT_PLACEMENTS_MAX = 1000
 
@@ -45,7 +50,8 @@ class Logs:
         """The newest lines after `since_ns`; an empty answer gives the same token back."""
         app = await self._access.app(principal, app_name, Action.READ)
         _check(chosen)
-        cursors = dict.fromkeys(await self._nodes_of(app, chosen.machine_id), chosen.since_ns)
+        nodes = await self._nodes_of(app, chosen.machine_id) | await self._edges(chosen.machine_id)
+        cursors = dict.fromkeys(nodes, chosen.since_ns)
         lines = await self._read(app, cursors, chosen)
         newest = max((nanoseconds(line.timestamp) for line in lines), default=chosen.since_ns)
         return LogsResponse(lines=lines[-chosen.limit :], next_token=str(newest))
@@ -59,11 +65,14 @@ class Logs:
 
     async def _follow(self, app: AppRecord, chosen: LogsChoice) -> AsyncIterator[LogLine]:
         cursors: dict[str, int] = {}
-        while True:
-            for node in await self._nodes_of(app, chosen.machine_id):
-                cursors.setdefault(node, chosen.since_ns)
-            for line in await self._read(app, cursors, chosen):
+        for turn in itertools.count():
+            asked = await self._nodes_of(app, chosen.machine_id)
+            if turn % EDGES_EVERY == 0:
+                asked |= await self._edges(chosen.machine_id)
+            some = {node: cursors.get(node, chosen.since_ns) for node in asked}
+            for line in await self._read(app, some, chosen):
                 yield line
+            cursors |= some
             chosen = msgspec.structs.replace(chosen, limit=LIMIT_MAX)
             await self._context.clock.sleep(FOLLOW_EVERY_S)
 
@@ -74,6 +83,11 @@ class Logs:
             for placement in placements[-RECENT_PLACEMENTS_MAX:]
             if machine_id is None or placement.machine_id == machine_id
         }
+
+    async def _edges(self, machine_id: str | None) -> set[str]:
+        if machine_id is not None:
+            return set()
+        return {node.id for node in await self._context.db.read(hosts.list_nodes) if node.edge}
 
     async def _read(self, app: AppRecord, cursors: dict[str, int], chosen: LogsChoice) -> list[LogLine]:
         """Lines of all nodes by time; moves the cursors. A node that does not answer is passed over."""

@@ -349,6 +349,21 @@ class FakeAgent:
             )
         )
 
+    def say_at_the_edge(self, app: str, message: str) -> None:
+        """A line of this host's proxy about a client of the app, whose machines may be elsewhere."""
+        timestamp = self._now().replace("Z", f"{len(self.logs):06d}Z")
+        instance = f"proxy of {app}"
+        self.logs.append(
+            LogLine(
+                timestamp=timestamp,
+                message=message,
+                level="error",
+                instance=instance,
+                region=self.region,
+                provider="proxy",
+            )
+        )
+
     def row(self, machine_id: str) -> MachineRow | None:
         """As its agent publishes it."""
         machine = self.machines.get(machine_id)
@@ -464,6 +479,7 @@ class FakeAgent:
         from pantala.control.logs import nanoseconds
 
         mine = {machine.id for machine in self.machines.values() if machine.app.name == request.app}
+        mine.add(f"proxy of {request.app}")
         lines = [
             line
             for line in self.logs
