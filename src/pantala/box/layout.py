@@ -3,6 +3,7 @@
     100.96.0.0/30     this machine ⇄ router          100.96.<100+i>.0/30  router ⇄ client of region i
     100.96.<i>.0/30   router ⇄ host i                100.96.200.0/30      router ⇄ builds
     100.96.255.1      the edge address, on every host; the router sends a client to the nearest host that announces it
+    100.96.254.0/24   addresses that apps have for themselves; led like the edge address
     fd96:0:0:<third>::/64   the same links by IPv6: what 6PN travels on from host to host
 
 The router has the first address of each link, what is behind it the second. Several boxes can run side by side: the
@@ -24,6 +25,9 @@ INSTANCE = int(os.environ.get("PANTALA_BOX_INSTANCE", "0")) % 10
 SUFFIX = str(INSTANCE) if INSTANCE else ""
 SUBNET = f"100.{96 + INSTANCE}"
 EDGE_ADDRESS = f"{SUBNET}.255.1"
+POOL = f"{SUBNET}.254.0/24"
+PUBLIC = (f"{EDGE_ADDRESS}/32", POOL)
+"""What every edge announces."""
 PREFIX = f"pnt{SUFFIX}-"
 CGROUP = f"pantala{SUFFIX}"
 RUN_NAME = f"pantala/box{SUFFIX}"

@@ -18,6 +18,7 @@ from pantala.box.layout import (
     EDGE_ADDRESS,
     LINKS_MAX,
     PREFIX,
+    PUBLIC,
     REGISTRY_PORT,
     ROUTER,
     SUBNET,
@@ -98,8 +99,9 @@ def up_commands(box: Box) -> list[list[str]]:
     for link in box.links():
         commands += link_commands(box, link)
     # Until BIRD knows better, and where there is nothing to choose.
-    fallback = [f"{EDGE_ADDRESS}/32", "via", box.control().link.address, "metric", LAST_METRIC]
-    commands.append(["ip", "-n", ROUTER, "route", "add", *fallback])
+    for net in PUBLIC:
+        fallback = [net, "via", box.control().link.address, "metric", LAST_METRIC]
+        commands.append(["ip", "-n", ROUTER, "route", "add", *fallback])
     if box.distances:
         commands += queue_commands()
     return commands

@@ -1,7 +1,7 @@
 """What the box's router is told: its firewall, its policy routing and the relay's settings. Pure.
 
     mark & 0xff     the host (third number of its link) that a packet goes to, whatever routes say: 6PN by the
-                    host's part of the address, and connections to the edge address that a host took earlier
+                    host's part of the address, and connections to public addresses that a host took earlier
     mark & 0x10000  between regions: the relay holds the packet for as long as the way takes
 
 Tables: 1000 + n sends clients of the n-th region to their nearest living edge, 2000 + third to that one host. BIRD
@@ -18,7 +18,7 @@ from ipaddress import IPv6Address
 import msgspec
 
 from pantala.box.distances import rtt_ms
-from pantala.box.layout import EDGE_ADDRESS, ROUTER, Box, Host, Link
+from pantala.box.layout import PUBLIC, ROUTER, Box, Host, Link
 from pantala.errors import InvalidRequest
 from pantala.net import sixpn
 
@@ -103,6 +103,7 @@ def router_rules(box: Box, cuts: Cuts) -> str:
     marks = [f'"{host.link.router_device}" : {host.link.third}' for host in hosts]
     parts = [f"{host_part(host.node)} : {host.link.third}" for host in hosts]
     senders = [f'"{host.link.router_device}" . {host.link.third}' for host in hosts]
+    public = f"{{ {', '.join(PUBLIC)} }}"
     return f"""table {ROUTER_TABLE} {{ }}
 delete table {ROUTER_TABLE}
 table {ROUTER_TABLE} {{
@@ -114,7 +115,7 @@ table {ROUTER_TABLE} {{
   set far {{ type ifname . ifname; {_elements(far)} }}
   chain choose {{
     type filter hook prerouting priority mangle; policy accept;
-    ip daddr {EDGE_ADDRESS} ct mark != 0 tcp flags & (syn | ack) != syn meta mark set ct mark
+    ip daddr {public} ct mark != 0 tcp flags & (syn | ack) != syn meta mark set ct mark
     ip6 saddr {sixpn.EVERYTHING} jump between_hosts
   }}
   chain between_hosts {{
@@ -128,7 +129,7 @@ table {ROUTER_TABLE} {{
     iifname . oifname @cut drop
     iifname @isolated drop
     oifname @isolated drop
-    ip daddr {EDGE_ADDRESS} tcp flags & (syn | ack) == syn ct mark set oifname map @mark_of_device
+    ip daddr {public} tcp flags & (syn | ack) == syn ct mark set oifname map @mark_of_device
   }}
   chain distances {{
     type filter hook forward priority -200; policy accept;

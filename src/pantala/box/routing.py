@@ -1,9 +1,10 @@
 """Who gets to which edge: BIRD in the router and on every edge, and what tells an edge's BIRD that its proxy lives.
 
-Each edge announces the one shared address by BGP; BFD greets every few milliseconds, so that a dead host is left at
-once. The router's BIRD keeps a table of edges per region, the nearest first, and writes each into the kernel table that
-the region's clients are routed by (`router.py`). The processes returned here have configurations and control sockets of
-their own, in the box's run directory and namespaces; a BIRD of this machine is not touched.
+Each edge announces the one shared address and the pool of apps' own by BGP; BFD greets every few milliseconds, so that
+a dead host is left at once. The router's BIRD keeps a table of edges per region, the nearest first, and writes each
+into the kernel table that the region's clients are routed by (`router.py`). The processes returned here have
+configurations and control sockets of their own, in the box's run directory and namespaces; a BIRD of this machine is
+not touched.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from pantala.box.announcer import PROTOCOL, Bird
 from pantala.box.distances import nearest_first
-from pantala.box.layout import EDGE_ADDRESS, ROUTER, Box, Host
+from pantala.box.layout import PUBLIC, ROUTER, Box, Host
 from pantala.box.router import Cuts, host_table, region_table, regions_of
 from pantala.errors import InternalError, InvalidRequest
 from pantala.host.supervisor import Process
@@ -110,13 +111,14 @@ def _write(box: Box, name: str, text: str) -> Path:
 
 
 def edge_configuration(box: Box, host: Host) -> str:
-    """One static route, off until the announcer turns it on; nothing is written into the host's own tables."""
+    """Static routes, off until the announcer turns them on; nothing is written into the host's own tables."""
+    routes = "\n".join(f"  route {net} blackhole;" for net in PUBLIC)
     return f"""{_head(host.link.address)}
 {_bfd(box, "eth0")}
 protocol static {PROTOCOL} {{
   disabled;
   ipv4;
-  route {EDGE_ADDRESS}/32 blackhole;
+{routes}
 }}
 protocol bgp to_router {{
   local {host.link.address} as {EDGE_AS + host.link.third};
@@ -164,17 +166,18 @@ _SESSION = """  direct;
 def _neighbour(host: Host) -> str:
     """The edge's announcements, and a table with this edge alone, for connections that it has taken."""
     third = host.link.third
+    routes = "\n".join(f"  route {net} via {host.link.address} bfd;" for net in PUBLIC)
     return f"""
 protocol bgp edge_{third} {{
   local {host.link.gateway} as {ROUTER_AS};
   neighbor {host.link.address} as {EDGE_AS + third};
 {_SESSION}
-  ipv4 {{ import where net = {EDGE_ADDRESS}/32; export none; }};
+  ipv4 {{ import where net ~ [ {", ".join(PUBLIC)} ]; export none; }};
 }}
 ipv4 table only_{third};
 protocol static host_{third} {{
   ipv4 {{ table only_{third}; }};
-  route {EDGE_ADDRESS}/32 via {host.link.address} bfd;
+{routes}
 }}
 {_kernel(f"only_{third}", f"only_{third}", host_table(host))}"""
 
@@ -208,5 +211,5 @@ def _kernel(name: str, table: str, kernel_table: int) -> str:
     return f"""protocol kernel kernel_{name} {{
   kernel table {kernel_table};
   scan time 10;
-  ipv4 {{ table {table}; import none; export where net = {EDGE_ADDRESS}/32; }};
+  ipv4 {{ table {table}; import none; export where net ~ [ {", ".join(PUBLIC)} ]; }};
 }}"""
