@@ -7,20 +7,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{interval, sleep};
-use tokio_rustls::rustls::ServerConfig;
 
 use crate::mesh::listen;
 use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
 use crate::service::Worker;
-use crate::settings::ListenAddress;
+use crate::settings::{Expects, ListenAddress};
 use crate::shared::{Life, Shared};
 use crate::{connection, log};
 
+/// Connections may be silent for ever; ends that are no longer there are found within two minutes.
+pub const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 const BACKLOG: i32 = 4096;
 const CONNECTIONS_MAX: u64 = 100_000;
 /// Accepting fails when descriptors run out; connections that end give some back.
@@ -33,15 +37,11 @@ pub type Bound = Vec<(ListenAddress, std::net::TcpListener)>;
 pub fn bind(listeners: &[ListenAddress], workers: usize) -> std::io::Result<Vec<Bound>> {
     for listener in listeners {
         // Without SO_REUSEPORT, which would share the port with a stranger of the same user.
-        listen(listener.socket, false, false).map_err(|e| named(e, listener.socket))?;
+        listen_as(listener, false).map_err(|e| named(e, listener.socket))?;
     }
     (0..workers)
         .map(|_| {
-            let one = |l: &ListenAddress| {
-                listen(l.socket, true, false)
-                    .map(|s| (*l, s))
-                    .map_err(|e| named(e, l.socket))
-            };
+            let one = |l: &ListenAddress| listen_as(l, true).map(|s| (*l, s)).map_err(|e| named(e, l.socket));
             listeners.iter().map(one).collect()
         })
         .collect()
@@ -51,32 +51,48 @@ pub fn named(error: std::io::Error, socket: SocketAddr) -> std::io::Error {
     std::io::Error::new(error.kind(), format!("cannot listen on {socket}: {error}"))
 }
 
+fn listen_as(address: &ListenAddress, shared_port: bool) -> std::io::Result<std::net::TcpListener> {
+    let socket = unbound(address.socket, shared_port)?;
+    if address.expects == Expects::Anything {
+        // The option is one and the same for both families.
+        socket.set_ip_transparent_v4(true)?;
+    }
+    bound(socket, address.socket)
+}
+
 /// `early`: the address may be added to an interface a moment later.
 pub fn listen(address: SocketAddr, shared_port: bool, early: bool) -> std::io::Result<std::net::TcpListener> {
+    let socket = unbound(address, shared_port)?;
+    match (early, address.is_ipv6()) {
+        (true, true) => socket.set_freebind_v6(true)?,
+        (true, false) => socket.set_freebind_v4(true)?,
+        (false, _) => {}
+    }
+    bound(socket, address)
+}
+
+/// Accepted connections inherit what is set here, so that none pays for it.
+fn unbound(address: SocketAddr, shared_port: bool) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared_port)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    match (early, address.is_ipv6()) {
-        (true, true) => socket.set_freebind_v6(true)?,
-        (true, false) => socket.set_freebind_v4(true)?,
-        (false, _) => {}
-    }
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
     socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn bound(socket: Socket, address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
 /// The whole life of one worker thread.
-pub fn work(
-    shared: Arc<Shared>,
-    bound: Bound,
-    mesh_bound: Option<std::net::TcpListener>,
-    tls: &Tls,
-) -> std::io::Result<()> {
+pub fn work(shared: Arc<Shared>, bound: Bound, mesh_bound: Option<std::net::TcpListener>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
@@ -92,19 +108,13 @@ pub fn work(
         }
         for (address, socket) in bound {
             let listener = TcpListener::from_std(socket)?;
-            spawn_local(accept(worker.clone(), address, listener, tls.clone()));
+            spawn_local(accept(worker.clone(), address, listener));
         }
         let mut life = shared.life.subscribe();
         // The sender is in shared, so this ends only with the life of the process.
         let _ = life.wait_for(|life| *life == Life::Ending).await;
         Ok(())
     })
-}
-
-#[derive(Clone)]
-pub struct Tls {
-    pub http: Arc<ServerConfig>,
-    pub raw: Arc<ServerConfig>,
 }
 
 async fn sweep(worker: Rc<Worker>) {
@@ -118,7 +128,7 @@ async fn sweep(worker: Rc<Worker>) {
     }
 }
 
-async fn accept(worker: Rc<Worker>, address: ListenAddress, listener: TcpListener, tls: Tls) {
+async fn accept(worker: Rc<Worker>, address: ListenAddress, listener: TcpListener) {
     let mut life = worker.shared.life.subscribe();
     loop {
         let accepted = tokio::select! {
@@ -129,7 +139,7 @@ async fn accept(worker: Rc<Worker>, address: ListenAddress, listener: TcpListene
         match accepted {
             Ok((stream, peer)) if metrics.connections_open.load(Relaxed) < CONNECTIONS_MAX => {
                 metrics.connections.fetch_add(1, Relaxed);
-                spawn_local(connection::serve(worker.clone(), address, stream, peer, tls.clone()));
+                spawn_local(connection::serve(worker.clone(), address.expects, stream, peer));
             }
             Ok(_) => {} // over the bound: closed at once
             Err(error) => {

@@ -81,7 +81,7 @@ fn summary(shared: &Shared) -> String {
         "machines": snapshot.apps.values().map(|app| app.machines.len()).sum::<usize>(),
         "hosts": snapshot.hosts.len(),
         "addresses": snapshot.addresses.len(),
-        "certificate_names": shared.certificates.len(),
+        "certificate_names": shared.tls.certificates.len(),
         "set_aside": snapshot.set_aside,
         "peers": shared.mesh.as_ref().map(|mesh| report::peers(mesh, shared.elapsed_ms())),
     })

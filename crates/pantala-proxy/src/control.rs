@@ -34,6 +34,7 @@ pub struct Control {
     /// rows of snapshot frames until the last one has come
     arriving: Vec<FeedRow>,
     unusable_certs: Vec<(String, String)>,
+    unusable_tickets: Vec<(String, String)>,
     unsaved: Option<Unsaved>,
     saving: Option<tokio::task::JoinHandle<()>>,
     reported: HashMap<String, u64>,
@@ -58,12 +59,14 @@ impl Control {
             away_since: Some(Instant::now()),
             arriving: Vec::new(),
             unusable_certs: Vec::new(),
+            unusable_tickets: Vec::new(),
             unsaved: None,
             saving: None,
             reported: HashMap::new(),
         };
         control.publish(&Changes {
             certs: true,
+            tickets: true,
             ..Changes::default()
         });
         Ok(control)
@@ -154,12 +157,15 @@ impl Control {
 
     fn publish(&mut self, changes: &Changes) {
         if changes.certs {
-            self.unusable_certs = self.shared.certificates.replace(self.table.certs());
+            self.unusable_certs = self.shared.tls.certificates.replace(self.table.certs());
             for (key, why) in &self.unusable_certs {
                 log::warning("certificate set aside", &[("key", key), ("reason", why)]);
             }
         }
-        for (key, why) in &self.unusable_certs {
+        if changes.tickets {
+            self.unusable_tickets = self.shared.tls.tickets.replace(self.table.tickets());
+        }
+        for (key, why) in self.unusable_certs.iter().chain(&self.unusable_tickets) {
             self.table.mark_set_aside("certs", key, why);
         }
         changes.undrained.iter().for_each(|machine| self.drains.forget(machine));

@@ -49,6 +49,8 @@ pub struct Client {
     pub peer: SocketAddr,
     pub local: SocketAddr,
     pub tls: bool,
+    /// by a Flycast address, from a machine
+    pub private: bool,
 }
 
 pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, version: Version, region: &str, id: &str) {
@@ -242,6 +244,7 @@ mod tests {
             peer: "10.0.0.9:5".parse().unwrap(),
             local: "10.0.0.1:443".parse().unwrap(),
             tls: true,
+            private: false,
         };
         to_app(&mut map, &checked, &client, Version::HTTP_2, "iad", "01J-iad");
         map

@@ -6,6 +6,7 @@ mod accept;
 mod admin;
 mod api;
 mod body;
+mod certificates;
 mod connection;
 mod control;
 mod dns;
@@ -13,12 +14,15 @@ mod drains;
 mod forward;
 mod generations;
 mod headers;
+mod hello;
 mod http;
 mod ids;
+mod limits;
 mod link;
 mod log;
 mod mesh;
 mod pool;
+mod postgres;
 mod queue;
 mod raw;
 mod request;
@@ -29,6 +33,7 @@ mod settings;
 mod shared;
 mod shutdown;
 mod slot;
+mod tickets;
 mod tls;
 mod tunnels;
 mod upgrade;
@@ -86,18 +91,14 @@ fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
     let dns = dns::bind(&settings)?;
     let generations = generations::Generations::open(settings.wire.state_dir.as_ref())
         .map_err(|e| format!("state_dir: cannot use {}: {e}", settings.wire.state_dir))?;
-    let (shared, commands) = Shared::new(settings);
-    let tls = accept::Tls {
-        http: tls::server_config(shared.certificates.clone(), true)?,
-        raw: tls::server_config(shared.certificates.clone(), false)?,
-    };
+    let (shared, commands) = Shared::new(settings, tls::Tls::new()?);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = control::Control::new(shared.clone(), generations)?;
     let mut threads = Vec::new();
     for (index, bound) in bound.into_iter().enumerate() {
-        let (shared, tls, mesh_bound) = (shared.clone(), tls.clone(), mesh_bound.next());
-        let work = move || accept::work(shared, bound, mesh_bound, &tls);
+        let (shared, mesh_bound) = (shared.clone(), mesh_bound.next());
+        let work = move || accept::work(shared, bound, mesh_bound);
         threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
     }
     let (asked, dns_thread) = (shared.clone(), thread::Builder::new().name("dns".to_owned()));

@@ -1,5 +1,5 @@
-//! Ports that carry no HTTP: the app is found by address or SNI, and bytes pass both ways. A connection counts as one
-//! request until it ends. A machine of another host is reached through that host's proxy.
+//! Ports that carry no HTTP: bytes pass both ways, each direction until its own end. A connection counts as one request until
+//! it ends. A machine of another host is reached through that host's proxy.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,15 +9,19 @@ use std::time::Duration;
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use pantala_route::matching::Matched;
+use pantala_route::announce::header;
+use pantala_route::entry::Way;
 use pantala_wire::feed::ProxyLog;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::accept::KEEPALIVE;
 use crate::headers::Client;
 use crate::mesh::edge;
 use crate::mesh::pool::Stream;
+use crate::pool::ConnectError;
 use crate::respond::Refusal;
 use crate::select::Selection;
 use crate::service::Worker;
@@ -27,35 +31,32 @@ use crate::slot::Slot;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = pantala_route::retry::ATTEMPTS_MAX;
 
-pub async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
-    worker: &Rc<Worker>,
-    client: Client,
-    mut stream: S,
-    name: Option<String>,
-) {
+pub async fn carry<S: AsyncRead + AsyncWrite + Unpin>(worker: &Rc<Worker>, client: Client, way: &Way, mut stream: S) {
     let shared = &worker.shared;
-    let name = name.as_deref().and_then(pantala_route::names::normalise);
-    // A port that no app offers is closed after the accept.
-    let Matched::App(app) = shared.view().snapshot.find(client.local.ip(), name.as_deref()) else {
-        return;
+    let mut selection = Selection::new(shared, &way.app.name, way.port);
+    let refusal = match connect(worker, &mut selection, &client).await {
+        Ok((slot, mut upstream)) => match announce(&client, way, &mut upstream).await {
+            Ok(()) => return couple(shared, &slot, &mut stream, &mut upstream).await,
+            Err(error) => refused(&slot, &ConnectError::Socket(error)),
+        },
+        Err(refusal) => refusal,
     };
-    let port = client.local.port();
-    if app.offer(port).is_none() {
-        return;
-    }
-    let mut selection = Selection::new(shared, &app.name, port);
-    match connect(worker, &mut selection, &client).await {
-        Ok((slot, mut upstream)) => couple(shared, &slot, &mut stream, &mut upstream).await,
-        Err(refusal) => {
-            shared.metrics.failed.fetch_add(1, Relaxed);
-            shared.tell_agent(ProxyLog {
-                app: app.name.to_string(),
-                code: refusal.code.to_owned(),
-                message: refusal.happened,
-                machine: refusal.machine,
-                request_id: String::new(),
-            });
-        }
+    shared.metrics.failed.fetch_add(1, Relaxed);
+    shared.tell_agent(ProxyLog {
+        app: way.app.name.to_string(),
+        code: refusal.code.to_owned(),
+        message: refusal.happened,
+        machine: refusal.machine,
+        request_id: String::new(),
+    });
+}
+
+/// Who calls, before the client's first byte. Through a tunnel it is this edge that says it, because the machine's host sees
+/// only this edge.
+async fn announce(client: &Client, way: &Way, upstream: &mut Wire) -> std::io::Result<()> {
+    match way.announce {
+        None => Ok(()),
+        Some(how) => upstream.write_all(&header(how, client.peer, client.local)).await,
     }
 }
 
@@ -101,17 +102,38 @@ async fn connect(worker: &Rc<Worker>, selection: &mut Selection, client: &Client
 }
 
 pub async fn connect_here(slot: &Slot) -> Result<TcpStream, Refusal> {
-    let why = match slot.target.socket() {
-        None => "the machine has no address".to_owned(),
-        Some(socket) => match timeout(CONNECT_TIMEOUT, TcpStream::connect(socket)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        },
+    let Some(socket) = slot.target.socket() else {
+        let happened = "The machine has no address yet.";
+        let refusal = Refusal::new(hyper::StatusCode::BAD_GATEWAY, "PC02", happened, "");
+        return Err(refusal.of_machine(&slot.target.machine.id));
     };
-    let happened = format!("The app did not take the connection: {why}.");
-    let refusal = Refusal::new(hyper::StatusCode::BAD_GATEWAY, "PC01", happened, "");
-    Err(refusal.of_machine(&slot.target.machine.id))
+    let connected = match timeout(CONNECT_TIMEOUT, TcpStream::connect(socket)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(refused(slot, &ConnectError::Socket(error))),
+        Err(_) => return Err(refused(slot, &ConnectError::Timeout)),
+    };
+    let unset = |code, error: std::io::Error| {
+        let happened = format!("The options of a connection to the app could not be set: {error}.");
+        let refusal = Refusal::new(hyper::StatusCode::BAD_GATEWAY, code, happened, "");
+        refusal.of_machine(&slot.target.machine.id)
+    };
+    connected.set_nodelay(true).map_err(|error| unset("PP01", error))?;
+    let kept = SockRef::from(&connected).set_tcp_keepalive(&KEEPALIVE);
+    kept.map_err(|error| unset("PC08", error))?;
+    Ok(connected)
+}
+
+fn refused(slot: &Slot, error: &ConnectError) -> Refusal {
+    let port = slot.target.service.row.internal_port;
+    let code = error.code();
+    let advice = match code {
+        "PC01" => format!(" Is it listening on 0.0.0.0:{port}?"),
+        "PC05" => " Look at the app's load and its logs.".to_owned(),
+        _ => String::new(),
+    };
+    let happened = format!("The app did not take the connection on port {port}: {error}.{advice}");
+    let refusal = Refusal::new(hyper::StatusCode::BAD_GATEWAY, code, happened, "");
+    refusal.of_machine(&slot.target.machine.id)
 }
 
 /// A connection to a machine.

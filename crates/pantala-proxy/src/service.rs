@@ -72,7 +72,7 @@ async fn answer(
         Matched::Backend(backend) => Upstreams::Backend(backend),
         Matched::App(app) => {
             let offer = app.offer(port).ok_or_else(|| no_service(&app.name, port))?;
-            if !client.tls && offer.force_https() {
+            if !client.tls && !client.private && offer.force_https() {
                 return respond::redirect(&https_address(&checked, &parts));
             }
             if !offer.handles("http") {

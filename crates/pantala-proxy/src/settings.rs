@@ -37,8 +37,20 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug)]
 pub struct ListenAddress {
     pub socket: SocketAddr,
-    pub tls: bool,
-    pub http: bool,
+    pub expects: Expects,
+}
+
+/// What clients of a listener speak where no address says more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expects {
+    Http,
+    /// TLS and then, unless the app's port says otherwise, HTTP
+    Tls,
+    /// bytes, for apps with an address of their own
+    Bytes,
+    /// Every port: connections come here as the firewall decides, with the address that they were meant for. What they
+    /// speak is seen in the first byte.
+    Anything,
 }
 
 const API_PORT: u16 = 4280;
@@ -67,11 +79,18 @@ fn check(wire: ProxySettings) -> Result<Settings, SettingsError> {
             ));
         }
         let socket = SocketAddr::new(ip, listener.port);
-        listeners.push(ListenAddress {
-            socket,
-            tls: listener.tls,
-            http: listener.http,
-        });
+        let expects = match (listener.tls, listener.http) {
+            (true, _) => Expects::Tls,
+            (false, true) => Expects::Http,
+            (false, false) => Expects::Bytes,
+        };
+        listeners.push(ListenAddress { socket, expects });
+    }
+    for (index, address) in wire.entry_listen.iter().enumerate() {
+        let socket = address.parse();
+        let socket = socket.map_err(|_| wrong(&format!("entry_listen[{index}]"), address, "ip:port"))?;
+        let expects = Expects::Anything;
+        listeners.push(ListenAddress { socket, expects });
     }
     let dns = &wire.dns;
     let dns_listen = sockets("dns.listen", &dns.listen, dns.port)?;
@@ -203,6 +222,7 @@ mod tests {
                 json!({"listeners": [{"address": "::", "port": 0, "tls": false}]}),
                 "listeners[0].port",
             ),
+            (json!({"entry_listen": ["127.0.0.1"]}), "entry_listen[0]"),
             (json!({"api_listen": ["fdaa::3"]}), "api_forward"),
             (json!({"admin_listen": "here"}), "admin_listen"),
             (json!({"region": "i d"}), "region"),

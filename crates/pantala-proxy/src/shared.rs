@@ -10,10 +10,11 @@ use pantala_route::snapshot::Snapshot;
 use pantala_wire::feed::ProxyLog;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::limits::Limits;
 use crate::mesh::Mesh;
 use crate::queue::Queues;
 use crate::settings::Settings;
-use crate::tls::Certificates;
+use crate::tls::Tls;
 use crate::tunnels::Tunnels;
 use crate::wakes::Wakes;
 
@@ -49,7 +50,8 @@ pub struct Shared {
     pub life: watch::Sender<Life>,
     /// Told to end, and still accepting: those who announce this edge see it in `/healthz` first.
     pub withdrawn: AtomicBool,
-    pub certificates: Arc<Certificates>,
+    pub tls: Tls,
+    pub limits: Arc<Limits>,
     /// none: this host is alone
     pub mesh: Option<Arc<Mesh>>,
     pub wakes: Wakes,
@@ -66,11 +68,12 @@ pub struct Shared {
 const COMMANDS_MAX: usize = 4096;
 
 impl Shared {
-    pub fn new(settings: Settings) -> (Arc<Shared>, mpsc::Receiver<Command>) {
+    pub fn new(settings: Settings, tls: Tls) -> (Arc<Shared>, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let shared = Shared {
             queues: Queues::new(settings.wire.queue_per_app_max),
             mesh: Mesh::of(&settings),
+            limits: Limits::new(&settings.wire),
             settings,
             view: ArcSwap::from_pointee(View {
                 seq: 0,
@@ -79,7 +82,7 @@ impl Shared {
             changed: watch::Sender::new(0),
             life: watch::Sender::new(Life::Serving),
             withdrawn: AtomicBool::new(false),
-            certificates: Arc::new(Certificates::default()),
+            tls,
             wakes: Wakes::default(),
             tunnels: Tunnels::default(),
             emptied: Notify::new(),

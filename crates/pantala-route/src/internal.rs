@@ -62,6 +62,28 @@ impl<'a> Network<'a> {
         })
     }
 
+    /// `<app>.flycast`: its private addresses that machines of this network may use. None: there is no such app here.
+    pub fn flycast(&self, app: &str, wanted: Wanted) -> Option<Records> {
+        let of = self.snapshot.addresses.iter().filter(|(_, address)| {
+            let own = || self.snapshot.apps.get(&address.app).and_then(|app| app.network);
+            address.private && *address.app == *app && address.network.or_else(own) == Some(self.id)
+        });
+        let mut found: Vec<Ipv6Addr> = of
+            .filter_map(|(ip, _)| match ip {
+                IpAddr::V6(ip) => Some(*ip),
+                IpAddr::V4(_) => None,
+            })
+            .collect();
+        if found.is_empty() {
+            self.app(app)?;
+        }
+        found.sort();
+        Some(match wanted {
+            Wanted::Addresses => Records::Addresses(found),
+            _ => Records::Addresses(Vec::new()),
+        })
+    }
+
     fn meaning(&self, labels: &[&str]) -> Option<Meaning<'a>> {
         Some(match labels {
             ["_apps"] => Meaning::Text(self.app_names()),

@@ -2,6 +2,7 @@
 //! which a request meets them:
 //!
 //! - [`table`]: rows become a [`snapshot`]; unreadable ones are set aside
+//! - [`entry`]: which app a connection is for and what is spoken on it; [`announce`] is the PROXY header, [`rates`] how often
 //! - [`matching`]: address and host name to an app or a platform service
 //! - [`choose`]: which machine of which region, or wake, wait, queue, fail; [`within`] is the part inside one region
 //! - [`prefer`]: the same within what the client wishes
@@ -11,12 +12,15 @@
 //! - [`retry`]: whether another attempt is allowed
 #![forbid(unsafe_code)]
 
+pub mod announce;
 pub mod choose;
+pub mod entry;
 pub mod gauge;
 pub mod internal;
 pub mod matching;
 pub mod names;
 pub mod prefer;
+pub mod rates;
 pub mod retry;
 pub mod snapshot;
 pub mod table;

@@ -19,7 +19,7 @@ impl Snapshot {
     pub fn find(&self, local: IpAddr, host: Option<&str>) -> Matched {
         let local = local.to_canonical();
         let destination = match self.addresses.get(&local) {
-            Some(app) => Some(Destination::App(app.clone())),
+            Some(address) => Some(Destination::App(address.app.clone())),
             None => host.and_then(|name| self.hosts.get(name)).cloned(),
         };
         match destination {

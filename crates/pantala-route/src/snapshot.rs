@@ -141,10 +141,15 @@ pub struct App {
 }
 
 impl App {
-    /// An exact port before a range.
     pub fn offer(&self, port: u16) -> Option<&Offer> {
-        let holds = |o: &&Offer| o.start <= port && port <= o.end;
-        self.offers.iter().filter(holds).min_by_key(|o| o.end - o.start)
+        self.offer_index(port).map(|index| &self.offers[index])
+    }
+
+    /// An exact port before a range.
+    pub fn offer_index(&self, port: u16) -> Option<usize> {
+        let holds = |(_, o): &(usize, &Offer)| o.start <= port && port <= o.end;
+        let offers = self.offers.iter().enumerate().filter(holds);
+        offers.min_by_key(|(_, o)| o.end - o.start).map(|(index, _)| index)
     }
 }
 
@@ -152,6 +157,15 @@ impl App {
 pub enum Destination {
     App(Arc<str>),
     Backend(SocketAddr),
+}
+
+/// An address that belongs to one app alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub app: Arc<str>,
+    /// Flycast: for machines of `network` only, without one for those of the app's own
+    pub private: bool,
+    pub network: Option<u64>,
 }
 
 /// A host as its agent describes it.
@@ -167,8 +181,7 @@ pub struct Snapshot {
     pub revision: u64,
     pub apps: HashMap<Arc<str>, Arc<App>>,
     pub hosts: HashMap<String, Destination>,
-    /// app of each address that belongs to one app alone
-    pub addresses: HashMap<IpAddr, Arc<str>>,
+    pub addresses: HashMap<IpAddr, Address>,
     pub nodes: HashMap<Arc<str>, Node>,
     /// hosts that belong to the cluster: control's word, without which a host's proxy is not spoken to
     pub members: HashSet<Arc<str>>,

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use pantala_wire::feed::{
     AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, MemberRow, NodeRow, Port, ServiceRow,
+    TicketRow,
 };
 use serde::de::DeserializeOwned;
 
 use crate::gauge::Gauge;
 use crate::names::normalise;
-use crate::snapshot::{App, Destination, Machine, Node, Offer, Phase, Service, Snapshot, Target};
+use crate::snapshot::{Address, App, Destination, Machine, Node, Offer, Phase, Service, Snapshot, Target};
 
 /// `(stream, key)`
 pub type RowKey = (String, String);
@@ -30,6 +31,7 @@ fn unreadable(why: impl std::fmt::Display) -> Unreadable {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub certs: bool,
+    pub tickets: bool,
     /// gauges whose drain ended because the machine's row moved on
     pub undrained: Vec<String>,
 }
@@ -59,7 +61,8 @@ pub struct Table {
     quarantine: BTreeSet<(RowKey, Arc<str>)>,
     apps: BTreeMap<String, AppEntry>,
     app_of_machine: HashMap<String, String>,
-    certs: BTreeMap<String, CertRow>,
+    certs: BTreeMap<String, Arc<CertRow>>,
+    tickets: BTreeMap<String, TicketRow>,
     snapshot: Snapshot,
 }
 
@@ -74,6 +77,7 @@ impl Table {
             apps: BTreeMap::new(),
             app_of_machine: HashMap::new(),
             certs: BTreeMap::new(),
+            tickets: BTreeMap::new(),
             snapshot: Snapshot::default(),
         }
     }
@@ -82,8 +86,13 @@ impl Table {
         self.snapshot.clone()
     }
 
-    pub fn certs(&self) -> impl Iterator<Item = (&String, &CertRow)> {
+    /// A row that did not change keeps its pointer.
+    pub fn certs(&self) -> impl Iterator<Item = (&String, &Arc<CertRow>)> {
         self.certs.iter()
+    }
+
+    pub fn tickets(&self) -> impl Iterator<Item = (&String, &TicketRow)> {
+        self.tickets.iter()
     }
 
     /// A copy that shares what it can: as cheap for a hundred thousand rows as for one.
@@ -212,7 +221,14 @@ impl Table {
                 let addresses = &mut self.snapshot.addresses;
                 match (row.kind, row.app) {
                     (AddressKind::Shared, _) => drop(addresses.remove(&ip.to_canonical())),
-                    (_, Some(app)) => drop(addresses.insert(ip.to_canonical(), app.into())),
+                    (kind, Some(app)) => {
+                        let address = Address {
+                            app: app.into(),
+                            private: kind == AddressKind::Private,
+                            network: row.network,
+                        };
+                        addresses.insert(ip.to_canonical(), address);
+                    }
                     (_, None) => return Err(unreadable("app: a dedicated or private address names its app")),
                 }
             }
@@ -250,8 +266,12 @@ impl Table {
                 if row.names.is_empty() {
                     return Err(unreadable("names: a certificate needs one"));
                 }
-                self.certs.insert(key.clone(), row);
+                self.certs.insert(key.clone(), Arc::new(row));
                 batch.changes.certs = true;
+            }
+            ("certs", Some(("ticket", _))) => {
+                self.tickets.insert(key.clone(), parse(value)?);
+                batch.changes.tickets = true;
             }
             _ => {} // a row of a later version: kept, not used
         }
@@ -338,6 +358,7 @@ impl Table {
             }
             ("nodes", Some(("node", id))) => drop(self.snapshot.nodes.remove(id)),
             ("nodes", Some(("member", id))) => drop(self.snapshot.members.remove(id)),
+            ("certs", Some(("ticket", _))) => batch.changes.tickets |= self.tickets.remove(key).is_some(),
             ("certs", _) => batch.changes.certs |= self.certs.remove(key).is_some(),
             _ => {}
         }

@@ -51,6 +51,13 @@ fn view() -> Snapshot {
         machine("m5", "shop", "iad", "started", "15", json!({"dns": false})),
         machine("m6", "shop", "iad", "destroyed", "16", json!({})),
         machine("m7", "theirs", "iad", "started", "17", json!({})),
+        row("addr/fdaa:0:1::f", json!({"kind": "private", "app": "shop"})),
+        row("addr/fdaa:0:2::f", json!({"kind": "private", "app": "theirs"})),
+        row(
+            "addr/fdaa:0:2::e",
+            json!({"kind": "private", "app": "theirs", "network": 1}),
+        ),
+        row("addr/203.0.113.7", json!({"kind": "dedicated", "app": "empty"})),
     ];
     let changes = table.apply(1, rows);
     assert!(changes.undrained.is_empty());
@@ -160,5 +167,35 @@ fn the_network_is_read_from_the_askers_address() {
         ("10.0.0.1", None),
     ] {
         assert_eq!(network_of(ip.parse().unwrap()), wanted, "{ip}");
+    }
+}
+
+#[test]
+fn flycast_names_lead_to_addresses_that_the_asker_may_use() {
+    let view = view();
+    for (network, app, wanted, found) in [
+        (1, "shop", Wanted::Addresses, Some(&["fdaa:0:1::f"][..])),
+        (2, "shop", Wanted::Addresses, None),
+        (1, "theirs", Wanted::Addresses, Some(&["fdaa:0:2::e"])),
+        (2, "theirs", Wanted::Addresses, Some(&["fdaa:0:2::f"])),
+        // There is such an app, and it has no such address.
+        (1, "empty", Wanted::Addresses, Some(&[])),
+        (1, "shop", Wanted::Text, Some(&[])),
+        (1, "nobody", Wanted::Addresses, None),
+        (1, "www.shop", Wanted::Addresses, None),
+    ] {
+        let network = Network {
+            id: network,
+            snapshot: &view,
+            distance: &|_| 0,
+        };
+        let wanted_addresses = found.map(|found| found.iter().map(|ip| ip.parse().unwrap()).collect());
+        let answered = network.flycast(app, wanted);
+        assert_eq!(
+            answered,
+            wanted_addresses.map(Records::Addresses),
+            "{app} in {}",
+            network.id
+        );
     }
 }

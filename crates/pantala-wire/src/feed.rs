@@ -470,6 +470,22 @@ fn queue_per_app_max() -> usize {
     1_000
 }
 
+fn connections_per_app_max() -> usize {
+    2_048
+}
+
+fn handshakes_max() -> usize {
+    4_096
+}
+
+fn handshakes_per_range_per_s_max() -> u32 {
+    500
+}
+
+fn handshakes_per_name_per_s_max() -> u32 {
+    1_000
+}
+
 fn drain_max_ms() -> u64 {
     3_600_000
 }
@@ -503,6 +519,8 @@ pub struct ProxySettings {
     pub listeners: Vec<Listener>,
     pub dns: DNSSettings,
     #[serde(default)]
+    pub entry_listen: Vec<String>,
+    #[serde(default)]
     pub mesh: Option<MeshSettings>,
     #[serde(default)]
     pub api_forward: String,
@@ -524,4 +542,12 @@ pub struct ProxySettings {
     pub lame_duck_ms: u64,
     #[serde(default)]
     pub app_domain: String,
+    #[serde(default = "connections_per_app_max")]
+    pub connections_per_app_max: usize,
+    #[serde(default = "handshakes_max")]
+    pub handshakes_max: usize,
+    #[serde(default = "handshakes_per_range_per_s_max")]
+    pub handshakes_per_range_per_s_max: u32,
+    #[serde(default = "handshakes_per_name_per_s_max")]
+    pub handshakes_per_name_per_s_max: u32,
 }

@@ -240,7 +240,8 @@ fn settings_match_the_schema() {
     check::<ProxySettings>(
         "ProxySettings",
         json!({"node": "n1", "region": "iad", "state_dir": "/s", "agent_socket": "/a", "listeners": [listener], "dns": dns,
-            "mesh": mesh,
+            "mesh": mesh, "entry_listen": ["127.0.0.1:4480"], "connections_per_app_max": 8, "handshakes_max": 9,
+            "handshakes_per_range_per_s_max": 10, "handshakes_per_name_per_s_max": 11,
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
             "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "drain_max_ms": 5,
             "lame_duck_ms": 6, "app_domain": "apps.test"}),

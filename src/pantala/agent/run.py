@@ -139,7 +139,8 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         return await wakes.wake(machine_id, deadline_s)
 
     async def on_log(frame: feed.ProxyLog) -> None:
-        message = f"[{frame.code}] {frame.message}" + (f" request={frame.request_id}" if frame.request_id else "")
+        code = f"[{frame.code}] " if frame.code else ""
+        message = f"{code}{frame.message}" + (f" request={frame.request_id}" if frame.request_id else "")
         await collector.proxy_line(app=frame.app, machine_id=frame.machine, message=message)
 
     proxy = Feed(

@@ -267,7 +267,7 @@ class Drained(_Frame, tag="drained", frozen=True, kw_only=True):
 
 
 class ProxyLog(_Frame, tag="log", frozen=True, kw_only=True):
-    """One of Fly Proxy's error codes (P…) for the app's log stream."""
+    """A line for the app's log stream, with one of Fly Proxy's error codes (P…); empty where it has none."""
 
     app: str
     code: str
@@ -319,7 +319,10 @@ class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     """The proxy's whole configuration, one JSON file, read before anything binds. `lame_duck_ms`: how long one that was
-    told to end still accepts, while `/healthz` answers 503, so that who announces this edge can withdraw it first."""
+    told to end still accepts, while `/healthz` answers 503, so that who announces this edge can withdraw it first.
+    `entry_listen`: `ip:port` where the firewall brings connections to every other port and address (IP_TRANSPARENT).
+    `handshakes_max`: TLS handshakes at once; those per second count for each /24 or /64 of clients and for each name
+    (0: no limit)."""
 
     node: str
     region: str
@@ -327,6 +330,7 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     agent_socket: str
     listeners: list[Listener]
     dns: DNSSettings
+    entry_listen: list[str] = []
     mesh: MeshSettings | None = None
     api_forward: str = ""
     api_listen: list[str] = []
@@ -338,3 +342,7 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_max_ms: int = 3_600_000
     lame_duck_ms: int = 0
     app_domain: str = ""
+    connections_per_app_max: int = 2_048
+    handshakes_max: int = 4_096
+    handshakes_per_range_per_s_max: int = 500
+    handshakes_per_name_per_s_max: int = 1_000

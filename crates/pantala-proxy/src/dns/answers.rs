@@ -71,15 +71,13 @@ pub fn decide(
                 None => refuse(ResponseCode::NXDomain),
             }
         }
-        // The name of an app's private address: it exists with the app, and is empty as long as there is no address.
+        // The name of an app's Flycast address: it exists with the app, and is empty as long as there is no address.
         Zone::Machines if under(name, "flycast") => {
-            let app = network.and_then(|network| network.answer(name.strip_suffix(".flycast")?, Wanted::Other));
-            let one_label = name.matches('.').count() == 1 && !name.starts_with('_');
-            refuse(if app.is_some() && one_label {
-                ResponseCode::NoError
-            } else {
-                ResponseCode::NXDomain
-            })
+            let known = network.and_then(|network| network.flycast(name.strip_suffix(".flycast")?, kind(wanted)));
+            match known {
+                Some(records) => reply(query, ResponseCode::NoError, rdata(records)).map(Decision::Answer),
+                None => refuse(ResponseCode::NXDomain),
+            }
         }
         Zone::Machines => Some(Decision::Forward),
     }

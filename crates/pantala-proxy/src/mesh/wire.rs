@@ -208,9 +208,10 @@ impl Told {
 
     /// Only codes that are ours are shown.
     pub fn code(&self) -> &'static str {
-        const KNOWN: [&str; 25] = [
-            "PU01", "PU02", "PU03", "PU04", "PC01", "PC02", "PC03", "PC04", "PC05", "PC06", "PC07", "PM01", "PM02",
-            "PM03", "PM04", "PM05", "PM07", "PM08", "PM09", "PM10", "PM11", "PR01", "PR02", "PR03", "PR04",
+        const KNOWN: [&str; 27] = [
+            "PU01", "PU02", "PU03", "PU04", "PC01", "PC02", "PC03", "PC04", "PC05", "PC06", "PC07", "PC08", "PP01",
+            "PM01", "PM02", "PM03", "PM04", "PM05", "PM07", "PM08", "PM09", "PM10", "PM11", "PR01", "PR02", "PR03",
+            "PR04",
         ];
         KNOWN.into_iter().find(|known| *known == self.code).unwrap_or("PR04")
     }
