@@ -17,7 +17,7 @@ from pantala.errors import InvalidRequest
 from pantala.kit import binaries
 from pantala.kit.clock import Clock
 from pantala.kit.sealing import Opener, b64, ensure_key
-from pantala.net import PeerLinks
+from pantala.net import Entrances, PeerLinks
 
 Factory = Callable[[AgentSettings, Clock], Any]
 
@@ -44,6 +44,11 @@ def peer_links(settings: AgentSettings) -> PeerLinks | None:
         private_key=b64(key),
         port=settings.wireguard_port,
     )
+
+
+def entrances(settings: AgentSettings) -> Entrances | None:
+    """What leads connections to the proxy; None where its own sockets are all there is."""
+    return Entrances() if settings.entrances else None
 
 
 def wireguard_key_file(settings: AgentSettings) -> Path:

@@ -18,6 +18,7 @@ from pantala.agent import parts
 from pantala.agent.api import NodeApi
 from pantala.agent.certs import EdgeCertificates
 from pantala.agent.context import Context, Pace
+from pantala.agent.doors import Doors
 from pantala.agent.feed import Feed
 from pantala.agent.fencing import Fencing
 from pantala.agent.host import Capacity, Host
@@ -181,6 +182,11 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         peers.take(view.all())
         view.listen(lambda _, rows: peers.take(rows))
         tasks.start_soon(peers.run)
+    if (leading := parts.entrances(settings)) is not None:
+        doors = Doors(leading, clock, edge=settings.edge_addresses, own=[settings.address])
+        doors.take(view.all())
+        view.listen(lambda _, rows: doors.take(rows))
+        tasks.start_soon(doors.run)
     tasks.start_soon(fencing.run, host)
 
     await tasks.start(proxy.serve, settings.socket)

@@ -22,7 +22,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     The catalogue: own proofs every `beat_s`, others' holdings compared every `gossip_s`, deletions kept
     `tombstones_kept_s`, looked at every `tidy_every_s`. `links`: how 6PN goes to other hosts, by `link_device`: plain
     (next hop `link_via`, where the hosts share a router) or wireguard (UDP `wireguard_port`; `wireguard_endpoint` is
-    `ip:port` for the others, by default that port of `address`, empty behind NAT)."""
+    `ip:port` for the others, by default that port of `address`, empty behind NAT). `entrances`: connections to other
+    ports than 80 and 443, and to Flycast, are led to the proxy; `edge_addresses`: where this host takes public
+    traffic."""
 
     node: str
     region: str
@@ -66,6 +68,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     link_via: str = ""
     wireguard_port: int = 51820
     wireguard_endpoint: str | None = None
+    entrances: bool = False
+    edge_addresses: list[str] = []
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_lines_per_app_max: int = 100_000
     log_keep_s: float = 7 * 24 * 3600.0

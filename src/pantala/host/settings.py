@@ -13,6 +13,7 @@ from pantala.errors import InvalidRequest
 from pantala.host import bus
 from pantala.host.place import ADMIN_PORT, Place
 from pantala.kit.files import write_private
+from pantala.net.rules import ENTRY_PORT
 from pantala.wire.feed import DNSSettings, Listener, MeshSettings, ProxySettings
 from pantala.wire.hosts import Joined
 from pantala.wire.server import BusSettings
@@ -64,13 +65,15 @@ def write_agent(place: Place, joined: Joined, tuning: Tuning) -> Path:
         trusted_keys={"control": joined.control_key},
         edge_key=edge_key if edge_key.exists() else None,
         closed_addresses=joined.closed_addresses,
+        entrances=True,
+        edge_addresses=place.listen,
     )
     save_agent_settings(changed(settings, place.agent | tuning.agent), place.agent_settings)
     return place.agent_settings
 
 
 def write_proxy(place: Place, joined: Joined, tuning: Tuning) -> Path:
-    """On a host that is no edge the proxy has no public listener: it serves the mesh, machines and their DNS."""
+    """A host that is no edge has no public listener: its proxy serves the mesh, and machines with DNS and Flycast."""
     shared = joined.edge_addresses[0] if joined.edge_addresses else (place.listen or [""])[0]
     mesh = MeshSettings(
         listen=place.mesh,
@@ -86,6 +89,7 @@ def write_proxy(place: Place, joined: Joined, tuning: Tuning) -> Path:
         listeners=[
             Listener(address=address, port=port, tls=port == 443) for address in place.listen for port in (80, 443)
         ],
+        entry_listen=[f"127.0.0.1:{ENTRY_PORT}", f"[::1]:{ENTRY_PORT}"],
         dns=DNSSettings(
             listen=[API_INSIDE],
             public_listen=place.listen,

@@ -64,6 +64,17 @@ class HostNetwork:
         # What no machine and no peer has is refused here rather than sent to the default gateway.
         nowhere = f"route replace unreachable {sixpn.EVERYTHING} metric {_LAST_METRIC}"
         await self._ip(["link set dev lo up", f"addr replace {sixpn.DNS}/128 dev lo nodad", nowhere])
+        await self._lead_to_proxy()
+
+    async def _lead_to_proxy(self) -> None:
+        """What the firewall marked for the proxy is delivered here, although the address may be nobody's."""
+        table = str(rules.ENTRY_TABLE)
+        for family in ("-4", "-6"):
+            there = await commands.run(["ip", family, "rule", "show", "pref", table])
+            if not there.strip():
+                mark = f"{rules.ENTRY_MARK}/{rules.ENTRY_MARK}"
+                await commands.run(["ip", family, "rule", "add", "pref", table, "fwmark", mark, "lookup", table])
+            await commands.run(["ip", family, "route", "replace", "local", "default", "dev", "lo", "table", table])
 
     async def teardown(self) -> None:
         """Remove every machine, the firewall and the platform's address. Forwarding stays on."""
@@ -72,6 +83,10 @@ class HostNetwork:
         await self._nft(rules.teardown())
         await commands.attempt(["ip", "addr", "del", f"{sixpn.DNS}/128", "dev", "lo"])
         await commands.attempt(["ip", "-6", "route", "del", "unreachable", str(sixpn.EVERYTHING)])
+        table = str(rules.ENTRY_TABLE)
+        for family in ("-4", "-6"):
+            await commands.attempt(["ip", family, "rule", "del", "pref", table])
+            await commands.attempt(["ip", family, "route", "flush", "table", table])
 
     # --- machines --------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ What other hosts are behind is one more set, and the only way in and out of this
 
     peers6             interface . /80          a network on another host, by the link to it (`peers.py`)
 
+What ends at this host's proxy, whatever the port, is a chain of its own (`entrances`); `entrances.py` fills its sets.
+
 Everything from a machine's interface that no set allows is refused: with an ICMP error, so that a program
 learns at once, except forged sources, which are dropped.
 """
@@ -26,6 +28,13 @@ from pantala.net import links, sixpn, slots
 
 TABLE = "inet pantala"
 SETS = ("source4", "source6", "network6")
+ENTRANCE_SETS = ("edge4", "edge6", "own4", "own6", "kept4", "kept6", "flycast6")
+
+ENTRY_PORT = 4480
+"""Of the proxy's transparent sockets, on loopback: nobody reaches them but by these rules."""
+ENTRY_MARK = "0x40000"
+ENTRY_TABLE = 4480
+"""Of routing: what bears the mark is for this host, whoever's address it has."""
 
 # Never reachable from a machine: this network, loopback, link-local with the clouds' metadata services, other machines'
 # IPv4, multicast and reserved; by IPv6 the same, with the ranges that wrap IPv4 addresses.
@@ -67,9 +76,18 @@ table {TABLE} {{
   set source6 {{ type ifname . ipv6_addr; }}
   set network6 {{ type ifname . ipv6_addr; flags interval; }}
   set peers6 {{ type ifname . ipv6_addr; flags interval; }}
+  set edge4 {{ type ipv4_addr; }}
+  set edge6 {{ type ipv6_addr; }}
+  set own4 {{ type ipv4_addr . inet_service; flags interval; }}
+  set own6 {{ type ipv6_addr . inet_service; flags interval; }}
+  set kept4 {{ type ipv4_addr . inet_service; }}
+  set kept6 {{ type ipv6_addr . inet_service; }}
+  set flycast6 {{ type ipv6_addr . ipv6_addr; flags interval; }}
   set closed4 {{ type ipv4_addr; flags interval; auto-merge; }}
   set closed6 {{ type ipv6_addr; flags interval; auto-merge; }}
   chain source_check {{ type filter hook prerouting priority raw; policy accept; }}
+  chain entrances {{ type filter hook prerouting priority mangle; policy accept; }}
+  chain to_proxy {{ }}
   chain input {{ type filter hook input priority filter; policy accept; }}
   chain forward {{ type filter hook forward priority filter; policy accept; }}
   chain egress {{ type nat hook postrouting priority srcnat; policy accept; }}
@@ -80,6 +98,8 @@ table {TABLE} {{
   chain peer_to_host {{ }}
 }}
 flush chain {TABLE} source_check
+flush chain {TABLE} entrances
+flush chain {TABLE} to_proxy
 flush chain {TABLE} input
 flush chain {TABLE} forward
 flush chain {TABLE} egress
@@ -103,6 +123,21 @@ table {TABLE} {{
     iifname . ip6 saddr @source6 accept
     counter drop
   }}
+  chain entrances {{
+    meta l4proto != tcp accept
+    iifname "{links.PREFIX}*" ip6 saddr . ip6 daddr @flycast6 jump to_proxy
+    iifname "{links.PREFIX}*" accept
+    ip daddr . tcp dport @kept4 accept
+    ip6 daddr . tcp dport @kept6 accept
+    ip daddr @edge4 jump to_proxy
+    ip6 daddr @edge6 jump to_proxy
+    ip daddr . tcp dport @own4 jump to_proxy
+    ip6 daddr . tcp dport @own6 jump to_proxy
+  }}
+  chain to_proxy {{
+    meta l4proto tcp tproxy ip to 127.0.0.1:{ENTRY_PORT} meta mark set {ENTRY_MARK} accept
+    meta l4proto tcp tproxy ip6 to [::1]:{ENTRY_PORT} meta mark set {ENTRY_MARK} accept
+  }}
   chain input {{
     iifname "{links.PREFIX}*" jump machine_to_host
     iifname {others} ip6 saddr {sixpn.EVERYTHING} jump peer_to_host
@@ -114,6 +149,7 @@ table {TABLE} {{
   }}
   chain machine_to_host {{
     ct state established,related accept
+    meta mark & {ENTRY_MARK} == {ENTRY_MARK} accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
     ip6 daddr {dns} udp dport 53 accept
     ip6 daddr {dns} tcp dport {{ 53, {sixpn.API_PORT} }} accept
