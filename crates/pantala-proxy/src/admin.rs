@@ -90,7 +90,7 @@ fn summary(shared: &Shared) -> String {
 
 fn metrics(shared: &Shared) -> String {
     let m = &shared.metrics;
-    let counters: [(&str, &str, &AtomicU64); 12] = [
+    let counters: [(&str, &str, &AtomicU64); 14] = [
         (
             "pantala_proxy_connections_total",
             "client connections accepted",
@@ -111,6 +111,16 @@ fn metrics(shared: &Shared) -> String {
             "pantala_proxy_requests_failed_total",
             "answered 5xx by the proxy",
             &m.failed,
+        ),
+        (
+            "pantala_proxy_replays_total",
+            "requests sent on as an app wished",
+            &m.replays,
+        ),
+        (
+            "pantala_proxy_replay_cache_hits_total",
+            "requests sent on as an app wished earlier",
+            &m.replay_cache_hits,
         ),
         ("pantala_proxy_retries_total", "attempts after the first", &m.retries),
         (

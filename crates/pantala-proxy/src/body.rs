@@ -1,10 +1,10 @@
-//! Bodies on their way. What came from the client is kept up to 1 MiB, so that an attempt which failed before an answer can
-//! be followed by another; what comes from a machine holds its slot until the last byte.
+//! Bodies on their way. What came from the client is kept up to a limit (1 MiB), so that an attempt which failed before an
+//! answer can be followed by another, and a request be replayed; what comes from a machine holds its slot until the last byte.
 
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -15,9 +15,6 @@ use pantala_route::retry;
 use crate::mesh::pool::Stream;
 use crate::pool::Lease;
 use crate::slot::Slot;
-
-/// Documented contract: larger bodies are not sent twice.
-const KEPT_MAX: usize = 1024 * 1024;
 
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -31,40 +28,49 @@ struct Source {
     incoming: Option<Incoming>,
     kept: Vec<Bytes>,
     kept_bytes: usize,
+    /// documented contract: larger bodies are not sent twice
+    kept_max: usize,
     trailers: Option<HeaderMap>,
     ended: bool,
     lost: bool,
     failed: Option<String>,
     /// an older attempt must not take what belongs to the present one
     attempt: u32,
+    /// of the present attempt, while it waits for the client: the next one has it look, and end
+    waiting: Option<Waker>,
 }
 
 impl ClientBody {
-    pub fn new(incoming: Incoming) -> ClientBody {
-        ClientBody::of(Some(incoming))
+    pub fn new(incoming: Incoming, kept_max: usize) -> ClientBody {
+        ClientBody::of(Some(incoming), kept_max)
     }
 
     pub fn none() -> ClientBody {
-        ClientBody::of(None)
+        ClientBody::of(None, 0)
     }
 
-    fn of(incoming: Option<Incoming>) -> ClientBody {
+    fn of(incoming: Option<Incoming>, kept_max: usize) -> ClientBody {
         let ended = incoming.as_ref().is_none_or(Incoming::is_end_stream);
         ClientBody(Rc::new(RefCell::new(Source {
             incoming,
             kept: Vec::new(),
             kept_bytes: 0,
+            kept_max,
             trailers: None,
             ended,
             lost: false,
             failed: None,
             attempt: 0,
+            waiting: None,
         })))
     }
 
     pub fn attempt(&self) -> AttemptBody {
         let mut source = self.0.borrow_mut();
         source.attempt += 1;
+        if let Some(waiting) = source.waiting.take() {
+            waiting.wake();
+        }
         let total = if source.kept.is_empty() && !source.ended {
             source
                 .incoming
@@ -92,6 +98,11 @@ impl ClientBody {
             () if source.kept.is_empty() => retry::Body::Unread,
             () => retry::Body::Kept,
         }
+    }
+
+    /// All of it has come.
+    pub fn ended(&self) -> bool {
+        self.0.borrow().ended
     }
 
     /// Why the client's side ended badly, if it did.
@@ -138,7 +149,11 @@ impl Body for AttemptBody {
         let Some(incoming) = &mut source.incoming else {
             return Poll::Ready(None);
         };
-        match std::task::ready!(Pin::new(incoming).poll_frame(cx)) {
+        let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
+            source.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        match frame {
             None => {
                 source.ended = true;
                 Poll::Ready(None)
@@ -188,7 +203,7 @@ impl Source {
             return;
         }
         self.kept_bytes += data.len();
-        if self.kept_bytes > KEPT_MAX {
+        if self.kept_bytes > self.kept_max {
             self.lost = true;
             self.kept = Vec::new();
         } else {

@@ -13,6 +13,7 @@ use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use pantala_route::retry::{Attempt, Fault, Verdict, judge};
+use pantala_route::snapshot::Machine;
 use pantala_route::turn::Reason;
 use tokio::time::Instant;
 
@@ -29,19 +30,13 @@ use crate::shared::Shared;
 use crate::slot::Slot;
 use crate::upgrade;
 
-/// Whom a request goes to.
-pub enum Upstreams {
-    App(Box<Selection>),
-    Backend(SocketAddr),
-}
-
 pub struct Exchange {
     pub shared: Arc<Shared>,
     pool: Rc<Pool>,
     mesh: Option<Rc<MeshPool>>,
     client: SocketAddr,
     /// headers as the app is to see them
-    parts: Parts,
+    pub parts: Parts,
     pub body: ClientBody,
     client_upgrade: Option<OnUpgrade>,
 }
@@ -83,22 +78,15 @@ impl Exchange {
         }
     }
 
-    pub async fn run(mut self, upstreams: Upstreams) -> Result<Response<OutBody>, Refusal> {
-        match upstreams {
-            Upstreams::App(selection) => self.with_app(*selection).await,
-            Upstreams::Backend(socket) => self.with_backend(socket).await,
-        }
-    }
-
-    async fn with_app(&mut self, mut selection: Selection) -> Result<Response<OutBody>, Refusal> {
-        let (mut attempts, mut deaths) = (0, 0);
+    /// Answers with the machine that did, as well.
+    pub async fn with_app(&mut self, selection: &mut Selection) -> Result<(Response<OutBody>, Arc<Machine>), Refusal> {
         let mut fresh = self.client_upgrade.is_some();
         loop {
             let slot = selection.slot().await?;
-            if let Some(machine) = &selection.unavailable {
-                headers::unavailable(&mut self.parts.headers, machine);
+            if selection.wishes.prefer_instance.is_some() {
+                headers::unavailable(&mut self.parts.headers, selection.unavailable.as_deref());
             }
-            attempts += 1;
+            selection.attempts += 1;
             let (machine, attempt) = (slot.target.machine.clone(), slot.attempt);
             let tried = if machine.local {
                 self.here(slot, fresh, Some(selection.reach_by)).await
@@ -107,11 +95,11 @@ impl Exchange {
                 self.across(slot, call).await
             };
             let failed = match tried {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok((response, machine)),
                 Err(failed) => failed,
             };
-            deaths += u32::from(failed.fault == Fault::Died);
-            let refusal = self.judge(&failed, attempts, deaths)?;
+            selection.deaths += u32::from(failed.fault == Fault::Died);
+            let refusal = self.judge(&failed, selection.attempts, selection.deaths)?;
             fresh = fresh || failed.fault == Fault::Stale;
             match failed.fault {
                 Fault::Stale => {} // the machine is fine, the connection was not
@@ -122,7 +110,7 @@ impl Exchange {
     }
 
     /// A platform service: one place, no slots.
-    async fn with_backend(&mut self, socket: SocketAddr) -> Result<Response<OutBody>, Refusal> {
+    pub async fn with_backend(&mut self, socket: SocketAddr) -> Result<Response<OutBody>, Refusal> {
         let (mut attempts, mut fresh) = (0, self.client_upgrade.is_some());
         loop {
             attempts += 1;
@@ -162,6 +150,14 @@ impl Exchange {
         };
         let refusal = failed.refusal.clone();
         if let Verdict::GiveUp(code) = judge(attempt) {
+            if code == "PR03" {
+                let happened = format!("No machine took the request in {attempts} tries. {}", refusal.happened);
+                return Err(Refusal {
+                    code,
+                    happened,
+                    ..refusal
+                });
+            }
             let code = if refusal.code.is_empty() || code == "PA01" {
                 code
             } else {

@@ -56,7 +56,7 @@ pub struct Client {
 pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, version: Version, region: &str, id: &str) {
     remove_hop_by_hop(headers);
     headers.remove(EXPECT); // answered by this proxy as soon as the app takes the body
-    PROXY_ONLY.iter().for_each(|name| drop(headers.remove(name)));
+    unmark(headers);
     join_cookies(headers);
     put(headers, HOST, &checked.authority);
     let (peer, local) = (client.peer.ip().to_canonical(), client.local.ip().to_canonical());
@@ -95,12 +95,21 @@ pub fn wishes(headers: &HeaderMap) -> Wishes {
         force_instance: one("fly-force-instance-id"),
         prefer_region: list("fly-prefer-region"),
         force_region: list("fly-force-region"),
+        ..Wishes::default()
     }
 }
 
-/// Tells the app which machine the client would have preferred.
-pub fn unavailable(headers: &mut HeaderMap, machine: &str) {
-    put(headers, UNAVAILABLE, machine);
+/// Tells the app which machine was preferred and does not serve.
+pub fn unavailable(headers: &mut HeaderMap, machine: Option<&str>) {
+    match machine {
+        Some(machine) => put(headers, UNAVAILABLE, machine),
+        None => drop(headers.remove(UNAVAILABLE)),
+    }
+}
+
+/// Takes away what a delivery before this one was told.
+pub fn unmark(headers: &mut HeaderMap) {
+    PROXY_ONLY.iter().for_each(|name| drop(headers.remove(name)));
 }
 
 /// `upgraded`: the `Upgrade` token of a 101 stays.
@@ -206,7 +215,7 @@ fn append_via(headers: &mut HeaderMap, version: Version) {
     headers.append(VIA, HeaderValue::from_static(via));
 }
 
-fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+pub fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     match HeaderValue::from_str(value) {
         Ok(value) => drop(headers.insert(name, value)),
         // A value that cannot be written must not leave the client's in its place.

@@ -25,6 +25,8 @@ mod pool;
 mod postgres;
 mod queue;
 mod raw;
+mod remember;
+mod replay;
 mod request;
 mod respond;
 mod select;

@@ -47,6 +47,11 @@ pub struct Selection {
     pub port: u16,
     pub scope: Scope,
     pub wishes: Wishes,
+    /// rather ask elsewhere than wait: where a remembered replay led
+    pub impatient: bool,
+    /// tries at machines so far, and those that ended with the app gone
+    pub attempts: u32,
+    pub deaths: u32,
     /// the machine that the client prefers and does not get
     pub unavailable: Option<String>,
     pub tried: Vec<Arc<str>>,
@@ -118,6 +123,9 @@ impl Selection {
             port,
             scope,
             wishes: Wishes::default(),
+            impatient: false,
+            attempts: 0,
+            deaths: 0,
             unavailable: None,
             tried: Vec::new(),
             asleep: Vec::new(),
@@ -176,7 +184,7 @@ impl Selection {
             machine: slot.target.machine.id.to_string(),
             port: self.port,
             attempt: slot.attempt,
-            only: self.wishes.force_instance.is_some(),
+            only: self.wishes.conditions(),
             deadline_ms: by.saturating_duration_since(Instant::now()).as_millis() as u64,
             client,
             hops: HOPS_MAX,
@@ -224,6 +232,9 @@ impl Selection {
             };
             if let Some(refusal) = self.elsewhere(choice.as_ref(), &app) {
                 return Err(refusal);
+            }
+            if self.impatient && !matches!(choice, Some(Choice::Use(_) | Choice::Wake(..) | Choice::Fail(_))) {
+                return Err(self.refuse("PR04", "No machine of the app can take the request at once."));
             }
             let Some(choice) = choice else {
                 self.stand(&shared, &mut place).await?;

@@ -1,4 +1,4 @@
-//! Phases 3 to 8 of one request, in order: check, match, redirect, forward, respond.
+//! Phases 3 to 8 of one request, in order: check, match, redirect, recall, forward, replay, respond.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,15 +7,20 @@ use std::sync::atomic::Ordering::Relaxed;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Version};
 use pantala_route::matching::Matched;
+use pantala_route::replay_cache::{Asked, Remembered};
+use pantala_route::snapshot::{App, Offer};
 use pantala_wire::feed::{HTTPResponseOptions, ProxyLog};
 
 use crate::body::{ClientBody, OutBody};
-use crate::forward::{Exchange, Upstreams};
+use crate::forward::Exchange;
 use crate::headers::{self, Client};
 use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
+use crate::remember;
+use crate::replay::{self, Journey};
 use crate::request::{self, Checked};
 use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
@@ -62,14 +67,17 @@ async fn answer(
 ) -> Result<Response<OutBody>, Refusal> {
     let shared = &worker.shared;
     let on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
     let checked = request::check(&parts, body.is_end_stream())?;
     let found = shared.view().snapshot.find(client.local.ip(), Some(&checked.host));
     let port = client.local.port();
-    let upstreams = match found {
+    let (app, wishes) = match found {
         Matched::Unknown => return Err(unknown_host(&checked)),
         Matched::Bare(app) => return Err(nothing_serves(&app)),
-        Matched::Backend(backend) => Upstreams::Backend(backend),
+        Matched::Backend(backend) => {
+            let mut exchange = prepare(worker, client, id, &checked, parts, body, on_upgrade);
+            return exchange.with_backend(backend).await;
+        }
         Matched::App(app) => {
             let offer = app.offer(port).ok_or_else(|| no_service(&app.name, port))?;
             if !client.tls && !client.private && offer.force_https() {
@@ -78,22 +86,72 @@ async fn answer(
             if !offer.handles("http") {
                 return Err(no_service(&app.name, port));
             }
-            *options = offer.port.http_options.as_ref().and_then(|o| o.response.clone());
-            let selection = Selection::new(shared, &app.name, port);
-            Upstreams::App(Box::new(selection.with_wishes(headers::wishes(&parts.headers))))
+            *options = response_options(offer);
+            let wishes = headers::wishes(&parts.headers);
+            (app, wishes)
         }
     };
-    headers::to_app(
-        &mut parts.headers,
-        &checked,
-        client,
-        parts.version,
-        &shared.settings.wire.region,
-        id,
-    );
+    let mut exchange = prepare(worker, client, id, &checked, parts, body, on_upgrade);
+    let mut selection = Selection::new(shared, &app.name, port).with_wishes(wishes);
+    let mut bypassed = false;
+    if let Some((asked, found)) = recall(shared, &app, port, &checked, &exchange) {
+        bypassed = found.allow_bypass && remember::skips(&exchange.parts.headers);
+        if !bypassed {
+            let journey = Journey::new(exchange, app, port, id, asked, false);
+            let served = Box::pin(journey.recall(&found, selection)).await?;
+            *options = served.app.offer(port).and_then(response_options);
+            return Ok(served.response);
+        }
+    }
+    let (response, machine) = exchange.with_app(&mut selection).await?;
+    if !replay::wanted(&response) {
+        return Ok(response);
+    }
+    let asked = app
+        .offer(port)
+        .map(|offer| remember::asked(&checked.host, &exchange.parts, offer));
+    let Some(asked) = asked else { return Ok(response) };
+    let journey = Journey::new(exchange, app, port, id, asked, bypassed);
+    let served = Box::pin(journey.follow(response, machine)).await?;
+    *options = served.app.offer(port).and_then(response_options);
+    Ok(served.response)
+}
+
+/// Looks only where an app has said something, or its service has a rule.
+fn recall(
+    shared: &Shared,
+    app: &App,
+    port: u16,
+    checked: &Checked,
+    exchange: &Exchange,
+) -> Option<(Asked, Arc<Remembered>)> {
+    if shared.replays.len() == 0 {
+        return None;
+    }
+    let asked = remember::asked(&checked.host, &exchange.parts, app.offer(port)?);
+    let found = shared.replays.find(&app.name, &asked, shared.elapsed_ms())?;
+    Some((asked, found))
+}
+
+fn response_options(offer: &Offer) -> Option<HTTPResponseOptions> {
+    offer.port.http_options.as_ref().and_then(|o| o.response.clone())
+}
+
+/// The request as the app is to see it.
+fn prepare(
+    worker: &Rc<Worker>,
+    client: &Client,
+    id: &str,
+    checked: &Checked,
+    mut parts: Parts,
+    body: Incoming,
+    on_upgrade: Option<OnUpgrade>,
+) -> Exchange {
+    let wire = &worker.shared.settings.wire;
+    headers::to_app(&mut parts.headers, checked, client, parts.version, &wire.region, id);
     let client_upgrade = checked.upgrade.as_ref().and(on_upgrade);
-    let exchange = Exchange::new(worker, client.peer, parts, ClientBody::new(body), client_upgrade);
-    exchange.run(upstreams).await
+    let body = ClientBody::new(body, wire.replay_body_bytes_max);
+    Exchange::new(worker, client.peer, parts, body, client_upgrade)
 }
 
 fn refused(shared: &Shared, refusal: &Refusal, id: &str, accept: Accept) -> Response<OutBody> {

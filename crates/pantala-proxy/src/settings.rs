@@ -54,6 +54,8 @@ pub enum Expects {
 }
 
 const API_PORT: u16 = 4280;
+/// Below it a host of another region could refuse a request whose body is lost already.
+const STREAM_WINDOW: usize = 512 * 1024;
 
 pub fn read(path: &Path) -> Result<Settings, SettingsError> {
     let text = std::fs::read(path).map_err(|source| SettingsError::Read {
@@ -105,6 +107,14 @@ fn check(wire: ProxySettings) -> Result<Settings, SettingsError> {
     let api_forward = optional("api_forward", &wire.api_forward)?;
     if !api_listen.is_empty() && api_forward.is_none() {
         return Err(wrong("api_forward", "", "ip:port, which api_listen needs"));
+    }
+    if wire.replay_body_bytes_max < STREAM_WINDOW {
+        let given = wire.replay_body_bytes_max.to_string();
+        return Err(wrong(
+            "replay_body_bytes_max",
+            &given,
+            "at least 524288, what is under way to a machine",
+        ));
     }
     let admin_listen = optional("admin_listen", &wire.admin_listen)?;
     let mesh_listen = wire.mesh.as_ref().map(mesh).transpose()?;
@@ -225,6 +235,7 @@ mod tests {
             (json!({"entry_listen": ["127.0.0.1"]}), "entry_listen[0]"),
             (json!({"api_listen": ["fdaa::3"]}), "api_forward"),
             (json!({"admin_listen": "here"}), "admin_listen"),
+            (json!({"replay_body_bytes_max": 1000}), "replay_body_bytes_max"),
             (json!({"region": "i d"}), "region"),
             (
                 json!({"mesh": {"listen": "x", "certificate": "/c", "key": "/k", "authority": "/a"}}),

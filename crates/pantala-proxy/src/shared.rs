@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::limits::Limits;
 use crate::mesh::Mesh;
 use crate::queue::Queues;
+use crate::remember::Memory;
 use crate::settings::Settings;
 use crate::tls::Tls;
 use crate::tunnels::Tunnels;
@@ -56,6 +57,7 @@ pub struct Shared {
     pub mesh: Option<Arc<Mesh>>,
     pub wakes: Wakes,
     pub queues: Queues,
+    pub replays: Memory,
     pub tunnels: Tunnels,
     /// a draining machine has become empty
     pub emptied: Notify,
@@ -84,6 +86,7 @@ impl Shared {
             withdrawn: AtomicBool::new(false),
             tls,
             wakes: Wakes::default(),
+            replays: Memory::default(),
             tunnels: Tunnels::default(),
             emptied: Notify::new(),
             commands,
@@ -148,6 +151,8 @@ pub struct Metrics {
     pub refused: AtomicU64,
     pub failed: AtomicU64,
     pub retries: AtomicU64,
+    pub replays: AtomicU64,
+    pub replay_cache_hits: AtomicU64,
     pub wakes: AtomicU64,
     pub queued: AtomicU64,
     pub upstream_connects: AtomicU64,

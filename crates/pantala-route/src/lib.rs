@@ -6,6 +6,8 @@
 //! - [`matching`]: address and host name to an app or a platform service
 //! - [`choose`]: which machine of which region, or wake, wait, queue, fail; [`within`] is the part inside one region
 //! - [`prefer`]: the same within what the client wishes
+//! - [`replay`]: what an app says when a request should be answered elsewhere; [`replay_cache`] remembers it;
+//!   [`geography`] knows the names for several regions
 //! - [`internal`]: names of the private network
 //! - [`gauge`]: what is in flight on a machine, shared by all threads; also the drain switch
 //! - [`turn`]: which requests of other hosts' edges a machine's host turns away
@@ -16,11 +18,14 @@ pub mod announce;
 pub mod choose;
 pub mod entry;
 pub mod gauge;
+pub mod geography;
 pub mod internal;
 pub mod matching;
 pub mod names;
 pub mod prefer;
 pub mod rates;
+pub mod replay;
+pub mod replay_cache;
 pub mod retry;
 pub mod snapshot;
 pub mod table;

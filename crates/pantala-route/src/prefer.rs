@@ -1,7 +1,8 @@
-//! What a client may say about the machine it wants (Fly.io: dynamic request routing): one machine or a list of regions, as a
-//! wish or as a condition.
+//! What a client, or an app that has a request replayed, may say about the machine it wants (Fly.io: dynamic request
+//! routing): one machine or a list of regions, as a wish or as a condition.
 
 use crate::choose::{Choice, Knowledge, choose};
+use crate::geography;
 use crate::snapshot::Target;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub struct Wishes {
     pub force_instance: Option<String>,
     pub prefer_region: Vec<String>,
     pub force_region: Vec<String>,
+    /// not this machine
+    pub exclude: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -25,14 +28,32 @@ impl Wishes {
         *self != Wishes::default()
     }
 
+    /// Only some machines of the app will do, so that no other may stand in for them.
+    pub fn conditions(&self) -> bool {
+        self.force_instance.is_some() || !self.force_region.is_empty() || self.exclude.is_some()
+    }
+
     pub fn choose(&self, targets: &[Target], known: &impl Knowledge) -> Wished {
+        let Some(excluded) = &self.exclude else {
+            return self.choose_among(targets, known);
+        };
+        let others = targets.iter().filter(|target| *target.machine.id != **excluded);
+        self.choose_among(&others.cloned().collect::<Vec<_>>(), known)
+    }
+
+    fn choose_among(&self, targets: &[Target], known: &impl Knowledge) -> Wished {
         let found = |choice| Wished {
             choice: Some(choice),
             unavailable: None,
         };
         let is = |target: &&Target, id: &str| &*target.machine.id == id;
         if let Some(id) = &self.force_instance {
-            let only: Vec<Target> = targets.iter().filter(|t| is(t, id)).cloned().collect();
+            // With both conditions both must hold.
+            let only: Vec<Target> = targets
+                .iter()
+                .filter(|t| is(t, id) && self.in_region(t))
+                .cloned()
+                .collect();
             return if only.is_empty() {
                 Wished {
                     choice: None,
@@ -44,7 +65,11 @@ impl Wishes {
         }
         let mut unavailable = None;
         if let Some(id) = &self.prefer_instance {
-            let only: Vec<Target> = targets.iter().filter(|t| is(t, id)).cloned().collect();
+            let only: Vec<Target> = targets
+                .iter()
+                .filter(|t| is(t, id) && self.in_region(t))
+                .cloned()
+                .collect();
             match choose(&only, known) {
                 choice @ (Choice::Use(_) | Choice::Wake(..)) => return found(choice),
                 _ => unavailable = Some(id.clone()),
@@ -54,21 +79,31 @@ impl Wishes {
         Wished { choice, unavailable }
     }
 
+    fn in_region(&self, target: &Target) -> bool {
+        let region = &target.machine.region;
+        self.force_region.is_empty()
+            || self
+                .force_region
+                .iter()
+                .any(|wanted| geography::includes(wanted, region))
+    }
+
     fn by_region(&self, targets: &[Target], known: &impl Knowledge) -> Option<Choice> {
         let (regions, forced) = match self.force_region.is_empty() {
             true => (&self.prefer_region, false),
             false => (&self.force_region, true),
         };
-        let mut last = None;
         for region in regions {
-            let here = |t: &&Target| region == "any" || t.machine.region == *region;
+            let here = |t: &&Target| geography::includes(region, &t.machine.region);
             let only: Vec<Target> = targets.iter().filter(here).cloned().collect();
-            match choose(&only, known) {
-                choice @ (Choice::Use(_) | Choice::Wake(..)) => return Some(choice),
-                _ if only.is_empty() => {}
-                choice => last = Some(choice),
+            if let choice @ (Choice::Use(_) | Choice::Wake(..)) = choose(&only, known) {
+                return Some(choice);
             }
         }
-        if forced { last } else { Some(choose(targets, known)) }
+        if !forced {
+            return Some(choose(targets, known));
+        }
+        let only: Vec<Target> = targets.iter().filter(|t| self.in_region(t)).cloned().collect();
+        (!only.is_empty()).then(|| choose(&only, known))
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::{HashMap, HashSet};
-use pantala_wire::feed::{Port, ServiceRow};
+use pantala_wire::feed::{OrgRow, Port, ServiceRow};
 
 use crate::gauge::{Gauge, UNLIMITED};
 
@@ -136,6 +136,8 @@ pub struct App {
     pub name: Arc<str>,
     /// the private network that it belongs to; none while only its machines are known
     pub network: Option<u64>,
+    /// likewise
+    pub org: Option<Arc<str>>,
     pub machines: Vec<Arc<Machine>>,
     pub offers: Vec<Offer>,
 }
@@ -181,6 +183,8 @@ pub struct Snapshot {
     pub revision: u64,
     pub apps: HashMap<Arc<str>, Arc<App>>,
     pub hosts: HashMap<String, Destination>,
+    /// what orgs allow beyond the default
+    pub orgs: HashMap<Arc<str>, OrgRow>,
     pub addresses: HashMap<IpAddr, Address>,
     pub nodes: HashMap<Arc<str>, Node>,
     /// hosts that belong to the cluster: control's word, without which a host's proxy is not spoken to

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use pantala_wire::feed::{
-    AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, MemberRow, NodeRow, Port, ServiceRow,
-    TicketRow,
+    AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, MemberRow, NodeRow, OrgRow, Port,
+    ServiceRow, TicketRow,
 };
 use serde::de::DeserializeOwned;
 
@@ -46,6 +46,7 @@ struct MachineEntry {
 struct AppEntry {
     known: bool,
     network: Option<u64>,
+    org: Option<Arc<str>>,
     services: BTreeMap<String, Arc<Service>>,
     /// boxed: the leaves of the map are allocated for many, and most apps have few
     machines: BTreeMap<String, Box<MachineEntry>>,
@@ -207,8 +208,12 @@ impl Table {
                 let row: AppRow = parse(value)?;
                 same("app", &row.app, name)?;
                 let app = self.apps.entry(name.to_owned()).or_default();
-                (app.known, app.network) = (true, Some(row.network));
+                (app.known, app.network, app.org) = (true, Some(row.network), Some(row.org.into()));
                 batch.apps.insert(name.to_owned());
+            }
+            ("routes", Some(("org", slug))) => {
+                let row: OrgRow = parse(value)?;
+                self.snapshot.orgs.insert(slug.into(), row);
             }
             ("routes", Some(("host", name))) => {
                 let destination = host_destination(&parse(value)?)?;
@@ -324,10 +329,11 @@ impl Table {
         match (stream.as_str(), key.split_once('/')) {
             ("routes", Some(("app", name))) => {
                 if let Some(app) = self.apps.get_mut(name) {
-                    (app.known, app.network) = (false, None);
+                    (app.known, app.network, app.org) = (false, None, None);
                     batch.apps.insert(name.to_owned());
                 }
             }
+            ("routes", Some(("org", slug))) => drop(self.snapshot.orgs.remove(slug)),
             ("routes", Some(("host", name))) => {
                 if let Some(name) = normalise(name) {
                     self.snapshot.hosts.remove(&name);
@@ -392,6 +398,7 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
     let mut app = App {
         name: name.clone(),
         network: entry.network,
+        org: entry.org.clone(),
         machines: Vec::new(),
         offers: Vec::new(),
     };

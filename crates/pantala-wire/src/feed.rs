@@ -85,6 +85,13 @@ pub struct AppRow {
     pub network: u64,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OrgRow {
+    pub replay_from: Vec<String>,
+    pub cross_network: bool,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HostRow {
@@ -486,6 +493,10 @@ fn handshakes_per_name_per_s_max() -> u32 {
     1_000
 }
 
+fn replay_body_bytes_max() -> usize {
+    1024 * 1024
+}
+
 fn drain_max_ms() -> u64 {
     3_600_000
 }
@@ -550,4 +561,6 @@ pub struct ProxySettings {
     pub handshakes_per_range_per_s_max: u32,
     #[serde(default = "handshakes_per_name_per_s_max")]
     pub handshakes_per_name_per_s_max: u32,
+    #[serde(default = "replay_body_bytes_max")]
+    pub replay_body_bytes_max: usize,
 }

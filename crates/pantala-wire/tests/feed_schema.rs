@@ -131,6 +131,7 @@ fn row() -> Value {
 #[test]
 fn rows_match_the_schema() {
     check::<AppRow>("AppRow", json!({"app": "web", "org": "personal", "network": 24}));
+    check::<OrgRow>("OrgRow", json!({"replay_from": ["partner"], "cross_network": true}));
     check::<HostRow>("HostRow", json!({"app": "web", "backend": "127.0.0.1:5000"}));
     for kind in ["shared", "dedicated", "private"] {
         check::<AddressRow>("AddressRow", json!({"kind": kind, "app": "web", "network": 7}));
@@ -244,7 +245,7 @@ fn settings_match_the_schema() {
             "handshakes_per_range_per_s_max": 10, "handshakes_per_name_per_s_max": 11,
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
             "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "drain_max_ms": 5,
-            "lame_duck_ms": 6, "app_domain": "apps.test"}),
+            "lame_duck_ms": 6, "app_domain": "apps.test", "replay_body_bytes_max": 7}),
     );
 }
 
@@ -272,6 +273,7 @@ fn every_type_of_the_schema_is_mirrored() {
         "MemberRow",
         "MeshSettings",
         "NodeRow",
+        "OrgRow",
         "Port",
         "ProxyHello",
         "ProxyLog",

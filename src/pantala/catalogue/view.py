@@ -21,6 +21,7 @@ OnChange = Callable[[int, Sequence[feed.FeedRow]], None]
 
 _TYPES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("routes", "app"): feed.AppRow,
+    ("routes", "org"): feed.OrgRow,
     ("routes", "host"): feed.HostRow,
     ("routes", "addr"): feed.AddressRow,
     ("routes", "svc"): feed.ServiceRow,

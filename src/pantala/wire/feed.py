@@ -7,8 +7,8 @@ reported in `applied`, and stops nobody.
 
 Keys and values by stream:
 
-    routes  app/<name> AppRow · host/<hostname> HostRow · addr/<ip> AddressRow · svc/<app>/<digest> ServiceRow ·
-            m/<machine id> MachineRow
+    routes  app/<name> AppRow · org/<slug> OrgRow · host/<hostname> HostRow · addr/<ip> AddressRow ·
+            svc/<app>/<digest> ServiceRow · m/<machine id> MachineRow
     nodes   node/<id> NodeRow (its agent's) · member/<id> MemberRow (control's)
     certs   cert/<name> CertRow · ticket/<id> TicketRow
 """
@@ -34,6 +34,14 @@ class AppRow(_Row, frozen=True, kw_only=True):
     app: str
     org: str
     network: int
+
+
+class OrgRow(_Row, frozen=True, kw_only=True):
+    """Whose replays reach an org's apps beside those of the same org and network. An org without this row allows no
+    others. `replay_from`: slugs of other orgs; `cross_network`: between the networks of this org."""
+
+    replay_from: list[str] = []
+    cross_network: bool = False
 
 
 class HostRow(_Row, frozen=True, kw_only=True):
@@ -322,7 +330,8 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     told to end still accepts, while `/healthz` answers 503, so that who announces this edge can withdraw it first.
     `entry_listen`: `ip:port` where the firewall brings connections to every other port and address (IP_TRANSPARENT).
     `handshakes_max`: TLS handshakes at once; those per second count for each /24 or /64 of clients and for each name
-    (0: no limit)."""
+    (0: no limit).
+    `replay_body_bytes_max`: what of a request's body is kept, so that it can be sent again or be replayed."""
 
     node: str
     region: str
@@ -346,3 +355,4 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     handshakes_max: int = 4_096
     handshakes_per_range_per_s_max: int = 500
     handshakes_per_name_per_s_max: int = 1_000
+    replay_body_bytes_max: int = 1024 * 1024

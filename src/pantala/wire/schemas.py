@@ -21,6 +21,7 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         feed.ProxyFrame,
         feed.ProxySettings,
         feed.AppRow,
+        feed.OrgRow,
         feed.HostRow,
         feed.AddressRow,
         feed.ServiceRow,

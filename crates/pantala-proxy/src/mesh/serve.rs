@@ -144,7 +144,13 @@ async fn answer(
         _ => {
             let (mut parts, body) = request.into_parts();
             wire::strip(&mut parts.headers);
-            let exchange = Exchange::new(worker, call.client, parts, ClientBody::new(body), None);
+            let exchange = Exchange::new(
+                worker,
+                call.client,
+                parts,
+                ClientBody::new(body, worker.shared.settings.wire.replay_body_bytes_max),
+                None,
+            );
             exchange_with_app(count, selection, exchange, None).await
         }
     }
