@@ -1,4 +1,4 @@
-"""Apps that answer with `fly-replay`, and what tests read of it. Beside proxy_rig.py, for the files test_proxy_replay*.py."""
+"""Apps that answer with `fly-replay`, and what tests read of it. For the files test_proxy_replay*.py."""
 
 from __future__ import annotations
 

@@ -228,7 +228,8 @@ async def test_each_replay_begins_with_the_clients_request(apps: Apps) -> None:
     await apps.app("web")
     await apps.app("middle")
     await apps.app("last")
-    changed = replay_json(app="middle", state="one", transform={"path": "/x", "set_headers": [{"name": "x-a", "value": "1"}]})
+    transform = {"path": "/x", "set_headers": [{"name": "x-a", "value": "1"}]}
+    changed = replay_json(app="middle", state="one", transform=transform)
     await apps.machine("web", "m1", 1, always(changed))
     await apps.machine("middle", "i1", 2, always(replay("app=last;state=two")))
     await apps.machine("last", "l1", 3)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "secrets": ("secrets:secrets", "Set, list and unset an app's secrets"),
     "releases": ("releases:releases", "List an app's releases"),
     "config": ("config:config", "Check and show fly.toml"),
+    "orgs": ("orgs:orgs", "List orgs, and whose replays reach their apps"),
     "auth": ("auth:auth", "Log in, log out, show who you are"),
     "tokens": ("auth:tokens", "Make tokens for programs"),
     "platform": ("platform:platform", "Regions and machine sizes"),
@@ -39,7 +40,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command to `module:attribute` below `pantala.cli.commands`, and its line in the list."""
 
-ALIASES = {"machines": "machine", "m": "machine", "app": "apps", "secret": "secrets", "release": "releases"}
+ALIASES = {
+    "machines": "machine",
+    "m": "machine",
+    "app": "apps",
+    "org": "orgs",
+    "secret": "secrets",
+    "release": "releases",
+}
 
 
 class LazyGroup(click.Group):

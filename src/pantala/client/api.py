@@ -54,6 +54,12 @@ class ApiClient:
     async def user(self) -> api.User:
         return await self._call("GET", "/v1/user", api.User)
 
+    async def replay_rules(self, org: str) -> api.ReplayRules:
+        return await self._call("GET", f"/v1/orgs/{org}/replays", api.ReplayRules)
+
+    async def update_replay_rules(self, org: str, request: api.UpdateReplayRules) -> api.ReplayRules:
+        return await self._call("POST", f"/v1/orgs/{org}/replays", api.ReplayRules, body=request)
+
     async def apps(self, org: str) -> list[api.App]:
         return (await self._call("GET", "/v1/apps", api.ListAppsResponse, params={"org_slug": org})).apps
 

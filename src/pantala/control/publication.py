@@ -1,4 +1,4 @@
-"""Control's rows in the catalogue: members, apps, host names, certificates. Written from SQL, never from a request.
+"""Control's rows in the catalogue: members, orgs, apps, names, certificates. Written from SQL, never by a request.
 
 Every publication reads what is true *now* and puts that, so repeating it or losing one does no harm: whatever failed is
 made good by the next `publish_all`, which also runs when the process starts.
@@ -18,9 +18,9 @@ from pantala.control.context import Context
 from pantala.control.edge_keys import EdgeKeys
 from pantala.errors import PantalaError
 from pantala.kit.rows import Row, RowSink
-from pantala.store import apps, hosts, ledger
-from pantala.store.records import AppRecord, CertificateRecord, NodeRecord
-from pantala.wire.feed import AppRow, CertRow, HostRow, MemberRow
+from pantala.store import apps, hosts, ledger, replays
+from pantala.store.records import AppRecord, CertificateRecord, NodeRecord, ReplayRulesRecord
+from pantala.wire.feed import AppRow, CertRow, HostRow, MemberRow, OrgRow
 
 log = structlog.get_logger()
 
@@ -63,6 +63,13 @@ class Publication:
         async with self._one_at_a_time:
             await self._put(await self._context.db.read(rows))
 
+    async def publish_org(self, org_id: int) -> None:
+        async with self._one_at_a_time:
+            rules = await self._context.db.read(lambda c: replays.get_rules(c, org_id))
+            value = org_row(rules)
+            document = None if value == OrgRow() else msgspec.to_builtins(value)
+            await self._put([Row("routes", f"org/{rules.org}", document)])
+
     async def publish_certificates(self) -> None:
         async with self._one_at_a_time:
             found = await self._context.db.read(ledger.list_certificates)
@@ -83,6 +90,7 @@ class Publication:
     def _all_rows(self, connection: Connection) -> list[Row]:
         rows = [row for row in self._member_rows(connection) if row.value is not None]
         rows += self._platform_rows()
+        rows += [_row(f"org/{rules.org}", org_row(rules)) for rules in replays.list_rules(connection)]
         for app in apps.list_apps(connection):
             rows += self._app_rows(connection, app)
         rows += [_certificate_row(certificate) for certificate in ledger.list_certificates(connection)]
@@ -120,6 +128,10 @@ class Publication:
 
     def default_hostname(self, app: str) -> str:
         return f"{app}.{self._context.settings.app_domain}"
+
+
+def org_row(rules: ReplayRulesRecord) -> OrgRow:
+    return OrgRow(replay_from=rules.sources, cross_network=rules.cross_network)
 
 
 def _member(node: NodeRecord) -> dict[str, Any]:

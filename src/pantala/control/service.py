@@ -40,6 +40,7 @@ from pantala.control.projection import Projection
 from pantala.control.publication import Publication
 from pantala.control.registry_tokens import RegistryTokens
 from pantala.control.releases import Releases
+from pantala.control.replays import Replays
 from pantala.control.secrets import Secrets
 from pantala.control.sweep import Sweep
 from pantala.kit import ids
@@ -98,6 +99,7 @@ class Control:
         self.calls = Calls(context, self.hosts, self.idempotency)
         self.accounts = Accounts(context, self.access)
         self.apps = Apps(context, self.access, self.publication)
+        self.replays = Replays(context, self.access, self.publication)
         self.images = Images(context, self.access, registry, self.registry_tokens)
         self.secrets = Secrets(context, self.access, self.nodes)
         self.machines = Machines(context, self.access, self.nodes, self.images, self.secrets)

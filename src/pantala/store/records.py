@@ -21,6 +21,14 @@ class OrgRecord(_Record, frozen=True, kw_only=True):
     name: str
 
 
+class ReplayRulesRecord(_Record, frozen=True, kw_only=True):
+    """`org` and `sources` are slugs."""
+
+    org: str
+    cross_network: bool
+    sources: list[str]
+
+
 class TokenRecord(_Record, frozen=True, kw_only=True):
     """`role`: user (follows the memberships), admin, member, deploy, read."""
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -46,7 +47,16 @@ orgs = Table(
     Column("slug", String, nullable=False, unique=True),
     Column("name", String, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("cross_network_replays", Boolean, nullable=False, server_default=false()),
     sqlite_autoincrement=True,
+)
+
+# Orgs whose apps may replay requests to those of `org_id`.
+replay_sources = Table(
+    "replay_sources",
+    metadata,
+    Column("org_id", ForeignKey("orgs.id"), primary_key=True),
+    Column("source_org_id", ForeignKey("orgs.id"), primary_key=True),
 )
 
 memberships = Table(

@@ -40,6 +40,21 @@ class User(_Whole, frozen=True, kw_only=True):
     orgs: list[OrgRef]
 
 
+class ReplayRules(_Whole, frozen=True, kw_only=True):
+    """Whose replays reach an org's apps: between its networks (`cross_network`), and those of other orgs by slug."""
+
+    cross_network: bool
+    sources: list[str]
+
+
+class UpdateReplayRules(_Body, frozen=True, kw_only=True):
+    """What is absent stays as it is; `add` and `remove` name orgs by slug."""
+
+    cross_network: bool | None = None
+    add: list[str] = []
+    remove: list[str] = []
+
+
 class CreateAppRequest(_Body, frozen=True, kw_only=True):
     """Clients of the original send `app_name` (Machines API) or `name` (flyctl); one of them is required."""
 
