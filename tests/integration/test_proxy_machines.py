@@ -164,7 +164,7 @@ async def test_no_second_try_once_the_app_may_have_acted(rig: Rig) -> None:
         response = await client.post(f"http://127.0.0.1:{rig.ports.http}/", headers={"host": HOST}, content=b"pay")
     assert (response.status_code, len(one.requests)) == (502, 1)
     assert (await rig.get(HOST)).status_code == 502
-    assert len(one.requests) == 1 + 3
+    assert len(one.requests) == 1 + 2
 
 
 async def test_a_client_may_ask_for_a_machine(rig: Rig) -> None:

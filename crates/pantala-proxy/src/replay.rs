@@ -13,7 +13,8 @@ use hyper::{Response, StatusCode, Uri};
 use pantala_route::prefer::Wishes;
 use pantala_route::replay::header::CacheHeaders;
 use pantala_route::replay::{
-    self, Caching, Denied, Failure, Fallback, Invalid, REPLAYS_MAX, Reason, Replay, Transform, header, json,
+    self, Caching, Course, Denied, Ended, Failure, Fallback, Invalid, REPLAYS_MAX, Reason, Replay, Transform, header,
+    json,
 };
 use pantala_route::replay_cache::{Asked, Remembered};
 use pantala_route::retry::Body;
@@ -75,7 +76,7 @@ pub struct Journey<'a> {
     pub bypassed: bool,
     /// as the client sent it, once something was changed
     original: Option<(Uri, HeaderMap)>,
-    replays: u32,
+    course: Course,
 }
 
 /// One machine to be asked, and why.
@@ -115,7 +116,7 @@ impl<'a> Journey<'a> {
             asked,
             bypassed,
             original: None,
-            replays: 0,
+            course: Course::default(),
         }
     }
 
@@ -201,15 +202,16 @@ impl<'a> Journey<'a> {
     async fn next(&mut self, answer: Response<OutBody>, issuer: Arc<Machine>, by: &By) -> Result<Delivery, Refusal> {
         let kept = self.exchange.body.state() != Body::Lost;
         let said = read(answer, self.exchange.body.ended()).await;
-        if matches!(by, By::Fallback) {
-            let happened = "A request whose replay failed came back to the app, and it asked for another replay.";
-            return Err(self.refuse(&issuer, "PA03", happened));
-        }
-        self.replays += 1;
-        if self.replays > REPLAYS_MAX {
-            let happened = format!("The request was replayed {REPLAYS_MAX} times and nobody answered it.");
-            return Err(self.refuse(&issuer, "PA02", happened));
-        }
+        self.course.follow().map_err(|ended| match ended {
+            Ended::FellBack => {
+                let happened = "A request whose replay failed came back to the app, and it asked for another replay.";
+                self.refuse(&issuer, "PA03", happened)
+            }
+            Ended::TooMany => {
+                let happened = format!("The request was replayed {REPLAYS_MAX} times and nobody answered it.");
+                self.refuse(&issuer, "PA02", happened)
+            }
+        })?;
         let replay = said.map_err(|why| self.invalid(&issuer, &why))?;
         if !kept {
             let limit = self.exchange.shared.settings.wire.replay_body_bytes_max;
@@ -352,7 +354,8 @@ impl<'a> Journey<'a> {
         let By::Replay { replay, issuer, began } = &tried.by else {
             return Err(refusal);
         };
-        let Some(fallback) = replay.fallback.filter(|_| self.exchange.body.state() != Body::Lost) else {
+        let fallback = replay.fallback.filter(|_| self.exchange.body.state() != Body::Lost);
+        let Some(fallback) = fallback.filter(|_| self.course.fall_back()) else {
             return Err(refusal);
         };
         let view = self.exchange.shared.view();

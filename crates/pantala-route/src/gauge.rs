@@ -18,12 +18,16 @@ pub struct Gauge {
     last_end_ms: AtomicU64,
     epoch: AtomicU32,
     /// Of a machine on another host: when its proxy said so (44 bits of milliseconds, 0: never) and what is in flight there
-    /// beside our own requests (20 bits).
+    /// beside our own requests (20 bits, in sixteenths).
     others: AtomicU64,
 }
 
 /// What another host's proxy said of a machine's load is worth something for so long.
 const REPORT_HOLDS_MS: u64 = 1_000;
+/// So much time between two reports makes them count alike.
+const REPORT_HALVES_MS: u64 = 300;
+const FRACTION: u64 = 16;
+const OTHERS_MAX: u32 = UNLIMITED / FRACTION as u32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -69,18 +73,35 @@ impl Gauge {
     }
 
     /// The proxy of the machine's host said how many requests of others are in flight there. Ours are counted here: at the
-    /// moment when its word arrives some of those that it counted have ended.
+    /// moment when its word arrives some of those that it counted have ended. What was said a moment ago counts as well:
+    /// edges that all follow the newest word of one machine would all go there at once, and then all leave it.
     pub fn report(&self, others: u32, now_ms: u64) {
-        let others = others.min(UNLIMITED);
-        self.others
-            .store((now_ms + 1) << IN_FLIGHT_BITS | u64::from(others), SeqCst);
+        let new = u64::from(others.min(OTHERS_MAX)) * FRACTION;
+        let smooth = |word: u64| {
+            let (old, age_ms) = (word & IN_FLIGHT, (now_ms + 1).saturating_sub(word >> IN_FLIGHT_BITS));
+            let known = word != 0 && age_ms < REPORT_HOLDS_MS;
+            let others = match known {
+                true => (old * REPORT_HALVES_MS + new * age_ms.max(1)) / (REPORT_HALVES_MS + age_ms.max(1)),
+                false => new,
+            };
+            Some((now_ms + 1) << IN_FLIGHT_BITS | others)
+        };
+        // The closure always answers, so there is nothing to fail.
+        let _ = self.others.fetch_update(SeqCst, SeqCst, smooth);
+    }
+
+    /// It refused because it is full: that counts as it is.
+    pub fn report_full(&self, others: u32, now_ms: u64) {
+        let others = u64::from(others.min(OTHERS_MAX)) * FRACTION;
+        self.others.store((now_ms + 1) << IN_FLIGHT_BITS | others, SeqCst);
     }
 
     /// Our own requests and, for a machine on another host, what is known of the others'.
     pub fn load(&self, now_ms: u64) -> u32 {
         let (own, word) = (self.read().in_flight, self.others.load(SeqCst));
         let fresh = word != 0 && now_ms < (word >> IN_FLIGHT_BITS) + REPORT_HOLDS_MS;
-        own + if fresh { (word & IN_FLIGHT) as u32 } else { 0 }
+        let others = ((word & IN_FLIGHT) + FRACTION / 2) / FRACTION;
+        own + if fresh { others as u32 } else { 0 }
     }
 
     /// Stops new requests. With `load_seq` only if none came since; the answer is whether it drains now.
@@ -172,6 +193,24 @@ mod tests {
         assert_eq!(gauge.load(100 + REPORT_HOLDS_MS + 1), 0);
         gauge.report(0, 5_000);
         assert_eq!(gauge.load(5_000), 0);
+    }
+
+    #[test]
+    fn a_single_word_does_not_sway_it_but_a_full_machine_does() {
+        let gauge = Gauge::default();
+        gauge.report(8, 10);
+        gauge.report(0, 20);
+        assert_eq!(gauge.load(20), 8, "ten milliseconds are little");
+        gauge.report(0, 320);
+        assert_eq!(gauge.load(320), 4);
+        for step in 0..40 {
+            gauge.report(0, 330 + step * 50);
+        }
+        assert_eq!(gauge.load(2_280), 0);
+        gauge.report_full(25, 2_281);
+        assert_eq!(gauge.load(2_281), 25);
+        gauge.report(u32::MAX, 9_000);
+        assert_eq!(gauge.load(9_000), OTHERS_MAX);
     }
 
     #[test]

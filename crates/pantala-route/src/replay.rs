@@ -15,6 +15,39 @@ const REGIONS_MAX: usize = 40;
 const STATE_BYTES_MAX: usize = 4096;
 const TRANSFORMED_MAX: usize = 64;
 
+/// How far a request has come; it ends, whatever apps say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    replays: u32,
+    fell_back: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// it came back to who asked for the replay, who must answer
+    FellBack,
+    TooMany,
+}
+
+impl Course {
+    /// A machine asks for a replay.
+    pub fn follow(&mut self) -> Result<(), Ended> {
+        if self.fell_back {
+            return Err(Ended::FellBack);
+        }
+        if self.replays >= REPLAYS_MAX {
+            return Err(Ended::TooMany);
+        }
+        self.replays += 1;
+        Ok(())
+    }
+
+    /// A replay came to nothing and goes back, once.
+    pub fn fall_back(&mut self) -> bool {
+        !std::mem::replace(&mut self.fell_back, true)
+    }
+}
+
 /// The app's wish, read and found consistent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replay {

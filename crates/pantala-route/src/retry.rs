@@ -2,8 +2,9 @@
 
 /// Candidate attempts for one request, as Fly Proxy documents its retries.
 pub const ATTEMPTS_MAX: u32 = 90;
-/// A request that kills what it reaches is not carried through the fleet.
-pub const DEATHS_MAX: u32 = 3;
+/// Apps that may have begun to act on one request: once more after the first, so that a request which kills what it reaches
+/// is not carried through the fleet.
+pub const DEATHS_MAX: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -93,6 +94,22 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever happens to a request's attempts, at most one more reaches an app after the first that did.
+        #[test]
+        fn at_most_one_try_after_the_first_byte(faults in prop::collection::vec(attempts(), 1..120), idempotent: bool) {
+            let (mut deaths, mut tries) = (0, 0);
+            for (index, seen) in faults.iter().enumerate() {
+                tries += u32::from(seen.fault == Fault::Died && deaths > 0);
+                deaths += u32::from(seen.fault == Fault::Died);
+                let attempt = Attempt { attempts: index as u32 + 1, deaths, idempotent, response_started: false, ..*seen };
+                if judge(attempt) != Verdict::Again {
+                    break;
+                }
+                prop_assert!(index < ATTEMPTS_MAX as usize);
+            }
+            prop_assert!(tries <= u32::from(idempotent));
+        }
+
         #[test]
         fn no_second_try_after_the_first_byte(attempt in attempts()) {
             if attempt.response_started {

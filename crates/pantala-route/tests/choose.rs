@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use pantala_route::choose::{Choice, Failure, Knowledge, Reach, Waiting, choose};
 use pantala_route::matching::Matched;
+use pantala_route::prefer::Wishes;
 use pantala_route::snapshot::{App, Machine, Phase};
 use pantala_route::table::Table;
 use pantala_wire::feed::FeedRow;
@@ -176,6 +177,51 @@ proptest! {
                 // nobody could have served
                 prop_assert!(fit.iter().all(|one| one.load >= HARD));
             }
+        }
+    }
+
+    /// Whatever a client or an app wishes, the rules hold, and its conditions do.
+    #[test]
+    fn wishes_keep_every_rule(
+        machines in prop::collection::vec(machine(), 1..12),
+        prefer in prop::option::of(0..12usize),
+        force in prop::option::of(0..12usize),
+        exclude in prop::option::of(0..12usize),
+        region in prop::sample::select(vec!["", "iad", "us", "any", "lhr", "eu"]),
+        forced: bool,
+    ) {
+        let table = fleet(&machines, true);
+        let app = app(&table);
+        let knows = Knows(&machines);
+        let id = |index: Option<usize>| index.map(|index| format!("m{index}"));
+        let regions = |on: bool| if on && !region.is_empty() { vec![region.to_owned()] } else { Vec::new() };
+        let wishes = Wishes {
+            prefer_instance: id(prefer),
+            force_instance: id(force),
+            exclude: id(exclude),
+            prefer_region: regions(!forced),
+            force_region: regions(forced),
+        };
+        let wished = wishes.choose(&app.offer(80).unwrap().targets, &knows);
+        let elsewhere = forced && matches!(region, "lhr" | "eu");
+        let meant = |id: &str| {
+            wishes.force_instance.as_deref().is_none_or(|wanted| wanted == id)
+                && wishes.exclude.as_deref() != Some(id)
+                && !elsewhere
+        };
+        match &wished.choice {
+            Some(Choice::Use(target)) => {
+                prop_assert!(meant(&target.machine.id));
+                prop_assert!(serves(knows.one(&target.machine)) && knows.one(&target.machine).load < HARD);
+            }
+            Some(Choice::Wake(target, _) | Choice::Queue(target)) => {
+                prop_assert!(meant(&target.machine.id) && !knows.one(&target.machine).cordoned);
+            }
+            Some(_) => {}
+            None => prop_assert!(elsewhere || force.is_some() || exclude.is_some()),
+        }
+        if let (Some(unavailable), Some(Choice::Use(target))) = (&wished.unavailable, &wished.choice) {
+            prop_assert!(**unavailable != *target.machine.id, "the preferred one is not both used and away");
         }
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use pantala_route::prefer::Wishes;
 use pantala_route::replay::header::CacheHeaders;
 use pantala_route::replay::{
-    Caching, Denied, Failure, Fallback, Keep, Reason, Replay, Transform, authorise, header, json, source,
+    Caching, Course, Denied, Ended, Failure, Fallback, Keep, REPLAYS_MAX, Reason, Replay, Transform, authorise, header,
+    json, source,
 };
 use pantala_route::snapshot::Snapshot;
 use pantala_route::table::Table;
@@ -324,6 +325,23 @@ fn who_may_replay_to_whom() {
 }
 
 proptest! {
+    #[test]
+    fn replays_end(says in prop::collection::vec(any::<bool>(), 0..60)) {
+        let (mut course, mut deliveries, mut ended) = (Course::default(), 1, None);
+        for again in says {
+            let goes_on = match again {
+                true => course.follow().map_err(|why| ended = Some(why)).is_ok(),
+                false => course.fall_back(),
+            };
+            if !goes_on {
+                break;
+            }
+            deliveries += 1;
+        }
+        prop_assert!(deliveries <= 1 + REPLAYS_MAX + 1);
+        prop_assert!(ended != Some(Ended::TooMany) || deliveries == 1 + REPLAYS_MAX);
+    }
+
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC{0,80}", bytes in prop::collection::vec(any::<u8>(), 0..80)) {
         let _ = said(&text);

@@ -88,9 +88,11 @@ pub async fn send(
     let (gauge, hard) = (&slot.target.machine.gauge, slot.target.service.hard);
     if let (Some(in_flight), Some(yours)) = (said.in_flight, said.yours) {
         // A full machine stays full for a while even if its count is below: others wait there in order.
-        let full = said.refused == Some(Reason::Full);
-        let count = if full { in_flight.max(hard) } else { in_flight };
-        gauge.report(count.saturating_sub(yours), shared.elapsed_ms());
+        let now_ms = shared.elapsed_ms();
+        match said.refused {
+            Some(Reason::Full) => gauge.report_full(in_flight.max(hard).saturating_sub(yours), now_ms),
+            _ => gauge.report(in_flight.saturating_sub(yours), now_ms),
+        }
     }
     match said.refused {
         Some(reason) => Err(turned(reason, response, &slot).await),
