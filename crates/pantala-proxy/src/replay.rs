@@ -42,7 +42,19 @@ const DRAINED_BYTES_MAX: usize = 64 * 1024;
 const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 const INSTRUCTION_WITHIN: Duration = Duration::from_secs(5);
 
-const ADVICE: &str = "If you run this app: correct its fly-replay answer; its log says what is wrong.";
+/// What whoever runs the app can do about a replay that is refused.
+fn advice(code: &str) -> &'static str {
+    match code {
+        "PA01" => {
+            "If you run this app: decide before a large body comes, or have the operator raise proxy.replay_body_bytes_max."
+        }
+        "PA02" => "If you run this app: let one machine answer; a request that was replayed has fly-replay-src.",
+        "PA03" => "If you run this app: correct its fly-replay answer.",
+        "PA04" => "If you run this app: correct the name in its fly-replay answer, or deploy that app.",
+        "PA05" => "If you run this app: have an admin of the other side allow it.",
+        _ => "If you run this app: deploy it again.",
+    }
+}
 
 /// The answer is no answer but asks for a replay. For all others this is what replays cost.
 pub fn wanted(response: &Response<OutBody>) -> bool {
@@ -397,7 +409,7 @@ impl<'a> Journey<'a> {
     }
 
     fn refuse(&self, issuer: &Machine, code: &'static str, happened: impl Into<String>) -> Refusal {
-        let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, happened, ADVICE);
+        let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, happened, advice(code));
         refusal.of_app(&issuer.app).of_machine(&issuer.id)
     }
 

@@ -165,7 +165,7 @@ fn refused(shared: &Shared, refusal: &Refusal, id: &str, accept: Accept) -> Resp
         shared.tell_agent(ProxyLog {
             app: refusal.app.clone(),
             code: refusal.code.to_owned(),
-            message: refusal.happened.clone(),
+            message: for_the_log(refusal),
             machine: refusal.machine.clone(),
             request_id: id.to_owned(),
         });
@@ -178,6 +178,14 @@ fn refused(shared: &Shared, refusal: &Refusal, id: &str, accept: Accept) -> Resp
         );
     }
     respond::page(refusal, id, accept)
+}
+
+/// Whoever reads an app's log runs it, and is told what to do.
+fn for_the_log(refusal: &Refusal) -> String {
+    match refusal.advice.split_once("If you run this app: ") {
+        Some((_, todo)) => format!("{} To do: {todo}", refusal.happened),
+        None => refusal.happened.clone(),
+    }
 }
 
 fn https_address(checked: &Checked, parts: &Parts) -> String {
