@@ -17,6 +17,7 @@ mod headers;
 mod hello;
 mod http;
 mod ids;
+mod instruction;
 mod limits;
 mod link;
 mod log;

@@ -4,17 +4,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
-use http_body_util::{BodyExt, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Response, StatusCode, Uri};
 use pantala_route::prefer::Wishes;
-use pantala_route::replay::header::CacheHeaders;
 use pantala_route::replay::{
-    self, Caching, Course, Denied, Ended, Failure, Fallback, Invalid, REPLAYS_MAX, Reason, Replay, Transform, header,
-    json,
+    self, Caching, Course, Denied, Ended, Failure, Fallback, Invalid, REPLAYS_MAX, Reason, Replay, Transform,
 };
 use pantala_route::replay_cache::{Asked, Remembered};
 use pantala_route::retry::Body;
@@ -22,25 +18,17 @@ use pantala_route::snapshot::{App, Machine};
 use pantala_wire::feed::ProxyLog;
 use tokio::time::{Instant, timeout};
 
-use crate::body::{OutBody, Upstream};
+use crate::body::OutBody;
 use crate::forward::Exchange;
 use crate::headers;
+use crate::instruction::{read, wanted};
 use crate::log;
 use crate::respond::Refusal;
 use crate::select::Selection;
 
-const REPLAY: HeaderName = HeaderName::from_static("fly-replay");
-const CACHE: HeaderName = HeaderName::from_static("fly-replay-cache");
-const CACHE_TTL: HeaderName = HeaderName::from_static("fly-replay-cache-ttl-secs");
-const CACHE_BYPASS: HeaderName = HeaderName::from_static("fly-replay-cache-allow-bypass");
 const SOURCE: HeaderName = HeaderName::from_static("fly-replay-src");
 const FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("fly-replay-cache-status");
-
-/// What is left of an answer that is not wanted is read so far and so long, to keep its connection.
-const DRAINED_BYTES_MAX: usize = 64 * 1024;
-const DRAINED_WITHIN: Duration = Duration::from_secs(1);
-const INSTRUCTION_WITHIN: Duration = Duration::from_secs(5);
 
 /// What whoever runs the app can do about a replay that is refused.
 fn advice(code: &str) -> &'static str {
@@ -54,20 +42,6 @@ fn advice(code: &str) -> &'static str {
         "PA05" => "If you run this app: have an admin of the other side allow it.",
         _ => "If you run this app: deploy it again.",
     }
-}
-
-/// The answer is no answer but asks for a replay. For all others this is what replays cost.
-pub fn wanted(response: &Response<OutBody>) -> bool {
-    let headers = response.headers();
-    (headers.contains_key(REPLAY) || is_json(headers)) && response.status() != StatusCode::SWITCHING_PROTOCOLS
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let wanted = json::CONTENT_TYPE.as_bytes();
-    let kind = headers
-        .get(CONTENT_TYPE)
-        .and_then(|kind| kind.as_bytes().get(..wanted.len()));
-    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(wanted))
 }
 
 /// The answer of the last machine, and whose it is.
@@ -103,7 +77,7 @@ enum By {
     Match,
     Memory,
     Replay {
-        replay: Replay,
+        replay: Box<Replay>,
         issuer: Arc<Machine>,
         began: Instant,
     },
@@ -242,6 +216,7 @@ impl<'a> Journey<'a> {
         self.mark(&replay, &issuer, status)?;
         let wishes = replay.wishes(&issuer.id);
         let began = Instant::now();
+        let replay = Box::new(replay);
         Ok(self.delivery(app, wishes, By::Replay { replay, issuer, began }))
     }
 
@@ -438,51 +413,6 @@ fn late(selection: &Selection) -> Refusal {
     let happened = "The replay got no answer within the time that the app allowed.";
     let code = if selection.attempts > 0 { "PU02" } else { "PR04" };
     selection.refuse(code, happened).retry_after(1)
-}
-
-/// What the answer says; the rest of it is of no use.
-async fn read(answer: Response<OutBody>, request_ended: bool) -> Result<Replay, Invalid> {
-    let (parts, body) = answer.into_parts();
-    if is_json(&parts.headers) {
-        let limited = Limited::new(body, json::BYTES_MAX).collect();
-        return match timeout(INSTRUCTION_WITHIN, limited).await {
-            Ok(Ok(body)) => json::read(&body.to_bytes()),
-            Ok(Err(error)) => Err(Invalid(format!("its JSON could not be read: {error}"))),
-            Err(_) => Err(Invalid("its JSON did not come in time".to_owned())),
-        };
-    }
-    discard(body, request_ended);
-    let mut replays = parts.headers.get_all(REPLAY).iter();
-    let (Some(replay), None) = (replays.next(), replays.next()) else {
-        return Err(Invalid("the answer has more than one fly-replay".to_owned()));
-    };
-    let unreadable = |_| Invalid("fly-replay is not readable".to_owned());
-    let text = std::str::from_utf8(replay.as_bytes()).map_err(unreadable)?;
-    let one = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
-    let cache = CacheHeaders {
-        rule: one(CACHE),
-        ttl: one(CACHE_TTL),
-        allow_bypass: one(CACHE_BYPASS),
-    };
-    header::read(text, cache)
-}
-
-/// The machine's slot is free at once; its connection is kept when little is left on it.
-fn discard(body: OutBody, request_ended: bool) {
-    let OutBody::Upstream(mut upstream) = body else { return };
-    upstream.slot = None;
-    if !request_ended {
-        upstream.lease = None; // the rest of the request belongs to the next machine
-    }
-    if upstream.lease.is_some() && !hyper::body::Body::is_end_stream(&upstream.incoming) {
-        tokio::task::spawn_local(drain(upstream));
-    }
-}
-
-async fn drain(upstream: Box<Upstream>) {
-    let rest = Limited::new(OutBody::Upstream(upstream), DRAINED_BYTES_MAX).collect();
-    // More than that: the connection is closed with the body.
-    let _ = timeout(DRAINED_WITHIN, rest).await;
 }
 
 fn transform(exchange: &mut Exchange, transform: &Transform) -> Result<(), Invalid> {

@@ -20,12 +20,12 @@ use crate::headers::{self, Client};
 use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
 use crate::remember;
-use crate::replay::{self, Journey};
+use crate::replay::Journey;
 use crate::request::{self, Checked};
 use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
 use crate::shared::Shared;
-use crate::{ids, log};
+use crate::{ids, instruction, log};
 
 /// One worker thread's view of the world.
 pub struct Worker {
@@ -104,7 +104,7 @@ async fn answer(
         }
     }
     let (response, machine) = exchange.with_app(&mut selection).await?;
-    if !replay::wanted(&response) {
+    if !instruction::wanted(&response) {
         return Ok(response);
     }
     let asked = app
