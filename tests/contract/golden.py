@@ -33,7 +33,7 @@ def shape(value: Any, key: str = "") -> Any:
         for pattern, name in SHAPES:
             if pattern.match(value):
                 return name
-        return re.sub(r"\b[0-9a-f]{14}\b", "<machine id>", value)
+        return re.sub(r"\b[0-9a-f]{16}\b", "<digest>", re.sub(r"\b[0-9a-f]{14}\b", "<machine id>", value))
     return NUMBERS[key] if key in NUMBERS and isinstance(value, int) else value
 
 

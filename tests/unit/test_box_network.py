@@ -123,8 +123,9 @@ def test_the_relay_knows_every_device_and_every_pair() -> None:
 def test_every_link_is_routed_by_its_region_and_unrouted_the_same() -> None:
     box = made(attached=[SYDNEY])
     assert router.region_table(box, "syd") == 1004
-    commands = [" ".join(command[3:]) for command in router.routing_commands(box, box.clients()[1])]
-    assert commands == ["rule add pref 2000 iif to-102 lookup 1002"]
+    commands = [" ".join(command) for command in router.routing_commands(box, box.clients()[1])]
+    rule = f"-n {router.ROUTER} rule add pref 2000 iif to-102 lookup 1002"
+    assert commands == [f"ip {rule}", f"ip -6 {rule}"]
     host = [" ".join(command) for command in router.routing_commands(box, SYDNEY.link)]
     assert [line.replace(" add ", " del ") for line in host if "rule" in line] == [
         " ".join(command) for command in router.unrouting_commands(box, SYDNEY.link)
@@ -161,7 +162,7 @@ def test_the_nearest_edge_is_preferred_and_each_region_has_its_table() -> None:
     assert preferences(configuration, "near_lhr") == {"2": 200, "1": 199, "3": 198}
     assert preferences(configuration, "near_all") == preferences(configuration, "near_iad")
     tables = re.findall(r"kernel table (\d+)", configuration)
-    assert sorted(map(int, tables)) == [254, 1001, 1002, 1003, 2001, 2002, 2003]
+    assert sorted(map(int, tables)) == [254, 254, *[1001] * 2, *[1002] * 2, *[1003] * 2, 2001, 2002, 2003]
 
 
 def test_edges_that_are_cut_off_do_not_count() -> None:

@@ -96,6 +96,15 @@ pub fn redirect(location: &str) -> Result<Response<OutBody>, Refusal> {
     Ok(response)
 }
 
+/// 200, and nothing that a cache may keep.
+pub fn text(body: &str) -> Response<OutBody> {
+    let mut response = Response::new(OutBody::Full(Full::new(Bytes::copy_from_slice(body.as_bytes()))));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 /// A page may say so; what an app says ends with the app's own connection.
 pub fn asks_to_close(response: &Response<OutBody>) -> bool {
     matches!(response.body(), OutBody::Full(_)) && crate::request::lists(response.headers(), "close")

@@ -11,7 +11,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Version};
 use pantala_route::matching::Matched;
 use pantala_route::replay_cache::{Asked, Remembered};
-use pantala_route::snapshot::{App, Offer};
+use pantala_route::snapshot::{App, Offer, Snapshot};
 use pantala_wire::feed::{HTTPResponseOptions, ProxyLog};
 
 use crate::body::{ClientBody, OutBody};
@@ -26,6 +26,9 @@ use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
 use crate::shared::Shared;
 use crate::{ids, instruction, log};
+
+/// RFC 8555, section 8.3.
+const ACME_CHALLENGE: &str = "/.well-known/acme-challenge/";
 
 /// One worker thread's view of the world.
 pub struct Worker {
@@ -69,7 +72,12 @@ async fn answer(
     let on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let (parts, body) = request.into_parts();
     let checked = request::check(&parts, body.is_end_stream())?;
-    let found = shared.view().snapshot.find(client.local.ip(), Some(&checked.host));
+    let view = shared.view();
+    if let Some(authorization) = acme_authorization(&view.snapshot, parts.uri.path()) {
+        return Ok(respond::text(authorization));
+    }
+    let found = view.snapshot.find(client.local.ip(), Some(&checked.host));
+    drop(view);
     let port = client.local.port();
     let (app, wishes) = match found {
         Matched::Unknown => return Err(unknown_host(&checked)),
@@ -152,6 +160,15 @@ fn prepare(
     let client_upgrade = checked.upgrade.as_ref().and(on_upgrade);
     let body = ClientBody::new(body, wire.replay_body_bytes_max);
     Exchange::new(worker, client.peer, parts, body, client_upgrade)
+}
+
+/// While certificates are ordered the authority asks any edge, by any name.
+fn acme_authorization<'a>(snapshot: &'a Snapshot, path: &str) -> Option<&'a str> {
+    if snapshot.acme.is_empty() {
+        return None;
+    }
+    let token = path.strip_prefix(ACME_CHALLENGE)?;
+    snapshot.acme.get(token).map(|authorization| &**authorization)
 }
 
 fn refused(shared: &Shared, refusal: &Refusal, id: &str, accept: Accept) -> Response<OutBody> {

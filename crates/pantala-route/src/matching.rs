@@ -15,12 +15,20 @@ pub enum Matched {
 }
 
 impl Snapshot {
+    /// An exact name before a wildcard, which stands for one label.
+    fn host(&self, name: &str) -> Option<&Destination> {
+        self.hosts.get(name).or_else(|| {
+            let (_, parent) = name.split_once('.')?;
+            self.hosts.get(&format!("*.{parent}"))
+        })
+    }
+
     /// `host` as [`crate::names::normalise`] spells it.
     pub fn find(&self, local: IpAddr, host: Option<&str>) -> Matched {
         let local = local.to_canonical();
         let destination = match self.addresses.get(&local) {
             Some(address) => Some(Destination::App(address.app.clone())),
-            None => host.and_then(|name| self.hosts.get(name)).cloned(),
+            None => host.and_then(|name| self.host(name)).cloned(),
         };
         match destination {
             None => Matched::Unknown,

@@ -189,5 +189,11 @@ pub struct Snapshot {
     pub nodes: HashMap<Arc<str>, Node>,
     /// hosts that belong to the cluster: control's word, without which a host's proxy is not spoken to
     pub members: HashSet<Arc<str>>,
+    /// the other way round, public ones only: what the name of an app leads to
+    pub own_addresses: Arc<BTreeMap<Arc<str>, Vec<IpAddr>>>,
+    /// answers to certificate authorities by token; empty while no certificate is ordered
+    pub acme: Arc<BTreeMap<String, Arc<str>>>,
+    /// TXT records of the platform's own names
+    pub texts: Arc<BTreeMap<String, Vec<String>>>,
     pub set_aside: Vec<String>,
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use pantala_wire::feed::{
-    AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, MemberRow, NodeRow, OrgRow, Port,
-    ServiceRow, TicketRow,
+    AcmeRow, AddressKind, AddressRow, AppRow, CertRow, FeedRow, HostRow, MachineRow, MemberRow, NodeRow, OrgRow, Port,
+    ServiceRow, TextRow, TicketRow,
 };
 use serde::de::DeserializeOwned;
 
@@ -144,6 +144,9 @@ impl Table {
         for app in std::mem::take(&mut batch.apps) {
             self.rebuild(&app);
         }
+        if batch.addresses {
+            self.snapshot.own_addresses = Arc::new(own_addresses(&self.snapshot));
+        }
         self.revision = revision;
         self.snapshot.revision = revision;
         self.publish_set_aside();
@@ -217,12 +220,22 @@ impl Table {
             }
             ("routes", Some(("host", name))) => {
                 let destination = host_destination(&parse(value)?)?;
-                let name = normalise(name).ok_or_else(|| unreadable("the key is no host name"))?;
+                let name = host_key(name).ok_or_else(|| unreadable("the key is no host name"))?;
                 self.snapshot.hosts.insert(name, destination);
+            }
+            ("routes", Some(("acme", token))) => {
+                let row: AcmeRow = parse(value)?;
+                Arc::make_mut(&mut self.snapshot.acme).insert(token.to_owned(), row.authorization.into());
+            }
+            ("routes", Some(("txt", name))) => {
+                let row: TextRow = parse(value)?;
+                let name = normalise(name).ok_or_else(|| unreadable("the key is no DNS name"))?;
+                Arc::make_mut(&mut self.snapshot.texts).insert(name, row.values);
             }
             ("routes", Some(("addr", ip))) => {
                 let row: AddressRow = parse(value)?;
                 let ip: IpAddr = ip.parse().map_err(|_| unreadable("the key is no IP address"))?;
+                batch.addresses = true;
                 let addresses = &mut self.snapshot.addresses;
                 match (row.kind, row.app) {
                     (AddressKind::Shared, _) => drop(addresses.remove(&ip.to_canonical())),
@@ -335,11 +348,18 @@ impl Table {
             }
             ("routes", Some(("org", slug))) => drop(self.snapshot.orgs.remove(slug)),
             ("routes", Some(("host", name))) => {
-                if let Some(name) = normalise(name) {
+                if let Some(name) = host_key(name) {
                     self.snapshot.hosts.remove(&name);
                 }
             }
+            ("routes", Some(("acme", token))) => drop(Arc::make_mut(&mut self.snapshot.acme).remove(token)),
+            ("routes", Some(("txt", name))) => {
+                if let Some(name) = normalise(name) {
+                    Arc::make_mut(&mut self.snapshot.texts).remove(&name);
+                }
+            }
             ("routes", Some(("addr", ip))) => {
+                batch.addresses = true;
                 if let Ok(ip) = ip.parse::<IpAddr>() {
                     self.snapshot.addresses.remove(&ip.to_canonical());
                 }
@@ -390,7 +410,17 @@ impl Table {
 #[derive(Default)]
 struct Batch {
     apps: BTreeSet<String>,
+    addresses: bool,
     changes: Changes,
+}
+
+fn own_addresses(snapshot: &Snapshot) -> BTreeMap<Arc<str>, Vec<IpAddr>> {
+    let mut own: BTreeMap<Arc<str>, Vec<IpAddr>> = BTreeMap::new();
+    for (ip, address) in snapshot.addresses.iter().filter(|(_, address)| !address.private) {
+        own.entry(address.app.clone()).or_default().push(*ip);
+    }
+    own.values_mut().for_each(|all| all.sort_unstable());
+    own
 }
 
 fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
@@ -482,6 +512,14 @@ fn mesh_address(mesh: &str) -> Result<Option<SocketAddr>, Unreadable> {
     address
         .map(Some)
         .map_err(|_| unreadable("mesh: not of the form ip:port"))
+}
+
+/// `*.parent` is kept as it is written: [`Snapshot::find`] asks for it when there is no exact name.
+fn host_key(name: &str) -> Option<String> {
+    match name.strip_prefix("*.") {
+        Some(parent) => normalise(parent).map(|parent| format!("*.{parent}")),
+        None => normalise(name),
+    }
 }
 
 fn host_destination(row: &HostRow) -> Result<Destination, Unreadable> {

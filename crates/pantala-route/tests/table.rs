@@ -206,3 +206,53 @@ fn any_json() -> impl Strategy<Value = Value> {
     ];
     prop::collection::hash_map(prop::sample::select(names.to_vec()), leaf, 0..6).prop_map(|map| json!(map))
 }
+
+#[test]
+fn names_of_users_and_addresses_of_apps() {
+    let mut table = Table::new("n1");
+    table.apply(
+        1,
+        vec![
+            machine("started", "a"),
+            service(8080),
+            row("host/*.shop.test", json!({"app": "web"})),
+            row("host/blog.shop.test", json!({"backend": "10.0.0.9:1"})),
+            row("addr/192.0.2.2", json!({"kind": "dedicated", "app": "web"})),
+            row("addr/192.0.2.1", json!({"kind": "dedicated", "app": "web"})),
+            row(
+                "addr/fdaa:0:1::1:3",
+                json!({"kind": "private", "app": "web", "network": 1}),
+            ),
+            row("addr/192.0.2.9", json!({"kind": "shared"})),
+            row("acme/token", json!({"authorization": "token.print"})),
+            row("txt/_acme.shop.test", json!({"values": ["a"]})),
+        ],
+    );
+    assert!(set_aside(&table).is_empty());
+    let snapshot = table.snapshot();
+    let find = |host: &str| snapshot.find("10.0.0.1".parse().unwrap(), Some(host));
+    assert!(matches!(find("any.shop.test"), Matched::App(_)));
+    assert!(
+        matches!(find("blog.shop.test"), Matched::Backend(_)),
+        "exact before wildcard"
+    );
+    assert!(matches!(find("a.b.shop.test"), Matched::Unknown), "one label only");
+    assert!(matches!(find("shop.test"), Matched::Unknown));
+    let public: Vec<String> = snapshot.own_addresses["web"].iter().map(ToString::to_string).collect();
+    assert_eq!(public, ["192.0.2.1", "192.0.2.2"]);
+    assert_eq!(&*snapshot.acme["token"], "token.print");
+    let gone = [
+        "host/*.shop.test",
+        "addr/192.0.2.1",
+        "addr/192.0.2.2",
+        "acme/token",
+        "txt/_acme.shop.test",
+    ];
+    table.apply(2, gone.map(|key| row(key, Value::Null)).to_vec());
+    let snapshot = table.snapshot();
+    assert!(matches!(
+        snapshot.find("10.0.0.1".parse().unwrap(), Some("any.shop.test")),
+        Matched::Unknown
+    ));
+    assert!(snapshot.own_addresses.is_empty() && snapshot.acme.is_empty() && snapshot.texts.is_empty());
+}

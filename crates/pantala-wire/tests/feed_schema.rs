@@ -133,6 +133,8 @@ fn rows_match_the_schema() {
     check::<AppRow>("AppRow", json!({"app": "web", "org": "personal", "network": 24}));
     check::<OrgRow>("OrgRow", json!({"replay_from": ["partner"], "cross_network": true}));
     check::<HostRow>("HostRow", json!({"app": "web", "backend": "127.0.0.1:5000"}));
+    check::<AcmeRow>("AcmeRow", json!({"authorization": "token.thumbprint"}));
+    check::<TextRow>("TextRow", json!({"values": ["digest"]}));
     for kind in ["shared", "dedicated", "private"] {
         check::<AddressRow>("AddressRow", json!({"kind": kind, "app": "web", "network": 7}));
     }
@@ -252,6 +254,7 @@ fn settings_match_the_schema() {
 #[test]
 fn every_type_of_the_schema_is_mirrored() {
     let known = [
+        "AcmeRow",
         "AddressRow",
         "AgentHello",
         "AppRow",
@@ -283,6 +286,7 @@ fn every_type_of_the_schema_is_mirrored() {
         "ServiceRow",
         "Snapshot",
         "TLSOptions",
+        "TextRow",
         "TicketRow",
         "Undrain",
         "Wake",

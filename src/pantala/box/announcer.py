@@ -17,7 +17,7 @@ from io import BufferedRWPair
 from types import FrameType
 
 PROTOCOL = "edge"
-"""The static route of the edge's BIRD, enabled while the address is announced."""
+"""What the names of the static routes of the edge's BIRD begin with; they are enabled while it is announced."""
 ANSWER_WITHIN_S = 0.5
 ANSWER_BYTES_MAX = 4096
 SAY_AGAIN_S = 1.0
@@ -47,7 +47,7 @@ class Bird:
     def announce(self, wanted: bool) -> bool:
         """Repeats safely. False when BIRD does not listen; then it announces nothing."""
         try:
-            self.tell(f"{'enable' if wanted else 'disable'} {PROTOCOL}")
+            self.tell(f'{"enable" if wanted else "disable"} "{PROTOCOL}*"')
         except OSError:
             return False
         return wanted

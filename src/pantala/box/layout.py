@@ -5,6 +5,7 @@
     100.96.255.1      the edge address, on every host; the router sends a client to the nearest host that announces it
     100.96.254.0/24   addresses that apps have for themselves; led like the edge address
     fd96:0:0:<third>::/64   the same links by IPv6: what 6PN travels on from host to host
+    100.96.254.0/24, fd96:0:1::/64   pools: addresses of single apps, routed like the edge address
 
 The router has the first address of each link, what is behind it the second. Several boxes can run side by side: the
 variable PANTALA_BOX_INSTANCE (0 to 9) chooses other names and another second number of all addresses.
@@ -25,9 +26,6 @@ INSTANCE = int(os.environ.get("PANTALA_BOX_INSTANCE", "0")) % 10
 SUFFIX = str(INSTANCE) if INSTANCE else ""
 SUBNET = f"100.{96 + INSTANCE}"
 EDGE_ADDRESS = f"{SUBNET}.255.1"
-POOL = f"{SUBNET}.254.0/24"
-PUBLIC = (f"{EDGE_ADDRESS}/32", POOL)
-"""What every edge announces."""
 PREFIX = f"pnt{SUFFIX}-"
 CGROUP = f"pantala{SUFFIX}"
 RUN_NAME = f"pantala/box{SUFFIX}"
@@ -44,6 +42,11 @@ BUILDS = f"{PREFIX}builds"
 UPLINK = f"{PREFIX}uplink"
 TABLE = f"pantala_box{SUFFIX}"
 SUBNET6 = f"fd96:{INSTANCE:x}:0"
+EVERYTHING6 = f"fd96:{INSTANCE:x}::/32"
+POOL = f"{SUBNET}.254.0/24"
+PUBLIC = (f"{EDGE_ADDRESS}/32", POOL)
+"""What every edge announces by IPv4."""
+POOL6 = f"fd96:{INSTANCE:x}:1::/64"
 WIREGUARD_PORT = 51820
 LinkKind = Literal["plain", "wireguard"]
 
@@ -141,6 +144,11 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
 
     def edges(self) -> list[Host]:
         return [host for host in self.all_hosts() if host.edge]
+
+    @property
+    def pool6(self) -> str | None:
+        """None where hosts have no IPv6 between them but tunnels."""
+        return POOL6 if self.links_kind == "plain" else None
 
     @property
     def bfd_interval_ms(self) -> int:

@@ -16,7 +16,9 @@ from pantala.box import relay
 from pantala.box.layout import (
     API_PORT,
     EDGE_ADDRESS,
+    EVERYTHING6,
     LINKS_MAX,
+    POOL,
     PREFIX,
     PUBLIC,
     REGISTRY_PORT,
@@ -102,6 +104,9 @@ def up_commands(box: Box) -> list[list[str]]:
     for net in PUBLIC:
         fallback = [net, "via", box.control().link.address, "metric", LAST_METRIC]
         commands.append(["ip", "-n", ROUTER, "route", "add", *fallback])
+    if box.pool6:
+        nearest = ["via", box.control().link.address6, "metric", LAST_METRIC]
+        commands.append(["ip", "-n", ROUTER, "route", "add", box.pool6, *nearest])
     if box.distances:
         commands += queue_commands()
     return commands
@@ -136,10 +141,14 @@ def link_commands(box: Box, link: Link) -> list[list[str]]:
     host = next((host for host in box.all_hosts() if host.link == link), None)
     if host is not None and host.edge:
         commands.append(["ip", "-n", netns, "addr", "add", f"{EDGE_ADDRESS}/32", "dev", "lo"])
-    if host is not None and box.links_kind == "plain":
+        commands.append(["ip", "-n", netns, "route", "add", "local", POOL, "dev", "lo"])
+        if box.pool6:
+            commands.append(["ip", "-n", netns, "route", "add", "local", box.pool6, "dev", "lo"])
+    if box.links_kind == "plain" and box.region_of(link) is not None:
         commands += [
             ["ip", "-n", ROUTER, "addr", "add", f"{link.gateway6}/64", "dev", device, "nodad"],
             ["ip", "-n", netns, "addr", "add", f"{link.address6}/64", "dev", "eth0", "nodad"],
+            ["ip", "-n", netns, "route", "add", EVERYTHING6, "via", link.gateway6],
         ]
     return commands + routing_commands(box, link)
 

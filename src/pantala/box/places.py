@@ -12,6 +12,7 @@ from pantala.box.layout import (
     CGROUP,
     EDGE_ADDRESS,
     PLATFORM_DOMAIN,
+    POOL,
     REGISTRY_PORT,
     SUBNET,
     Box,
@@ -26,6 +27,7 @@ from pantala.host.outside import resolvers
 from pantala.host.place import Place
 from pantala.host.settings import Tuning
 from pantala.wire.hosts import JoinRequest
+from pantala.wire.server import AddressPools
 
 HUBS = 3
 """So many hosts are hubs of the bus; the others are leaves of theirs."""
@@ -74,6 +76,7 @@ def platform(box: Box) -> Platform:
         hubs=[host.link.address for host in box.hosts()[:HUBS]],
         edge_addresses=[EDGE_ADDRESS],
         closed_addresses=[f"{SUBNET}.0.0/16"],
+        pools=AddressPools(shared_v4=[EDGE_ADDRESS], v4=[POOL], v6=[box.pool6] if box.pool6 else []),
         shared_kernel=True,
     )
 

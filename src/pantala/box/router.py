@@ -18,7 +18,7 @@ from ipaddress import IPv6Address
 import msgspec
 
 from pantala.box.distances import rtt_ms
-from pantala.box.layout import PUBLIC, ROUTER, Box, Host, Link
+from pantala.box.layout import POOL6, PUBLIC, ROUTER, Box, Host, Link
 from pantala.errors import InvalidRequest
 from pantala.net import sixpn
 
@@ -72,6 +72,8 @@ def routing_commands(box: Box, link: Link) -> list[list[str]]:
     if region is not None:
         rule = ["pref", "2000", "iif", link.router_device, "lookup", str(region_table(box, region))]
         commands.append(["ip", "-n", ROUTER, "rule", "add", *rule])
+        if box.pool6:
+            commands.append(["ip", "-6", "-n", ROUTER, "rule", "add", *rule])
     for host in box.all_hosts():
         if host.link == link:
             mark = ["pref", "1000", "fwmark", f"{link.third}/{HOST_MARKS}", "lookup", str(host_table(host))]
@@ -116,6 +118,7 @@ table {ROUTER_TABLE} {{
   chain choose {{
     type filter hook prerouting priority mangle; policy accept;
     ip daddr {public} ct mark != 0 tcp flags & (syn | ack) != syn meta mark set ct mark
+    ip6 daddr {POOL6} ct mark != 0 tcp flags & (syn | ack) != syn meta mark set ct mark
     ip6 saddr {sixpn.EVERYTHING} jump between_hosts
   }}
   chain between_hosts {{
@@ -130,6 +133,7 @@ table {ROUTER_TABLE} {{
     iifname @isolated drop
     oifname @isolated drop
     ip daddr {public} tcp flags & (syn | ack) == syn ct mark set oifname map @mark_of_device
+    ip6 daddr {POOL6} tcp flags & (syn | ack) == syn ct mark set oifname map @mark_of_device
   }}
   chain distances {{
     type filter hook forward priority -200; policy accept;

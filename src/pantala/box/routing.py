@@ -1,10 +1,9 @@
 """Who gets to which edge: BIRD in the router and on every edge, and what tells an edge's BIRD that its proxy lives.
 
-Each edge announces the one shared address and the pool of apps' own by BGP; BFD greets every few milliseconds, so that
-a dead host is left at once. The router's BIRD keeps a table of edges per region, the nearest first, and writes each
-into the kernel table that the region's clients are routed by (`router.py`). The processes returned here have
-configurations and control sockets of their own, in the box's run directory and namespaces; a BIRD of this machine is
-not touched.
+Each edge announces the one shared address and the pools by BGP; BFD greets every few milliseconds, so that a dead host
+is left at once. The router's BIRD keeps a table of edges per region, the nearest first, and writes each into the kernel
+table that the region's clients are routed by (`router.py`). The processes returned here have configurations and control
+sockets of their own, in the box's run directory and namespaces; a BIRD of this machine is not touched.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from pantala.box.announcer import PROTOCOL, Bird
 from pantala.box.distances import nearest_first
-from pantala.box.layout import PUBLIC, ROUTER, Box, Host
+from pantala.box.layout import POOL6, PUBLIC, ROUTER, Box, Host
 from pantala.box.router import Cuts, host_table, region_table, regions_of
 from pantala.errors import InternalError, InvalidRequest
 from pantala.host.supervisor import Process
@@ -24,6 +23,7 @@ ROUTER_AS, EDGE_AS = 64512, 64600
 ADMIN_PORT = 9180
 BFD_MULTIPLIER = 3
 KERNEL_MAIN = 254
+ANNOUNCED4 = f"[ {', '.join(PUBLIC)} ]"
 NEAREST = 200
 """BIRD's preference for the nearest edge; the next one has one less."""
 
@@ -111,8 +111,13 @@ def _write(box: Box, name: str, text: str) -> Path:
 
 
 def edge_configuration(box: Box, host: Host) -> str:
-    """Static routes, off until the announcer turns them on; nothing is written into the host's own tables."""
+    """One static route, off until the announcer turns it on; nothing is written into the host's own tables."""
     routes = "\n".join(f"  route {net} blackhole;" for net in PUBLIC)
+    static6 = session6 = ""
+    if box.pool6:
+        static6 = f"protocol static {PROTOCOL}6 {{ disabled; ipv6; route {box.pool6} blackhole; }}"
+        hop6 = f"next hop address {host.link.address6}"
+        session6 = f'  ipv6 {{ import none; export where proto = "{PROTOCOL}6"; {hop6}; }};'
     return f"""{_head(host.link.address)}
 {_bfd(box, "eth0")}
 protocol static {PROTOCOL} {{
@@ -120,22 +125,27 @@ protocol static {PROTOCOL} {{
   ipv4;
 {routes}
 }}
+{static6}
 protocol bgp to_router {{
   local {host.link.address} as {EDGE_AS + host.link.third};
   neighbor {host.link.gateway} as {ROUTER_AS};
 {_SESSION}
   ipv4 {{ import none; export where proto = "{PROTOCOL}"; next hop self; }};
+{session6}
 }}
 """
 
 
 def router_configuration(box: Box, cuts: Cuts) -> str:
     parts = [_head(f"{box.control().link.gateway}"), _bfd(box, "to-*")]
-    parts += [_neighbour(host) for host in box.edges()]
-    for region in regions_of(box):
-        parts.append(_nearest(box, f"near_{region}", region, region_table(box, region), cuts))
-    # What comes from this machine or from builds is nowhere; it is served as if it were at the control host.
-    parts.append(_nearest(box, "near_all", box.control().region, KERNEL_MAIN, cuts))
+    parts += [_neighbour(box, host) for host in box.edges()]
+    for version in (4, 6) if box.pool6 else (4,):
+        suffix = "6" if version == 6 else ""
+        for region in regions_of(box):
+            table = region_table(box, region)
+            parts.append(_nearest(box, f"near{suffix}_{region}", region, table, cuts, version=version))
+        # What comes from this machine or from builds is nowhere; it is served as if it were at the control host.
+        parts.append(_nearest(box, f"near{suffix}_all", box.control().region, KERNEL_MAIN, cuts, version=version))
     return "\n".join(parts)
 
 
@@ -163,16 +173,18 @@ _SESSION = """  direct;
   error wait time 1, 2;"""
 
 
-def _neighbour(host: Host) -> str:
+def _neighbour(box: Box, host: Host) -> str:
     """The edge's announcements, and a table with this edge alone, for connections that it has taken."""
     third = host.link.third
     routes = "\n".join(f"  route {net} via {host.link.address} bfd;" for net in PUBLIC)
+    session6 = f"  ipv6 {{ import where net = {box.pool6}; export none; }};" if box.pool6 else ""
     return f"""
 protocol bgp edge_{third} {{
   local {host.link.gateway} as {ROUTER_AS};
   neighbor {host.link.address} as {EDGE_AS + third};
 {_SESSION}
-  ipv4 {{ import where net ~ [ {", ".join(PUBLIC)} ]; export none; }};
+  ipv4 {{ import where net ~ {ANNOUNCED4}; export none; }};
+{session6}
 }}
 ipv4 table only_{third};
 protocol static host_{third} {{
@@ -182,7 +194,7 @@ protocol static host_{third} {{
 {_kernel(f"only_{third}", f"only_{third}", host_table(host))}"""
 
 
-def _nearest(box: Box, name: str, region: str, kernel_table: int, cuts: Cuts) -> str:
+def _nearest(box: Box, name: str, region: str, kernel_table: int, cuts: Cuts, *, version: int) -> str:
     """A table of the edges in the order of their distance; those that are cut off from the region do not count."""
     edges = box.edges()
     order = nearest_first(region, list(dict.fromkeys(host.region for host in edges)))
@@ -194,9 +206,9 @@ def _nearest(box: Box, name: str, region: str, kernel_table: int, cuts: Cuts) ->
         choices.append(f"    if from = {host.link.address} then {{ preference = {preference}; accept; }}")
     listed = "\n".join(choices)
     return f"""
-ipv4 table {name};
+ipv{version} table {name};
 protocol pipe pipe_{name} {{
-  table master4;
+  table master{version};
   peer table {name};
   import none;
   export filter {{
@@ -204,12 +216,14 @@ protocol pipe pipe_{name} {{
     reject;
   }};
 }}
-{_kernel(name, name, kernel_table)}"""
+{_kernel(name, name, kernel_table, version=version)}"""
 
 
-def _kernel(name: str, table: str, kernel_table: int) -> str:
+def _kernel(name: str, table: str, kernel_table: int, *, version: int = 4) -> str:
+    """Only what edges announce is written."""
+    announced = ANNOUNCED4 if version == 4 else f"[ {POOL6} ]"
     return f"""protocol kernel kernel_{name} {{
   kernel table {kernel_table};
   scan time 10;
-  ipv4 {{ table {table}; import none; export where net ~ [ {", ".join(PUBLIC)} ]; }};
+  ipv{version} {{ table {table}; import none; export where net ~ {announced}; }};
 }}"""

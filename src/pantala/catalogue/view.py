@@ -24,6 +24,8 @@ _TYPES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("routes", "org"): feed.OrgRow,
     ("routes", "host"): feed.HostRow,
     ("routes", "addr"): feed.AddressRow,
+    ("routes", "acme"): feed.AcmeRow,
+    ("routes", "txt"): feed.TextRow,
     ("routes", "svc"): feed.ServiceRow,
     ("routes", "m"): feed.MachineRow,
     ("nodes", "node"): feed.NodeRow,

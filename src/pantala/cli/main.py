@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scale": ("scale:scale", "Change how many machines an app has"),
     "regions": ("regions:regions", "Add, remove and list the regions that an app runs in"),
     "secrets": ("secrets:secrets", "Set, list and unset an app's secrets"),
+    "certs": ("certs:certs", "Add host names of your own, check and remove them"),
+    "ips": ("ips:ips", "List, allocate and release an app's addresses"),
     "releases": ("releases:releases", "List an app's releases"),
     "config": ("config:config", "Check and show fly.toml"),
     "orgs": ("orgs:orgs", "List orgs, and whose replays reach their apps"),
@@ -41,6 +43,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Command to `module:attribute` below `pantala.cli.commands`, and its line in the list."""
 
 ALIASES = {
+    "ip": "ips",
+    "cert": "certs",
+    "certificates": "certs",
     "machines": "machine",
     "m": "machine",
     "app": "apps",

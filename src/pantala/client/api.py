@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx2
 import msgspec
@@ -18,6 +19,14 @@ from pantala import errors
 from pantala.kit.ids import ulid
 from pantala.kit.secret import Secret
 from pantala.wire import api, hosts
+from pantala.wire.addresses import AllocateRequest, Assignment, Assignments
+from pantala.wire.certificates import (
+    AddAcmeRequest,
+    AddCustomRequest,
+    CertificateDetail,
+    CertificateList,
+    CertificateSummary,
+)
 from pantala.wire.machine import Event, Machine
 
 T = TypeVar("T")
@@ -25,6 +34,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 75.0
 ERROR_TEXT_MAX = 2_000
+CERTIFICATES_PAGE = 500
 
 _BY_STATUS: dict[str, type[errors.PantalaError]] = {
     "insufficient_capacity": errors.CapacityError,
@@ -187,6 +197,50 @@ class ApiClient:
     async def withdraw_release(self, app: str, release_id: str) -> None:
         """Of a deploy that changed nothing."""
         await self._call("DELETE", f"/v1/apps/{app}/releases/{release_id}", None)
+
+    # -- certificates ------------------------------------------------------------------------------------------------
+
+    async def certificates(self, app: str) -> list[CertificateSummary]:
+        """All pages."""
+        found: list[CertificateSummary] = []
+        params: dict[str, Any] = {"limit": CERTIFICATES_PAGE}
+        while True:
+            page = await self._call("GET", f"/v1/apps/{app}/certificates", CertificateList, params=params)
+            found += page.certificates
+            if page.next_cursor is None:
+                return found
+            params["cursor"] = page.next_cursor
+
+    async def add_certificate(self, app: str, hostname: str) -> CertificateDetail:
+        body = AddAcmeRequest(hostname=hostname)
+        return await self._call("POST", f"/v1/apps/{app}/certificates/acme", CertificateDetail, body=body)
+
+    async def import_certificate(self, app: str, request: AddCustomRequest) -> CertificateDetail:
+        return await self._call("POST", f"/v1/apps/{app}/certificates/custom", CertificateDetail, body=request)
+
+    async def certificate(self, app: str, hostname: str) -> CertificateDetail:
+        return await self._call("GET", self._certificate(app, hostname), CertificateDetail)
+
+    async def check_certificate(self, app: str, hostname: str) -> CertificateDetail:
+        return await self._call("POST", f"{self._certificate(app, hostname)}/check", CertificateDetail)
+
+    async def remove_certificate(self, app: str, hostname: str) -> None:
+        await self._call("DELETE", self._certificate(app, hostname), None)
+
+    @staticmethod
+    def _certificate(app: str, hostname: str) -> str:
+        return f"/v1/apps/{app}/certificates/{quote(hostname, safe='')}"
+
+    # -- addresses ---------------------------------------------------------------------------------------------------
+
+    async def addresses(self, app: str) -> list[Assignment]:
+        return (await self._call("GET", f"/v1/apps/{app}/ip_assignments", Assignments)).ips
+
+    async def allocate_address(self, app: str, request: AllocateRequest) -> Assignment:
+        return await self._call("POST", f"/v1/apps/{app}/ip_assignments", Assignment, body=request)
+
+    async def release_address(self, app: str, address: str) -> None:
+        await self._call("DELETE", f"/v1/apps/{app}/ip_assignments/{quote(address, safe=':')}", None)
 
     # -- logs, builds ------------------------------------------------------------------------------------------------
 

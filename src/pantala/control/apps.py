@@ -1,4 +1,4 @@
-"""Apps: names, networks, deletion. Owns the tables apps, networks and hostnames."""
+"""Apps: names, networks, deletion. Owns the tables apps and networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pantala.control.accounts import org_ref
 from pantala.control.context import Context, request_id
 from pantala.control.publication import Publication
 from pantala.errors import Forbidden, InvalidRequest, NameTaken
-from pantala.store import apps, ledger, machines
+from pantala.store import addresses, apps, hostnames, ledger, machines
 from pantala.store.records import AppRecord
 from pantala.wire.api import App, CreateAppRequest, ListAppsResponse
 
@@ -82,17 +82,23 @@ class Apps:
         """The name is free and nothing routes to the app when this returns; its machines are swept after that."""
         app = await self._access.app(principal, name, Action.MANAGE_APPS)
         now_ms = self._context.now_ms()
-        hostnames = await self._context.db.read(lambda c: apps.list_hostnames(c, app_id=app.id))
 
-        def remove(connection: Connection) -> None:
-            if apps.delete_app(connection, app.id, now_ms=now_ms):
-                machines.destroy_all_of_app(connection, app.id, now_ms=now_ms)
-                self._audit(connection, principal, app.org_id, "app.delete", name)
+        def remove(connection: Connection) -> list[str]:
+            """What was its own: free again."""
+            if not apps.delete_app(connection, app.id, now_ms=now_ms):
+                return []
+            machines.destroy_all_of_app(connection, app.id, now_ms=now_ms)
+            freed = addresses.release_all(connection, app.id, now_ms=now_ms)
+            for record in hostnames.list_hostnames(connection, app_id=app.id):
+                hostnames.delete_hostname(connection, record.hostname)
+                freed.append(record.hostname)
+            self._audit(connection, principal, app.org_id, "app.delete", name)
+            return freed
 
-        await self._context.db.write(remove)
-        if hostnames:
-            await self._publication.publish_all()
+        freed = await self._context.db.write(remove)
         await self._publication.publish_app(name)
+        if freed:
+            await self._publication.publish_all()
 
     def _audit(self, connection: Connection, principal: Principal, org_id: int, action: str, target: str) -> None:
         ledger.write_audit(

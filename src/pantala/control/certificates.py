@@ -1,4 +1,5 @@
-"""Certificates: the box's own authority and what it issues to the edges. Owns the table certificates.
+"""Certificates of the platform's own names: the box's own authority and what it issues to the edges. Those of users'
+names: `hostnames.py`, `issuance.py`.
 
 One wildcard for `*.<app_domain>` and one certificate for the platform's names; ECDSA P-256, keys sealed to the edge key
 before they are stored or published. The authority may sign only under these two domains (name constraints), so
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -26,7 +28,7 @@ from pantala.control.signing_authority import SigningAuthority
 from pantala.errors import PantalaError
 from pantala.kit.clock import Clock
 from pantala.kit.sealing import seal
-from pantala.store import ledger
+from pantala.store import certificates
 from pantala.store.records import CertificateRecord
 
 log = structlog.get_logger()
@@ -35,6 +37,7 @@ LEAF_LIVES = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
 LOOK_EVERY_S = 3600.0
 RETRY_S = 10.0
+RESEALED_AT_ONCE = 100
 
 
 class Authority:
@@ -77,17 +80,35 @@ class Certificates:
     async def ensure(self) -> list[str]:
         """Issue what is missing, ends soon, has other names or was sealed to an older edge key; the names issued."""
         edge_key = await self._edge_keys.public()
-        kept = {record.name: record for record in await self._context.db.read(ledger.list_certificates)}
+        kept = {
+            record.name: record
+            for record in await self._context.db.read(lambda c: certificates.list_certificates(c, source="platform"))
+        }
         issued: list[str] = []
         for name, names in self._wanted().items():
             if self._good(kept.get(name), names, edge_key):
                 continue
             await self._issue(name, names, edge_key)
             issued.append(name)
-        if issued:
+        resealed = await self._reseal(edge_key)
+        if issued or resealed:
             await self._publication.publish_certificates()
-            log.info("certificates issued", names=issued)
+            log.info("certificates issued", names=issued, resealed=resealed)
         return issued
+
+    async def _reseal(self, edge_key: str) -> int:
+        """Users' certificates stay what they are when the edge key changes: their keys are sealed to the new one."""
+        resealed = 0
+        while records := await self._context.db.read(
+            lambda c: certificates.list_sealed_otherwise(c, edge_key, limit=RESEALED_AT_ONCE)
+        ):
+            for record in records:
+                sealed = seal(edge_key, self._context.key.open(record.kept_key))
+                await self._context.db.write(
+                    partial(certificates.reseal, record=record, sealed_key=sealed, sealed_to=edge_key)
+                )
+            resealed += len(records)
+        return resealed
 
     def _wanted(self) -> dict[str, list[str]]:
         settings = self._context.settings
@@ -116,4 +137,4 @@ class Certificates:
             not_after_ms=not_after_ms,
             issued_at_ms=self._context.now_ms(),
         )
-        await self._context.db.write(lambda c: ledger.put_certificate(c, record))
+        await self._context.db.write(lambda c: certificates.put_certificate(c, record))

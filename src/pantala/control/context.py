@@ -10,6 +10,7 @@ from pantala.client.node import NodeClient
 from pantala.control.keys import ClusterKey
 from pantala.kit.clock import Clock, unix_ms
 from pantala.store.database import Database
+from pantala.wire.server import AddressPools
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the API request being served; the audit log and node calls name it."""
@@ -19,7 +20,7 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`registry` is the name that images carry (`registry.<domain>[:port]`). `api_backend` and `registry_backend` are
     `ip:port` as edges reach them, `registry_url` is where hosts pull from. `shared_kernel`: orgs may share a host whose
     machines are not VMs. `beat_s`: how often hosts say that they are there. `bus_hubs`, `bus_routes`, `edge_addresses`
-    and `closed_addresses`: see `wire/hosts.py`."""
+    and `closed_addresses`: see `wire/hosts.py`; `pools` and the last four: `wire/server.py`."""
 
     app_domain: str
     platform_domain: str
@@ -35,6 +36,11 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     bus_routes: tuple[str, ...] = ()
     edge_addresses: tuple[str, ...] = ()
     closed_addresses: tuple[str, ...] = ()
+    pools: AddressPools = AddressPools()
+    acme_directory: str = ""
+    acme_ca_file: str = ""
+    acme_email: str = ""
+    resolvers: tuple[str, ...] = ()
 
 
 class Context:

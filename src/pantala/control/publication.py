@@ -14,13 +14,14 @@ import msgspec
 import structlog
 from sqlalchemy import Connection
 
+from pantala.control import edge_rows
 from pantala.control.context import Context
 from pantala.control.edge_keys import EdgeKeys
 from pantala.errors import PantalaError
 from pantala.kit.rows import Row, RowSink
-from pantala.store import apps, hosts, ledger, replays
-from pantala.store.records import AppRecord, CertificateRecord, NodeRecord, ReplayRulesRecord
-from pantala.wire.feed import AppRow, CertRow, HostRow, MemberRow, OrgRow
+from pantala.store import addresses, apps, certificates, hostnames, hosts, replays
+from pantala.store.records import AnswerRecord, AppRecord, NodeRecord, ReplayRulesRecord
+from pantala.wire.feed import AddressRow, AppRow, HostRow, MemberRow, OrgRow
 
 log = structlog.get_logger()
 
@@ -71,9 +72,34 @@ class Publication:
             await self._put([Row("routes", f"org/{rules.org}", document)])
 
     async def publish_certificates(self) -> None:
+        """All keys that edges have: those of the platform, and after a change of the edge key everybody's."""
         async with self._one_at_a_time:
-            found = await self._context.db.read(ledger.list_certificates)
-            await self._put([_certificate_row(certificate) for certificate in found])
+            await self._put(await self._context.db.read(edge_rows.all_rows))
+
+    async def publish_hostname(self, hostname: str, *, gone: Sequence[AnswerRecord] = ()) -> None:
+        """Route, certificates and answers of one name, or their deletion."""
+        async with self._one_at_a_time:
+            await self._put(await self._context.db.read(lambda c: edge_rows.hostname_rows(c, hostname, gone=gone)))
+
+    async def publish_address(self, address: str) -> None:
+        """One that belongs to a single app, or its deletion."""
+
+        def rows(connection: Connection) -> list[Row]:
+            found = addresses.find_address(connection, address)
+            return [edge_rows.address_row(found) if found else Row("routes", f"addr/{address}", None)]
+
+        async with self._one_at_a_time:
+            await self._put(await self._context.db.read(rows))
+
+    async def publish_tickets(self, *, gone: Sequence[int] = ()) -> None:
+        """The session-ticket keys in use."""
+
+        def rows(connection: Connection) -> list[Row]:
+            return [edge_rows.ticket_row(record) for record in certificates.list_ticket_keys(connection)]
+
+        async with self._one_at_a_time:
+            ended = [Row("certs", f"ticket/{key_id}", None) for key_id in gone]
+            await self._put([*await self._context.db.read(rows), *ended])
 
     async def publish_members(self) -> None:
         """Who belongs to the cluster now; whoever does not gets tombstones, and with them all that it said is void."""
@@ -93,8 +119,7 @@ class Publication:
         rows += [_row(f"org/{rules.org}", org_row(rules)) for rules in replays.list_rules(connection)]
         for app in apps.list_apps(connection):
             rows += self._app_rows(connection, app)
-        rows += [_certificate_row(certificate) for certificate in ledger.list_certificates(connection)]
-        return rows
+        return rows + edge_rows.all_rows(connection)
 
     def _member_rows(self, connection: Connection) -> list[Row]:
         edge_key = hosts.find_edge_key(connection)
@@ -112,11 +137,12 @@ class Publication:
             f"api.{settings.platform_domain}": settings.api_backend,
             settings.registry.partition(":")[0]: settings.registry_backend,
         }
-        return [_row(f"host/{name}", HostRow(backend=backend)) for name, backend in hosts.items() if backend]
+        rows = [_row(f"host/{name}", HostRow(backend=backend)) for name, backend in hosts.items() if backend]
+        return rows + [_row(f"addr/{address}", AddressRow(kind="shared")) for address in settings.pools.shared_v4]
 
     def _app_rows(self, connection: Connection, app: AppRecord) -> list[Row]:
         names = [self.default_hostname(app.name)]
-        names += [hostname.hostname for hostname in apps.list_hostnames(connection, app_id=app.id)]
+        names += [record.hostname for record in hostnames.list_hostnames(connection, app_id=app.id)]
         return [
             _row(f"app/{app.name}", AppRow(app=app.name, org=app.org_slug, network=app.network_id)),
             *(_row(f"host/{name}", HostRow(app=app.name)) for name in names),
@@ -150,13 +176,3 @@ def _member(node: NodeRecord) -> dict[str, Any]:
 
 def _row(key: str, value: Any) -> Row:
     return Row("routes", key, msgspec.to_builtins(value))
-
-
-def _certificate_row(certificate: CertificateRecord) -> Row:
-    value = CertRow(
-        names=msgspec.json.decode(certificate.names, type=list[str]),
-        chain_pem=certificate.chain_pem,
-        not_after_ms=certificate.not_after_ms,
-        sealed_key=certificate.sealed_key,
-    )
-    return Row("certs", f"cert/{certificate.name}", msgspec.to_builtins(value))

@@ -1,7 +1,7 @@
 """The control plane composed: every use case, and the tasks that run beside the API.
 
-Made by `server/main.py` (and by tests, over a memory bus). `run` is the story: publish, certify,
-sweep, move, keep the lease.
+Made by `server/main.py` (and by tests, over a memory bus). `run` is the story: publish, certify the
+platform's names and users', sweep, move, keep the lease.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from anyio.abc import TaskStatus
 from pantala.client.node import NodeClient
 from pantala.control.access import Access
 from pantala.control.accounts import Accounts
+from pantala.control.addresses import Addresses
 from pantala.control.apps import Apps
 from pantala.control.builds import Builds
 from pantala.control.bus_accounts import BusAccounts
@@ -23,15 +24,19 @@ from pantala.control.cluster_authority import ClusterAuthority
 from pantala.control.context import Context, ControlSettings
 from pantala.control.contexts import Bounds
 from pantala.control.departures import Departures
+from pantala.control.dns_lookup import DnsLookup, Lookup
 from pantala.control.edge_keys import EdgeKeys
+from pantala.control.hostnames import Hostnames
 from pantala.control.hosts import Hosts
 from pantala.control.idempotency import Idempotency
 from pantala.control.images import Images
+from pantala.control.issuance import Issuance
 from pantala.control.keys import ClusterKey
 from pantala.control.lease import PublisherLease
 from pantala.control.logs import Logs
 from pantala.control.machines import Machines
 from pantala.control.moves import Moves
+from pantala.control.name_records import NameRecords
 from pantala.control.nodes import Nodes
 from pantala.control.operations import Operations
 from pantala.control.platform import Platform
@@ -43,6 +48,7 @@ from pantala.control.releases import Releases
 from pantala.control.replays import Replays
 from pantala.control.secrets import Secrets
 from pantala.control.sweep import Sweep
+from pantala.control.ticket_keys import TicketKeys
 from pantala.kit import ids
 from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock
@@ -56,8 +62,8 @@ def make_context(*, db: Database, bus: Bus, clock: Clock, key: ClusterKey, setti
 
 class Control:
     """`control_key`: verify key of the rows that `sink` signs. `sightings`: the nodes as the catalogue shows them, None
-    where no machine is placed. `lease` is None where nothing is published for real
-    (tests)."""
+    where no machine is placed. `lookup`: public DNS, None for the resolvers of the settings. `lease` is
+    None where nothing is published for real (tests)."""
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class Control:
         sightings: Sightings | None = None,
         lease: PublisherLease | None = None,
         bounds: Bounds | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
         settings = context.settings
         self.context = context
@@ -83,6 +90,7 @@ class Control:
         edge_keys = EdgeKeys(context)
         self.publication = Publication(context, sink, edge_keys)
         self.certificates = Certificates(context, self.authority, self.publication, edge_keys)
+        self.ticket_keys = TicketKeys(context, self.publication, edge_keys)
         self.nodes = Nodes(context, sightings or NothingSeen())
         self.bus_accounts = BusAccounts(state_dir / "bus", context.clock)
         self.hosts = Hosts(
@@ -100,6 +108,19 @@ class Control:
         self.accounts = Accounts(context, self.access)
         self.apps = Apps(context, self.access, self.publication)
         self.replays = Replays(context, self.access, self.publication)
+        self.addresses = Addresses(context, self.access, self.publication)
+        lookup = lookup or DnsLookup(settings.resolvers)
+        records = NameRecords(context)
+        self.issuance = Issuance(context, self.publication, edge_keys, lookup, records)
+        self.hostnames = Hostnames(
+            context,
+            access=self.access,
+            publication=self.publication,
+            edge_keys=edge_keys,
+            lookup=lookup,
+            records=records,
+            poke=self.issuance.poke,
+        )
         self.images = Images(context, self.access, registry, self.registry_tokens)
         self.secrets = Secrets(context, self.access, self.nodes)
         self.machines = Machines(context, self.access, self.nodes, self.images, self.secrets)
@@ -130,6 +151,8 @@ class Control:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.publication.run)
             tasks.start_soon(self.certificates.run)
+            tasks.start_soon(self.issuance.run)
+            tasks.start_soon(self.ticket_keys.run)
             tasks.start_soon(self.sweep.run)
             tasks.start_soon(self.moves.run)
             if self._lease is not None:

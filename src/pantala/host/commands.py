@@ -44,6 +44,11 @@ systemd_option = click.option(
 @click.option("--zone", default="", metavar="NAME", help="What fails together, such as a data centre.")
 @click.option("--email", default="", help="Of the first user; default admin@DOMAIN.")
 @click.option("-o", "--org", default="personal", show_default=True)
+@click.option("--acme-directory", default="", metavar="URL", help="Of the authority that signs for users' host names.")
+@click.option("--acme-email", default="", help="Where that authority writes to; default --email.")
+@click.option("--acme-ca", default="", metavar="PATH", help="PEM of who signs for the directory, if not a usual one.")
+@click.option("--pool-v4", multiple=True, metavar="PREFIX", help="Routed to all edges: IPv4 addresses of single apps.")
+@click.option("--pool-v6", multiple=True, metavar="PREFIX", help="The same by IPv6.")
 @systemd_option
 @root_option
 @run_option
@@ -56,6 +61,11 @@ def init(
     zone: str,
     email: str,
     org: str,
+    acme_directory: str,
+    acme_email: str,
+    acme_ca: str,
+    pool_v4: tuple[str, ...],
+    pool_v6: tuple[str, ...],
     use_systemd: bool | None,
     root: Path,
     run_dir: Path,
@@ -67,7 +77,20 @@ def init(
     email = email or f"admin@{domain}"
     place = _place(root, run_dir, address=address, edge=True, cgroup=cgroup, supervised=supervised)
     record, made = first.set_up(
-        root, place, region=region, zone=zone, domain=domain, email=email, org=org, systemd=supervised
+        root,
+        place,
+        region=region,
+        zone=zone,
+        domain=domain,
+        email=email,
+        org=org,
+        systemd=supervised,
+        server={
+            "acme_directory": acme_directory,
+            "acme_email": acme_email or email,
+            "acme_ca_file": acme_ca,
+            "pools": {"shared_v4": [address] if ":" not in address else [], "v4": pool_v4, "v6": pool_v6},
+        },
     )
     save_record(record)
     first.log_in(record, made)

@@ -14,7 +14,7 @@ from pantala.host.place import LEAVES_PORT, ROUTES_PORT
 from pantala.host.settings import Tuning, changed, save
 from pantala.kit.files import write_private
 from pantala.wire.hosts import JoinRequest
-from pantala.wire.server import Bootstrapped, BusSettings, RegistrySettings, ServerSettings
+from pantala.wire.server import AddressPools, Bootstrapped, BusSettings, RegistrySettings, ServerSettings
 
 BOOTSTRAP_WITHIN_S = 120
 
@@ -37,6 +37,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     edge_addresses: list[str]
     closed_addresses: list[str]
     shared_kernel: bool = False
+    pools: AddressPools = AddressPools()
 
     @property
     def state_dir(self) -> Path:
@@ -92,6 +93,7 @@ def write_server(platform: Platform, tuning: Tuning) -> Path:
         builder=platform.builder,
         builder_folder=platform.builder_state,
         shared_kernel=platform.shared_kernel,
+        pools=platform.pools,
     )
     platform.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     return save(platform.server_settings, changed(settings, tuning.server))

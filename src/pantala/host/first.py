@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pantala.cli.context import Config, save_config
 from pantala.errors import InternalError
@@ -13,15 +14,25 @@ from pantala.host.outside import hub_answers, resolvers
 from pantala.host.place import Place
 from pantala.host.record import BUILDS_NETNS, FirstHost, HostRecord
 from pantala.host.settings import API_PORT, Tuning
-from pantala.wire.server import Bootstrapped
+from pantala.wire.server import AddressPools, Bootstrapped
 
 REGISTRY_PORT = 5000
 
 
 def set_up(
-    root: Path, place: Place, *, region: str, zone: str, domain: str, email: str, org: str, systemd: bool
+    root: Path,
+    place: Place,
+    *,
+    region: str,
+    zone: str,
+    domain: str,
+    email: str,
+    org: str,
+    systemd: bool,
+    server: dict[str, Any] | None = None,
 ) -> tuple[HostRecord, Bootstrapped]:
-    """The control plane's database and keys, and this host admitted to it; nothing is started."""
+    """The control plane's database and keys, and this host admitted to it; nothing is started.
+    `server`: fields of ServerSettings that the operator chose."""
     platform = Platform(
         state=str(root / "control"),
         registry_state=str(root / "registry"),
@@ -36,9 +47,10 @@ def set_up(
         hubs=[place.address],
         edge_addresses=[place.address],
         closed_addresses=[f"{place.address}/32"],
+        pools=AddressPools(shared_v4=[place.address]),
     )
     builds = Builds(netns=BUILDS_NETNS, open=[platform.api, platform.registry], closed=platform.closed_addresses)
-    tuning = Tuning(resolvers=resolvers(loopback=True))
+    tuning = Tuning(resolvers=resolvers(loopback=True), server=server or {})
     first = FirstHost(
         platform=platform,
         builds=builds,

@@ -16,7 +16,8 @@ ULA = 0xFDAA
 DNS = IPv6Address("fdaa::3")
 API_PORT = 4280
 EVERYTHING = IPv6Network("fdaa::/16")
-MACHINE_SUFFIX = 2
+MACHINE_SUFFIX, FLYCAST_SUFFIX = 2, 3
+NO_HOST = 0
 _ID_MAX = (1 << 32) - 1
 
 
@@ -33,6 +34,11 @@ def machine_address(network: int, host: int, machine: int) -> IPv6Address:
         if not 0 <= value <= _ID_MAX:
             raise ValueError(f"a {name} id is 0 to {_ID_MAX}, not {value}")
     return IPv6Address((ULA << 112) | (network << 80) | (host << 48) | (machine << 16) | MACHINE_SUFFIX)
+
+
+def flycast_address(network: int, number: int) -> IPv6Address:
+    """The `number`-th private address in `network`: on no host, every host's proxy takes it."""
+    return IPv6Address(int(machine_address(network, NO_HOST, number)) - MACHINE_SUFFIX + FLYCAST_SUFFIX)
 
 
 def network_prefix(network: int) -> IPv6Network:

@@ -37,6 +37,11 @@ def control_settings(settings: ServerSettings) -> ControlSettings:
         bus_routes=tuple(settings.bus_routes),
         edge_addresses=tuple(settings.edge_addresses),
         closed_addresses=tuple(settings.closed_addresses),
+        pools=settings.pools,
+        acme_directory=settings.acme_directory,
+        acme_ca_file=settings.acme_ca_file,
+        acme_email=settings.acme_email,
+        resolvers=tuple(settings.resolvers),
     )
 
 

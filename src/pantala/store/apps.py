@@ -8,20 +8,25 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from pantala.errors import NameTaken
-from pantala.store.records import AppRecord, HostnameRecord, ReleaseRecord, find, many
-from pantala.store.schema import addresses, apps, hostnames, networks, orgs, placements, releases, secrets
+from pantala.store.records import AppRecord, ReleaseRecord, find, many
+from pantala.store.schema import apps, networks, orgs, placements, releases, secrets
 
 NAME_TAKEN = "Name has already been taken"
 
 
 def ensure_network(connection: Connection, *, org_id: int, name: str) -> int:
     """The org's network of that name; its id is allocated at first use and stays for good."""
-    mine = (networks.c.org_id == org_id) & (networks.c.name == name)
-    found = connection.execute(select(networks.c.id).where(mine)).scalar_one_or_none()
+    found = find_network(connection, org_id=org_id, name=name)
     if found is not None:
-        return int(found)
+        return found
     made = connection.execute(insert(networks).values(org_id=org_id, name=name).returning(networks.c.id))
     return int(made.scalar_one())
+
+
+def find_network(connection: Connection, *, org_id: int, name: str) -> int | None:
+    mine = (networks.c.org_id == org_id) & (networks.c.name == name)
+    found = connection.execute(select(networks.c.id).where(mine)).scalar_one_or_none()
+    return None if found is None else int(found)
 
 
 def insert_app(connection: Connection, *, name: str, org_id: int, network_id: int, role: str, now_ms: int) -> None:
@@ -95,21 +100,12 @@ def set_status(connection: Connection, app_id: int, status: str) -> None:
 
 
 def delete_app(connection: Connection, app_id: int, *, now_ms: int) -> bool:
-    """Frees the name, forgets what only the app used. Its machines are the caller's."""
+    """Frees the name, forgets its secrets. Machines, host names and addresses are the caller's."""
     live = (apps.c.id == app_id) & apps.c.deleted_at_ms.is_(None)
     if connection.execute(update(apps).where(live).values(deleted_at_ms=now_ms)).rowcount == 0:
         return False
-    connection.execute(delete(hostnames).where(hostnames.c.app_id == app_id))
     connection.execute(delete(secrets).where(secrets.c.app_id == app_id))
-    connection.execute(update(addresses).where(addresses.c.app_id == app_id).values(app_id=None))
     return True
-
-
-def list_hostnames(connection: Connection, *, app_id: int | None = None) -> list[HostnameRecord]:
-    statement = select(hostnames.c.hostname, apps.c.name.label("app")).join(apps, apps.c.id == hostnames.c.app_id)
-    if app_id is not None:
-        statement = statement.where(hostnames.c.app_id == app_id)
-    return many(connection, statement, HostnameRecord)
 
 
 # -- releases ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Statements about what keeps control honest: audit, idempotency keys, certificates, the publisher's lease."""
+"""Statements about what keeps control honest: audit, idempotency keys, the publisher's lease."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from pantala.store.records import CertificateRecord, IdempotencyRecord, find, many
-from pantala.store.schema import audit, certificates, idempotency_keys, publisher_lease
+from pantala.store.records import IdempotencyRecord, find
+from pantala.store.schema import audit, idempotency_keys, publisher_lease
 
 
 def write_audit(
@@ -69,27 +69,6 @@ def forget_key(connection: Connection, *, scope: str, key: str) -> None:
 
 def forget_old_keys(connection: Connection, *, before_ms: int) -> int:
     return connection.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at_ms < before_ms)).rowcount
-
-
-# -- certificates ------------------------------------------------------------------------------------------------
-
-
-def put_certificate(connection: Connection, record: CertificateRecord) -> None:
-    values = {
-        "names": record.names,
-        "chain_pem": record.chain_pem,
-        "sealed_key": record.sealed_key,
-        "sealed_to": record.sealed_to,
-        "not_after_ms": record.not_after_ms,
-        "issued_at_ms": record.issued_at_ms,
-    }
-    mine = certificates.c.name == record.name
-    if connection.execute(update(certificates).where(mine).values(**values)).rowcount == 0:
-        connection.execute(insert(certificates).values(name=record.name, **values))
-
-
-def list_certificates(connection: Connection) -> list[CertificateRecord]:
-    return many(connection, select(certificates).order_by(certificates.c.name), CertificateRecord)
 
 
 # -- the publisher's lease ---------------------------------------------------------------------------------------

@@ -151,6 +151,8 @@ class MoveRecord(_Record, frozen=True, kw_only=True):
 
 
 class CertificateRecord(_Record, frozen=True, kw_only=True):
+    """`name` is the key of its row; `hostname` whose it is, empty for the platform's own."""
+
     name: str
     names: str
     chain_pem: str
@@ -158,11 +160,73 @@ class CertificateRecord(_Record, frozen=True, kw_only=True):
     sealed_to: str
     not_after_ms: int
     issued_at_ms: int
+    hostname: str = ""
+    source: str = "platform"
+    kept_key: str = ""
+    alpn: str = ""
 
 
 class HostnameRecord(_Record, frozen=True, kw_only=True):
+    """`app` is the app's name."""
+
     hostname: str
+    app_id: int
     app: str
+    org_id: int
+    created_at_ms: int
+    updated_at_ms: int
+    acme_requested: bool
+    validation: str
+    owned: bool
+    failures: int
+    errors: str
+    failed_at_ms: int
+    look_at_ms: int
+    limited_until_ms: int
+
+
+class OrderRecord(_Record, frozen=True, kw_only=True):
+    hostname: str
+    directory: str
+    challenge: str
+    url: str
+    kept_key: str
+    created_at_ms: int
+
+
+class AnswerRecord(_Record, frozen=True, kw_only=True):
+    hostname: str
+    kind: str
+    name: str
+    value: str
+
+
+class AcmeAccountRecord(_Record, frozen=True, kw_only=True):
+    directory: str
+    url: str
+    kept_key: str
+    created_at_ms: int
+
+
+class TicketKeyRecord(_Record, frozen=True, kw_only=True):
+    id: int
+    kept_key: str
+    sealed_key: str
+    sealed_to: str
+    not_before_ms: int
+    not_after_ms: int
+
+
+class AddressRecord(_Record, frozen=True, kw_only=True):
+    """`kind`: v4, v6, private_v6 and, of shared ones, shared_v4. `app` is empty when it was released."""
+
+    address: str
+    kind: str
+    app_id: int | None
+    app: str
+    network_id: int | None
+    created_at_ms: int
+    released_at_ms: int | None
 
 
 class IdempotencyRecord(_Record, frozen=True, kw_only=True):

@@ -249,6 +249,8 @@ idempotency_keys = Table(
     Column("created_at_ms", BigInteger, nullable=False, index=True),
 )
 
+# `sealed_key`: to the edge key in use when it was sealed (`sealed_to`). `kept_key`: to the cluster key, so that a new
+# edge key needs no new certificate; empty where one is issued at once. `source`: platform, acme, custom, challenge.
 certificates = Table(
     "certificates",
     metadata,
@@ -259,21 +261,93 @@ certificates = Table(
     Column("sealed_to", String, nullable=False),
     Column("not_after_ms", BigInteger, nullable=False),
     Column("issued_at_ms", BigInteger, nullable=False),
+    Column("hostname", String, nullable=False, server_default="", index=True),
+    Column("source", String, nullable=False, server_default="platform"),
+    Column("kept_key", Text, nullable=False, server_default=""),
+    Column("alpn", String, nullable=False, server_default=""),
 )
 
+# Names that users brought. `validation` and `errors` are JSON of `wire/certificates.py`: what the last look at DNS and
+# the last order came to. `look_at_ms`: when the reconciler looks next.
 hostnames = Table(
     "hostnames",
     metadata,
     Column("hostname", String, primary_key=True),
     Column("app_id", ForeignKey("apps.id"), nullable=False, index=True),
+    Column("created_at_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("updated_at_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("acme_requested", Boolean, nullable=False, server_default=text("0")),
+    Column("validation", Text, nullable=False, server_default="{}"),
+    Column("owned", Boolean, nullable=False, server_default=text("0")),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("errors", Text, nullable=False, server_default="[]"),
+    Column("failed_at_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("look_at_ms", BigInteger, nullable=False, server_default=text("0"), index=True),
+    Column("limited_until_ms", BigInteger, nullable=False, server_default=text("0")),
 )
 
+# An order at a certificate authority, one for a name at a time; `url` is empty until the authority has said it.
+acme_orders = Table(
+    "acme_orders",
+    metadata,
+    Column("hostname", ForeignKey("hostnames.hostname"), primary_key=True),
+    Column("directory", String, nullable=False),
+    Column("challenge", String, nullable=False),
+    Column("url", String, nullable=False),
+    Column("kept_key", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+# What edges answer to the authority. `kind`: http (name: token), dns (name: of the TXT record).
+acme_answers = Table(
+    "acme_answers",
+    metadata,
+    Column("hostname", ForeignKey("hostnames.hostname"), nullable=False, index=True),
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", String, primary_key=True),
+)
+
+acme_accounts = Table(
+    "acme_accounts",
+    metadata,
+    Column("directory", String, primary_key=True),
+    Column("url", String, nullable=False),
+    Column("kept_key", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+ticket_keys = Table(
+    "ticket_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kept_key", Text, nullable=False),
+    Column("sealed_key", Text, nullable=False),
+    Column("sealed_to", String, nullable=False),
+    Column("not_before_ms", BigInteger, nullable=False),
+    Column("not_after_ms", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Addresses of one app: v4, v6, private_v6. Rows stay when an address is released (`app_id` empty), so that it is not
+# given out again at once.
 addresses = Table(
     "addresses",
     metadata,
     Column("address", String, primary_key=True),
     Column("kind", String, nullable=False),
     Column("app_id", ForeignKey("apps.id"), nullable=True, index=True),
+    Column("network_id", Integer, nullable=True),
+    Column("created_at_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("released_at_ms", BigInteger, nullable=True),
+)
+
+shared_addresses = Table(
+    "shared_addresses",
+    metadata,
+    Column("app_id", ForeignKey("apps.id"), primary_key=True),
+    Column("address", String, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
 )
 
 audit = Table(

@@ -17,6 +17,7 @@ import anyio
 import httpx2
 
 from pantala.control.context import ControlSettings
+from pantala.control.dns_lookup import Lookup
 from pantala.control.keys import ClusterKey
 from pantala.control.service import Control, make_context
 from pantala.kit.clock import Clock, SystemClock
@@ -31,6 +32,7 @@ from pantala.testing.bus import MemoryBus
 from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
 from pantala.testing.host_keys import HostKeys
 from pantala.wire.api import BuildEvent, BuildOptions
+from pantala.wire.certificates import DnsRecords
 from pantala.wire.feed import MachineRow, NodeRow
 from pantala.wire.hosts import CONTROL_CALL
 
@@ -129,6 +131,23 @@ class FakeSightings:
         self._listeners.append(on_change)
 
 
+class FakeDns:
+    """Public DNS as a test says it is; names that it does not say do not exist."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, DnsRecords] = {}
+        self.asked: list[str] = []
+
+    def says(self, hostname: str, **records: Any) -> None:
+        """`a` and `aaaa` are what it resolves to."""
+        records.setdefault("resolved_addresses", sorted([*records.get("a", ()), *records.get("aaaa", ())]))
+        self.known[hostname] = DnsRecords(**records)
+
+    async def records(self, hostname: str) -> DnsRecords:
+        self.asked.append(hostname)
+        return self.known.get(hostname, DnsRecords())
+
+
 class FakeBuilder:
     """Says which files it saw, and is done at once."""
 
@@ -197,7 +216,13 @@ class TestPlatform:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, clock: Clock | None = None, settings: ControlSettings = SETTINGS, bus: MemoryBus | None = None
+    folder: Path,
+    *,
+    clock: Clock | None = None,
+    settings: ControlSettings = SETTINGS,
+    bus: MemoryBus | None = None,
+    lookup: Lookup | None = None,
+    rows: RowTable | None = None,
 ) -> AsyncGenerator[TestPlatform]:
     """One agent (`node-1` in iad), the org `acme` with an admin whose token is `platform.token`."""
     clock = clock or SystemClock()
@@ -207,7 +232,7 @@ async def running(
         context = make_context(
             db=db, bus=bus, clock=clock, key=ClusterKey.load(folder / "cluster.key"), settings=settings
         )
-        rows, registry, builder = RowTable(), FakeRegistry(), FakeBuilder()
+        rows, registry, builder = rows or RowTable(), FakeRegistry(), FakeBuilder()
         sightings = FakeSightings(clock)
         control = Control(
             context,
@@ -216,6 +241,7 @@ async def running(
             builder=builder,
             state_dir=folder,
             sightings=sightings,
+            lookup=lookup or FakeDns(),
             control_key=Signer(b"c" * 32).verify_key,
         )
         platform = TestPlatform(control, bus, db, sightings)

@@ -8,7 +8,7 @@ reported in `applied`, and stops nobody.
 Keys and values by stream:
 
     routes  app/<name> AppRow · org/<slug> OrgRow · host/<hostname> HostRow · addr/<ip> AddressRow ·
-            svc/<app>/<digest> ServiceRow · m/<machine id> MachineRow
+            svc/<app>/<digest> ServiceRow · m/<machine id> MachineRow · acme/<token> AcmeRow · txt/<name> TextRow
     nodes   node/<id> NodeRow (its agent's) · member/<id> MemberRow (control's)
     certs   cert/<name> CertRow · ticket/<id> TicketRow
 """
@@ -45,7 +45,8 @@ class OrgRow(_Row, frozen=True, kw_only=True):
 
 
 class HostRow(_Row, frozen=True, kw_only=True):
-    """A public host name leads to an app, or straight to a platform service (`backend`: `ip:port`)."""
+    """A public host name leads to an app, or straight to a platform service (`backend`: `ip:port`). `*.` as the first
+    label stands for exactly one label; an exact name comes before."""
 
     app: str | None = None
     backend: str | None = None
@@ -58,6 +59,18 @@ class AddressRow(_Row, frozen=True, kw_only=True):
     kind: Literal["shared", "dedicated", "private"]
     app: str | None = None
     network: int | None = None
+
+
+class AcmeRow(_Row, frozen=True, kw_only=True):
+    """HTTP-01: what every edge answers to `/.well-known/acme-challenge/<token>` while a certificate is ordered."""
+
+    authorization: str
+
+
+class TextRow(_Row, frozen=True, kw_only=True):
+    """DNS-01: the TXT records that the platform's public DNS answers for a name of its own."""
+
+    values: list[str]
 
 
 class ServiceRow(_Row, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         feed.OrgRow,
         feed.HostRow,
         feed.AddressRow,
+        feed.AcmeRow,
+        feed.TextRow,
         feed.ServiceRow,
         feed.MachineRow,
         feed.NodeRow,

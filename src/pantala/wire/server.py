@@ -33,6 +33,16 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
     folder: str = ""
 
 
+class AddressPools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Public addresses that the operator has routed to every edge. `shared_v4`: single ones at which apps are found by
+    name. `v4`, `v6`: prefixes whose addresses each belong to one app (of a v4 prefix the first and the last address
+    are left out)."""
+
+    shared_v4: list[str] = []
+    v4: list[str] = []
+    v6: list[str] = []
+
+
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`id` names this server across restarts. `listen` is `address:port`; `api_backend` is how edges reach it.
 
@@ -46,6 +56,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     host whose address is among the hubs' is one), `edge_addresses` (public), `closed_addresses` (networks that
     machines must not reach). Hosts themselves are in the database: `bootstrap --hosts` admits the first, tokens the
     others.
+
+    `acme_directory`: URL of the certificate authority's ACME directory, which signs for users' host names; empty: they
+    bring their own certificates. `acme_ca_file`: PEM of authorities that the directory itself is trusted by;
+    `acme_email`: where the authority writes to. `resolvers` (`address` or `address:port`): who is asked what public DNS
+    says; empty: those of this machine.
     """
 
     id: str = "server-1"
@@ -68,6 +83,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     bus_routes: list[str] = []
     edge_addresses: list[str] = []
     closed_addresses: list[str] = []
+    pools: AddressPools = AddressPools()
+    acme_directory: str = ""
+    acme_ca_file: str = ""
+    acme_email: str = ""
+    resolvers: list[str] = []
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
     build_upload_bytes_max: int = 512 * 1024 * 1024

@@ -1,6 +1,8 @@
 //! What is answered here and what is asked elsewhere. Pure. Answers hold only the type asked for.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, TXT};
@@ -27,13 +29,35 @@ pub enum Decision {
     Forward,
 }
 
+/// What the world may ask about.
+#[derive(Clone, Copy)]
+pub struct Public<'a> {
+    /// suffix to the edges' address
+    pub names: &'a [(String, IpAddr)],
+    pub texts: &'a BTreeMap<String, Vec<String>>,
+    /// `<app>.<app_domain>` leads to the app's own addresses where it has some
+    pub app_domain: &'a str,
+    pub own_addresses: &'a BTreeMap<Arc<str>, Vec<IpAddr>>,
+}
+
+impl Public<'_> {
+    fn addresses(&self, name: &str, wanted: RecordType) -> Option<Vec<RData>> {
+        let (_, edge) = self
+            .names
+            .iter()
+            .filter(|(suffix, _)| under(name, suffix))
+            .max_by_key(|(suffix, _)| suffix.len())?;
+        let app = name
+            .strip_suffix(self.app_domain)
+            .and_then(|rest| rest.strip_suffix('.'));
+        let own = app.and_then(|app| self.own_addresses.get(app));
+        let found: Vec<RData> = own.into_iter().flatten().flat_map(|ip| data(wanted, *ip)).collect();
+        Some(if found.is_empty() { data(wanted, *edge) } else { found })
+    }
+}
+
 /// Nothing for what is no query. `network`: that of the asker, none for one outside the private network.
-pub fn decide(
-    zone: Zone,
-    query: &Message,
-    names: &[(String, IpAddr)],
-    network: Option<&Network<'_>>,
-) -> Option<Decision> {
+pub fn decide(zone: Zone, query: &Message, public: Public<'_>, network: Option<&Network<'_>>) -> Option<Decision> {
     if query.message_type() != MessageType::Query {
         return None;
     }
@@ -50,12 +74,14 @@ pub fn decide(
     let name = question.name().to_lowercase().to_ascii();
     let name = name.trim_end_matches('.');
     let wanted = question.query_type();
-    if let Some(address) = names
-        .iter()
-        .filter(|(suffix, _)| under(name, suffix))
-        .max_by_key(|(s, _)| s.len())
+    if wanted == RecordType::TXT
+        && let Some(values) = public.texts.get(name)
     {
-        return reply(query, ResponseCode::NoError, data(wanted, address.1)).map(Decision::Answer);
+        let records = values.iter().map(|value| text(value)).collect();
+        return reply(query, ResponseCode::NoError, records).map(Decision::Answer);
+    }
+    if let Some(records) = public.addresses(name, wanted) {
+        return reply(query, ResponseCode::NoError, records).map(Decision::Answer);
     }
     match zone {
         Zone::Public => refuse(ResponseCode::Refused),
@@ -100,10 +126,12 @@ fn rdata(records: Records) -> Vec<RData> {
     match records {
         Records::Addresses(all) => all.into_iter().map(|ip| RData::AAAA(AAAA(ip))).collect(),
         Records::Text(text) if text.is_empty() => Vec::new(),
-        Records::Text(text) => vec![RData::TXT(TXT::from_bytes(
-            text.as_bytes().chunks(TEXT_PIECE).collect(),
-        ))],
+        Records::Text(whole) => vec![text(&whole)],
     }
+}
+
+fn text(whole: &str) -> RData {
+    RData::TXT(TXT::from_bytes(whole.as_bytes().chunks(TEXT_PIECE).collect()))
 }
 
 fn data(wanted: RecordType, address: IpAddr) -> Vec<RData> {
@@ -167,7 +195,18 @@ mod tests {
             .set_id(7)
             .add_query(Query::query(Name::from_str(name).unwrap(), kind));
         let names = [("apps.test".to_owned(), "10.0.0.1".parse().unwrap())];
-        match decide(zone, &query, &names, None).unwrap() {
+        let texts = BTreeMap::from([(
+            "_acme-challenge.www.acme.apps.test".to_owned(),
+            vec!["one".to_owned(), "two".to_owned()],
+        )]);
+        let own = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| ip.parse().unwrap());
+        let public = Public {
+            names: &names,
+            texts: &texts,
+            app_domain: "apps.test",
+            own_addresses: &BTreeMap::from([("own".into(), own.to_vec()), ("six".into(), vec![own[2]])]),
+        };
+        match decide(zone, &query, public, None).unwrap() {
             Decision::Answer(answer) => Some(Message::from_vec(&answer).unwrap()),
             Decision::Forward => None,
         }
@@ -211,7 +250,14 @@ mod tests {
             ("apps.test.", T::A, (C::NoError, 1)),
             ("Web.apps.test.", T::A, (C::NoError, 1)),
             ("web.apps.test.", T::AAAA, (C::NoError, 0)),
+            ("own.apps.test.", T::A, (C::NoError, 2)),
+            ("Own.apps.test.", T::AAAA, (C::NoError, 1)),
+            ("a.own.apps.test.", T::A, (C::NoError, 1)),
+            ("six.apps.test.", T::A, (C::NoError, 1)),
+            ("six.apps.test.", T::AAAA, (C::NoError, 1)),
             ("webapps.test.", T::A, (C::Refused, 0)),
+            ("_acme-challenge.WWW.acme.apps.test.", T::TXT, (C::NoError, 2)),
+            ("www.acme.apps.test.", T::TXT, (C::NoError, 0)),
             ("_api.internal.", T::AAAA, (C::Refused, 0)),
             ("example.com.", T::A, (C::Refused, 0)),
         ] {
@@ -223,7 +269,13 @@ mod tests {
     fn answers_are_not_answered() {
         let mut response = Message::new();
         response.set_message_type(MessageType::Response);
-        assert!(decide(Zone::Machines, &response, &[], None).is_none());
+        let nothing = Public {
+            names: &[],
+            texts: &BTreeMap::new(),
+            app_domain: "",
+            own_addresses: &BTreeMap::new(),
+        };
+        assert!(decide(Zone::Machines, &response, nothing, None).is_none());
         assert!(refusal(&response.to_vec().unwrap(), ResponseCode::Refused).is_none());
     }
 }

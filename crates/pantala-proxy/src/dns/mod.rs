@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::dns::answers::{Decision, Zone};
+use crate::dns::answers::{Decision, Public, Zone};
 use crate::dns::rate::Rates;
 use crate::settings::Settings;
 use crate::shared::{Life, Shared};
@@ -198,8 +198,14 @@ impl Server {
             snapshot: &view.snapshot,
             distance: &distance,
         });
-        let names = &self.shared.settings.dns_public_names;
-        answers::decide(zone, &message, names, network.as_ref())
+        let settings = &self.shared.settings;
+        let public = Public {
+            names: &settings.dns_public_names,
+            texts: &view.snapshot.texts,
+            app_domain: &settings.wire.app_domain,
+            own_addresses: &view.snapshot.own_addresses,
+        };
+        answers::decide(zone, &message, public, network.as_ref())
     }
 
     fn distance(&self, region: &str) -> u32 {

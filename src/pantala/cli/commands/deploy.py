@@ -13,7 +13,7 @@ import msgspec
 
 from pantala.cli.output import emit, emit_json, say
 from pantala.cli.session import api, app_options, interruptible, json_option, pairs, resolve_app, run, yes_option
-from pantala.errors import InvalidRequest, UserError
+from pantala.errors import CapacityError, InvalidRequest, UserError
 
 if TYPE_CHECKING:
     from pantala.appconfig.load import Loaded
@@ -41,6 +41,8 @@ class DeployOptions(msgspec.Struct, frozen=True, kw_only=True):
     verbose: bool = False
     dry_run: bool = False
     strict: bool = False
+    public_ips: bool = True
+    flycast: bool = False
 
 
 @click.command()
@@ -62,6 +64,8 @@ class DeployOptions(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--primary-region", "region", metavar="CODE")
 @click.option("--remote-only", is_flag=True, help="Accepted for compatibility: builds always run on the platform.")
 @click.option("--strict", is_flag=True, help="Refuse unknown keys in fly.toml.")
+@click.option("--public-ips/--no-public-ips", default=True, help="Give a new app public addresses.")
+@click.option("--flycast", is_flag=True, help="Give a new app a private address instead.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--verbose", is_flag=True, help="Show the build's output.")
 @yes_option
@@ -130,6 +134,8 @@ async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployO
     )
     metadata = {"fly_release_id": release.id, "fly_release_version": str(release.version)}
     plan = make_plan(loaded, options, machines, image=image, metadata=metadata)
+    if app.status == "pending" and not machines and config.services:
+        await give_addresses(client, name, options)
     say(f"==> Release v{release.version}: {len(plan.waves)} step(s)")
     settings = Settings(
         wait_timeout_s=options.wait_timeout_s or config.deploy.wait_timeout_s,
@@ -143,6 +149,21 @@ async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployO
     else:
         say(f"==> v{release.version} is live after {took:.1f} s")
         emit(f"https://{app.hostname}/")
+
+
+async def give_addresses(client: ApiClient, name: str, options: DeployOptions) -> None:
+    """A first deploy: what the pools have, unless the app has addresses. Without them edges find it by its name."""
+    from pantala.wire.addresses import AddressType, AllocateRequest
+
+    wanted: list[AddressType] = ["private_v6"] if options.flycast else ["v6", "shared_v4"] if options.public_ips else []
+    if not wanted or await client.addresses(name):
+        return
+    for kind in wanted:
+        try:
+            given = await client.allocate_address(name, AllocateRequest(type=kind))
+            say(f"    address {given.ip}{' (shared)' if given.shared else ''}")
+        except (UserError, CapacityError) as error:
+            say(f"    no address: {error.message}")
 
 
 def load_checked(directory: Path, config_path: str | None, *, strict: bool) -> Loaded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pantala.server.endpoint import Endpoint
-from pantala.server.routes import accounts, apps, builds, hosts, machines, platform, releases
+from pantala.server.routes import accounts, addresses, apps, builds, certificates, hosts, machines, platform, releases
 
 
 def all_endpoints() -> list[Endpoint]:
@@ -12,6 +12,8 @@ def all_endpoints() -> list[Endpoint]:
         *apps.ENDPOINTS,
         *machines.ENDPOINTS,
         *releases.ENDPOINTS,
+        *certificates.ENDPOINTS,
+        *addresses.ENDPOINTS,
         *builds.ENDPOINTS,
         *hosts.ENDPOINTS,
         *platform.ENDPOINTS,
