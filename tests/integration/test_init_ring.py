@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from pantala.drivers import guest, ring
 from pantala.kit import binaries
 from pantala.testing.poll import until
-from pantala.wire.guest import ExitRecord, Start, Started, Status, StatusReply
+from pantala.wire.guest import ExitRecord, Start, Started, StaticPath, Statics, Status, StatusReply, Stop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 
@@ -105,6 +106,35 @@ async def test_long_lines_become_several_and_the_last_partial_one_is_kept(init: 
     assert [len(record.text) for record in part.records[-2:]] == [40000 - 2 * 16384, 3]
     record = msgspec.json.decode(init.record.read_bytes(), type=ExitRecord)
     assert (record.exit_code, record.signal, record.requested_stop) == (5, 0, False)
+
+
+async def test_statics_are_served_beside_the_app_and_end_with_it(init: Init, folder: Path) -> None:
+    (folder / "a.txt").write_text("hello")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    paths = [StaticPath(url_prefix="/s", guest_path=str(folder))]
+    statics = Statics(listen=f"127.0.0.1:{port}", paths=paths)
+    start = Start(argv=["/bin/sleep", "1000"], env={"PATH": "/bin"}, statics=statics)
+    assert isinstance(await guest.call(init.socket, start), Started)
+
+    async def ask() -> bytes:
+        try:
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                await stream.send(b"GET /s/a.txt HTTP/1.1\r\nHost: statics\r\n\r\n")
+                said = b""
+                while not said.endswith(b"hello"):
+                    said += await stream.receive()
+                return said
+        except (OSError, anyio.EndOfStream):
+            return b""
+
+    said = await until(ask, bool, within_s=15, every_s=0.02)
+    assert said.startswith(b"HTTP/1.1 200 OK")
+    assert said.endswith(b"hello")
+    await guest.call(init.socket, Stop(signal=signal.SIGTERM, grace_ms=100))
+    await init.code()
+    assert await until(ask, lambda said: not said, within_s=15, every_s=0.02) == b""
 
 
 async def test_what_the_app_leaves_behind_ends_with_it(init: Init) -> None:

@@ -27,7 +27,7 @@ from pantala.kit import ids
 from pantala.kit.clock import SystemClock
 from pantala.net import HostNetwork, sixpn, slots
 from pantala.testing.poll import until
-from pantala.wire.guest import Start
+from pantala.wire.guest import STATICS_PORT, Start, StaticPath, Statics
 
 base, init, root = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
@@ -50,9 +50,14 @@ async def main():
             limits=Limits(cpus=1, shared_cpu=True, memory_mib=64, disk_mib=64), uid_base=plan.uid_base,
             hostname=machine_id, hosts="127.0.0.1 localhost\\n", resolv_conf="nameserver fdaa::3\\n"))
         assert await network.listening(machine_id) == []
-        app = Start(argv=["httpd", "-f", "-p", "80", "-h", "/www"], env={"PATH": "/bin"}, user="app")
+        statics = Statics(listen=f"0.0.0.0:{STATICS_PORT}", paths=[StaticPath(url_prefix="/s", guest_path="/www")])
+        app = Start(argv=["httpd", "-f", "-p", "80", "-h", "/www"], env={"PATH": "/bin"}, user="app", statics=statics)
         await driver.start(machine_id, app)
-        await until(lambda: network.listening(machine_id), lambda seen: [s.port for s in seen] == [80], within_s=20)
+        both = [80, STATICS_PORT]
+        ports = lambda seen: sorted(s.port for s in seen)
+        await until(lambda: network.listening(machine_id), lambda seen: ports(seen) == both, within_s=20)
+        answers["static"] = await get(f"http://{plan.ip4}:{STATICS_PORT}/s/index.html")
+        answers["not from 6PN"] = await get(f"http://[{plan.ip6}]:{STATICS_PORT}/s/index.html")
         answers["ip4"] = await get(f"http://{plan.ip4}/")
         answers["ip6"] = await get(f"http://[{plan.ip6}]/")
         await driver.stop(machine_id, signal=15, grace_s=5)
@@ -77,7 +82,8 @@ def test_a_machine_serves_on_a_low_port_as_a_user_without_rights() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == (
-            '{"ip4": "hello from a machine\\n", "ip6": "hello from a machine\\n", "exit": 15, "left": [[], []]}'
+            '{"static": "hello from a machine\\n", "not from 6PN": "", "ip4": "hello from a machine\\n", '
+            '"ip6": "hello from a machine\\n", "exit": 15, "left": [[], []]}'
         )
         assert str(base) not in Path("/proc/self/mountinfo").read_text()
     finally:

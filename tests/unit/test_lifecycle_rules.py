@@ -25,6 +25,7 @@ from pantala.wire.machine import (
     Mount,
     Port,
     Restart,
+    Static,
     StopConfig,
 )
 
@@ -261,6 +262,17 @@ def test_stop_defaults() -> None:
         ({"files": [File(guest_path="../etc", raw_value="")]}, "config.files[0].guest_path"),
         ({"env": {"A=B": "x"}}, "config.env"),
         ({"schedule": "yearly"}, "config.schedule"),
+        ({"statics": [Static(url_prefix=f"/{n}", guest_path="/a") for n in range(11)]}, "config.statics"),
+        ({"statics": [Static(url_prefix="a", guest_path="/a")]}, "config.statics[0].url_prefix"),
+        ({"statics": [Static(url_prefix="/a", guest_path="a")]}, "config.statics[0].guest_path"),
+        (
+            {"statics": [Static(url_prefix="/a/", guest_path="/a"), Static(url_prefix="/a/b", guest_path="/b")]},
+            "config.statics[1].url_prefix",
+        ),
+        (
+            {"statics": [Static(url_prefix="/a", guest_path="/a", tigris_bucket="b")]},
+            "config.statics[0].tigris_bucket",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(wrong: dict[str, Any], field: str) -> None:

@@ -158,6 +158,11 @@ fn metrics(shared: &Shared) -> String {
             shared.queues.len() as u64,
         ),
         (
+            "pantala_proxy_waiting",
+            "requests that wait for a machine, for whatever reason",
+            shared.room.len() as u64,
+        ),
+        (
             "pantala_proxy_snapshot_revision",
             "revision of the routing view",
             shared.view().snapshot.revision,

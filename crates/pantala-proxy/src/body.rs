@@ -12,11 +12,14 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use pantala_route::retry;
 
+use crate::compress::Compressed;
+use crate::conversation::Busy;
+use crate::expect::Held;
 use crate::mesh::pool::Stream;
 use crate::pool::Lease;
 use crate::slot::Slot;
 
-type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 // -- from the client ------------------------------------------------------------------------------------------------
 
@@ -88,6 +91,7 @@ impl ClientBody {
             total,
             empty,
             sent: 0,
+            held: None,
         }
     }
 
@@ -120,6 +124,14 @@ pub struct AttemptBody {
     total: Option<u64>,
     empty: bool,
     sent: u64,
+    /// until the app asks for it (`Expect: 100-continue`)
+    held: Option<Held>,
+}
+
+impl AttemptBody {
+    pub fn hold(&mut self, held: Held) {
+        self.held = Some(held);
+    }
 }
 
 impl Body for AttemptBody {
@@ -128,6 +140,14 @@ impl Body for AttemptBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Some(held) = &mut this.held {
+            if let Err(unwanted) = std::task::ready!(held.poll_open(cx)) {
+                return Poll::Ready(Some(Err(unwanted.into())));
+            }
+            this.held = None;
+        }
+        // Whoever could make another attempt holds the other end.
+        let alone = Rc::strong_count(&this.source) == 1;
         let mut source = this.source.borrow_mut();
         if source.attempt != this.attempt {
             return Poll::Ready(Some(Err("this attempt was given up".into())));
@@ -166,7 +186,9 @@ impl Body for AttemptBody {
             }
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
-                    source.keep(&data);
+                    if !alone {
+                        source.keep(&data);
+                    }
                     this.next = source.kept.len();
                     this.sent += data.len() as u64;
                     Poll::Ready(Some(Ok(Frame::data(data))))
@@ -218,6 +240,36 @@ pub enum OutBody {
     Full(Full<Bytes>),
     /// Streamed from upstream. At its end the connection is kept for the next request; dropped before, it is closed.
     Upstream(Box<Upstream>),
+    Compressed(Box<Compressed>),
+}
+
+/// An answer on a client's connection, which counts as busy until this is dropped.
+pub struct Tracked {
+    body: OutBody,
+    _busy: Busy,
+}
+
+impl Tracked {
+    pub fn new(body: OutBody, busy: Busy) -> Tracked {
+        Tracked { body, _busy: busy }
+    }
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 pub struct Upstream {
@@ -243,8 +295,12 @@ impl Body for OutBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             OutBody::Full(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
+            OutBody::Compressed(compressed) => compressed.poll(cx),
             OutBody::Upstream(upstream) => {
                 let frame = std::task::ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
+                if let (Some(Err(_)), Some(slot)) = (&frame, &upstream.slot) {
+                    slot.broke_off();
+                }
                 if frame.is_none() {
                     if let Some(lease) = upstream.lease.take() {
                         lease.give_back();
@@ -259,6 +315,7 @@ impl Body for OutBody {
     fn is_end_stream(&self) -> bool {
         match self {
             OutBody::Full(full) => full.is_end_stream(),
+            OutBody::Compressed(compressed) => compressed.is_end_stream(),
             OutBody::Upstream(upstream) => upstream.incoming.is_end_stream(),
         }
     }
@@ -266,6 +323,7 @@ impl Body for OutBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             OutBody::Full(full) => full.size_hint(),
+            OutBody::Compressed(_) => SizeHint::default(),
             OutBody::Upstream(upstream) => upstream.incoming.size_hint(),
         }
     }

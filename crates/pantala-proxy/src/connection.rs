@@ -25,7 +25,7 @@ use crate::http::{http_1, http_2};
 use crate::limits::Place;
 use crate::service::Worker;
 use crate::settings::Expects;
-use crate::{postgres, raw};
+use crate::{codes, postgres, raw};
 
 /// From the accept to the end of the ClientHello and its turn.
 const HELLO_MAX: Duration = Duration::from_secs(10);
@@ -273,15 +273,11 @@ fn unsecured(worker: &Worker, app: Option<&Arc<str>>, failed: &Failed) {
     } else {
         String::new()
     };
-    let advice = match failed.code {
-        "PT05" => " Add one with `pantala certs add`, or let the client ask for a name that has one.",
-        "PT08" => " The client may be slow, or no TLS client at all.",
-        _ => "",
-    };
+    let advice = codes::find(failed.code).map_or("", |code| code.advice);
     shared.tell_agent(ProxyLog {
         app: app.to_string(),
         code: failed.code.to_owned(),
-        message: format!("A TLS handshake failed: {}{times}.{advice}", failed.why),
+        message: format!("A TLS handshake failed: {}{times}. {advice}", failed.why),
         machine: String::new(),
         request_id: String::new(),
     });

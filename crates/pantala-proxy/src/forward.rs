@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use hyper::header::{CONNECTION, EXPECT, HeaderValue, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -17,8 +17,9 @@ use pantala_route::snapshot::Machine;
 use pantala_route::turn::Reason;
 use tokio::time::Instant;
 
-use crate::body::{ClientBody, OutBody, Upstream};
-use crate::headers;
+use crate::body::{AttemptBody, ClientBody, OutBody, Upstream};
+use crate::conversation::Hints;
+use crate::expect::{self, Asked};
 use crate::mesh::edge::{self, Answered};
 use crate::mesh::pool::{MeshPool, UpBody};
 use crate::mesh::wire::{Call, Kind, Switch};
@@ -29,6 +30,7 @@ use crate::service::Worker;
 use crate::shared::Shared;
 use crate::slot::Slot;
 use crate::upgrade;
+use crate::{h2c, headers, statics};
 
 pub struct Exchange {
     pub shared: Arc<Shared>,
@@ -95,16 +97,26 @@ impl Exchange {
                 self.across(slot, call).await
             };
             let failed = match tried {
-                Ok(response) => return Ok((response, machine)),
+                Ok(response) => return Ok((selection.timed(response, &machine), machine)),
                 Err(failed) => failed,
             };
             selection.deaths += u32::from(failed.fault == Fault::Died);
-            let refusal = self.judge(&failed, selection.attempts, selection.deaths)?;
+            failed
+                .refusal
+                .waited
+                .iter()
+                .for_each(|there| selection.waited.merge(there));
+            let waited = selection.waited;
+            let refusal = self.judge(&failed, selection.attempts, selection.deaths);
+            let refusal = refusal.map_err(|why| why.after(waited))?;
             fresh = fresh || failed.fault == Fault::Stale;
             match failed.fault {
                 Fault::Stale => {} // the machine is fine, the connection was not
                 _ if machine.local => selection.failed(&machine.id, refusal),
-                _ => selection.turned(&machine, attempt, failed.reason, refusal)?,
+                _ => {
+                    let turned = selection.turned(&machine, attempt, failed.reason, refusal);
+                    turned.map_err(|why| why.after(waited))?;
+                }
             }
         }
     }
@@ -119,6 +131,7 @@ impl Exchange {
                 gauge: None,
                 epoch: 0,
                 pooled: true,
+                h2: false,
             };
             let failed = match self.attempt(&route, None, fresh, None).await {
                 Ok(response) => return Ok(response),
@@ -152,18 +165,14 @@ impl Exchange {
         if let Verdict::GiveUp(code) = judge(attempt) {
             if code == "PR03" {
                 let happened = format!("No machine took the request in {attempts} tries. {}", refusal.happened);
-                return Err(Refusal {
-                    code,
-                    happened,
-                    ..refusal
-                });
+                return Err(Refusal { happened, ..refusal }.with_code(code));
             }
             let code = if refusal.code.is_empty() || code == "PA01" {
                 code
             } else {
                 refusal.code
             };
-            return Err(Refusal { code, ..refusal });
+            return Err(refusal.with_code(code));
         }
         self.shared.metrics.retries.fetch_add(1, Relaxed);
         Ok(refusal)
@@ -181,7 +190,14 @@ impl Exchange {
             gauge: Some(machine.gauge.clone()),
             epoch: machine.epoch,
             pooled: slot.target.service.pooled,
+            // What is to become another protocol begins as HTTP/1.1 everywhere.
+            h2: slot.target.h2 && self.client_upgrade.is_none(),
         };
+        if statics::concerns(statics::of(&slot), &self.parts)
+            && let Some((response, lease)) = statics::fetch(&self.pool, &route, &self.parts).await
+        {
+            return Ok(self.answer(response, lease, Some(slot)));
+        }
         self.attempt(&route, Some(slot), fresh, by).await
     }
 
@@ -200,6 +216,9 @@ impl Exchange {
         } = edge::send(mesh, &self.shared, slot, &call, &kind, request).await?;
         if let Some(status) = said.status.and_then(|status| StatusCode::from_u16(status).ok()) {
             *response.status_mut() = status;
+        }
+        if let Some(waited) = said.waited {
+            response.extensions_mut().insert(waited);
         }
         if let Some(token) = said.upgrade.and_then(|token| HeaderValue::try_from(token).ok()) {
             response.headers_mut().insert(UPGRADE, token);
@@ -267,16 +286,13 @@ impl Exchange {
         if !lease.reused {
             self.shared.metrics.upstream_connects.fetch_add(1, Relaxed);
         }
-        match lease.sender.try_send_request(self.request()).await {
+        let (request, asked) = self.request(route.h2);
+        match lease.send(request, asked).await {
             Ok(response) => Ok(self.answer(response, lease, slot)),
             Err(mut error) => {
                 let unsent = error.take_message().is_some();
                 let error = error.into_error();
-                let fault = match () {
-                    () if unsent && !lease.reused => Fault::NotSent,
-                    () if lease.reused && !error.is_parse() => Fault::Stale,
-                    () => Fault::Died,
-                };
+                let fault = lease.fault(&error, unsent);
                 let (code, happened) = match error.is_parse() {
                     true => ("PU02", "The app's answer is not valid HTTP.".to_owned()),
                     false => (
@@ -289,21 +305,25 @@ impl Exchange {
         }
     }
 
-    fn request(&self) -> Request<crate::body::AttemptBody> {
-        let body = self.body.attempt();
-        let mut request = Request::new(body);
+    fn request(&self, h2: bool) -> (Request<AttemptBody>, Option<Asked>) {
+        let mut request = Request::new(self.body.attempt());
         *request.method_mut() = self.parts.method.clone();
+        *request.headers_mut() = self.parts.headers.clone();
+        if h2 {
+            *request.uri_mut() = h2c::translate(self.parts.uri.path_and_query(), request.headers_mut());
+            *request.version_mut() = Version::HTTP_2;
+            request.headers_mut().remove(EXPECT); // hyper does not show the 100 of HTTP/2
+            return (request, None);
+        }
         *request.uri_mut() = origin_form(&self.parts.uri);
         *request.version_mut() = Version::HTTP_11;
-        *request.headers_mut() = self.parts.headers.clone();
-        let framed = self.parts.headers.contains_key(CONTENT_LENGTH);
-        if !framed && !request.body().is_end_stream() {
-            // Said explicitly, since hyper assumes that a GET has no body.
-            request
-                .headers_mut()
-                .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        let body = !request.body().is_end_stream();
+        headers::for_http_1(request.headers_mut(), body);
+        if let Some(hints) = self.parts.extensions.get::<Hints>() {
+            hints.clone().pass_on(&mut request);
         }
-        request
+        let asked = expect::wanted(request.headers()).then(|| expect::hold(&mut request));
+        (request, asked)
     }
 
     fn answer(&mut self, response: Response<Incoming>, lease: Lease, slot: Option<Slot>) -> Response<OutBody> {

@@ -4,14 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING, UPGRADE,
-    VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Version};
 use pantala_route::prefer::Wishes;
 use pantala_wire::feed::HTTPResponseOptions;
 use serde_json::Value;
 
+use crate::expect;
 use crate::request::Checked;
 
 const CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
@@ -41,7 +41,8 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("proxy-authenticate"),
     HeaderName::from_static("http2-settings"),
 ];
-const SERVER_NAME: &str = concat!("Fly/", env!("CARGO_PKG_VERSION"), " (pantala)");
+/// `Fly/<build> (<date>)`
+const SERVER_NAME: &str = concat!("Fly/", env!("CARGO_PKG_VERSION"), " (", env!("PANTALA_BUILD_DATE"), ")");
 
 /// What the connection of a client says about each of its requests.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +55,12 @@ pub struct Client {
 }
 
 pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, version: Version, region: &str, id: &str) {
+    let trailers = headers.contains_key(TE) && takes_trailers(headers);
     remove_hop_by_hop(headers);
-    headers.remove(EXPECT); // answered by this proxy as soon as the app takes the body
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    expect::keep(headers, version, checked.bodiless);
     unmark(headers);
     join_cookies(headers);
     put(headers, HOST, &checked.authority);
@@ -76,6 +81,24 @@ pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, versi
     if let Some(token) = &checked.upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         put(headers, UPGRADE, token);
+    }
+}
+
+/// The one word of TE that goes further: the client can take what follows a body (gRPC).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
+    let mut words = values.flat_map(|value| value.split(','));
+    words.any(|word| word.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// As an app's HTTP/1.1 connection needs it beside.
+pub fn for_http_1(headers: &mut HeaderMap, body: bool) {
+    if body && !headers.contains_key(CONTENT_LENGTH) {
+        // Said explicitly, since hyper assumes that a GET has no body.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    if headers.contains_key(TE) && !headers.contains_key(CONNECTION) {
+        headers.insert(CONNECTION, HeaderValue::from_static("TE"));
     }
 }
 
@@ -166,6 +189,10 @@ fn override_header(headers: &mut HeaderMap, name: &str, value: &Value) {
     }
 }
 
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+}
+
 /// What `Connection` names goes first, so that nobody can have one of ours removed.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
@@ -248,6 +275,7 @@ mod tests {
             authority: "web.test".into(),
             host: "web.test".into(),
             upgrade: None,
+            bodiless: true,
         };
         let client = Client {
             peer: "10.0.0.9:5".parse().unwrap(),

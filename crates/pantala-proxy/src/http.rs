@@ -1,74 +1,146 @@
-//! Phases 2 and 3 of connections that carry HTTP: requests are parsed by hyper within our bounds, each handed to [`crate::service`].
+//! Phases 2 and 3 of connections that carry HTTP: requests are parsed by hyper within our bounds, each handed to
+//! [`crate::service`]. A connection that stays idle, or whose next head does not end, is closed here.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::header::ACCEPT;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pantala_route::matching::Matched;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
 
-use crate::body::OutBody;
+use crate::body::Tracked;
+use crate::conversation::{Conversation, Hints, Limits, Look, Noted};
 use crate::headers::Client;
 use crate::service::{self, Worker};
 use crate::shared::{Life, Shared};
 
-/// Time for the head of a request, and so also for an idle kept connection (Fly Proxy's documented limit).
-const HEAD_MAX: Duration = Duration::from_secs(60);
 const HEADERS_MAX: usize = 128;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Of what was read ahead; a body is slowed down by it.
+const BUFFER_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
 const STREAMS_MAX: u32 = 250;
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// For the last words on a connection that is idle anyway.
+const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
 pub async fn http_1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     worker: &Rc<Worker>,
     client: Client,
     stream: S,
 ) {
+    let conversation = begin(worker, &client);
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_MAX)
+        .header_read_timeout(None)
         .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX);
-    let service = service_fn(|request| handle(worker.clone(), client, request));
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX);
+    let service = service_fn(|request| handle(worker.clone(), client, conversation.clone(), request));
+    let stream = TokioIo::new(Noted::new(stream, conversation.clone()));
+    let connection = builder.serve_connection(stream, service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,
         () = closing(&worker.shared) => connection.as_mut().graceful_shutdown(),
+        silence = silent(&conversation) => {
+            if silence == Look::Slow {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            let _ = timeout(GOODBYE_MAX, connection).await;
+            return;
+        }
     }
     let _ = connection.await;
 }
 
 pub async fn http_2<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: &Rc<Worker>, client: Client, stream: S) {
+    let conversation = begin(worker, &client);
     let mut builder = http2::Builder::new(Local);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
-        .keep_alive_interval(HEAD_MAX)
-        .keep_alive_timeout(Duration::from_secs(20));
-    let service = service_fn(|request| handle(worker.clone(), client, request));
+        .enable_connect_protocol() // WebSocket over HTTP/2 (RFC 8441)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    let service = service_fn(|request| handle(worker.clone(), client, conversation.clone(), request));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,
         () = closing(&worker.shared) => connection.as_mut().graceful_shutdown(),
+        // What was opened as a tunnel goes on; new streams go to another connection.
+        _ = silent(&conversation) => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
+}
+
+/// On an address of one app its limits hold from the first byte, on a shared one from the first request.
+fn begin(worker: &Worker, client: &Client) -> Arc<Conversation> {
+    let conversation = Conversation::new();
+    if let Matched::App(app) = worker.shared.view().snapshot.find(client.local.ip(), None) {
+        let options = app.offer(client.local.port()).and_then(|offer| offer.http.as_deref());
+        if let Some(limits) = options.and_then(Limits::of) {
+            conversation.limit(limits);
+        }
+    }
+    conversation
+}
+
+/// Returns once the connection has been idle, or slow with a head, for too long.
+async fn silent(conversation: &Conversation) -> Look {
+    loop {
+        match conversation.look() {
+            Look::In(pause) => tokio::select! {
+                () = sleep(pause) => {}
+                () = conversation.limited.notified() => {}
+            },
+            over => return over,
+        }
+    }
 }
 
 async fn handle(
     worker: Rc<Worker>,
     client: Client,
-    request: Request<Incoming>,
-) -> Result<Response<OutBody>, Infallible> {
-    Ok(service::serve(worker, client, request).await)
+    conversation: Arc<Conversation>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Tracked>, Infallible> {
+    let busy = conversation.request();
+    let mut response = if takes_hints(&request) {
+        request.extensions_mut().insert(Hints(conversation.clone()));
+        tokio::select! {
+            biased;
+            response = service::serve(worker, client, request) => response,
+            never = conversation.hand_on_hints() => match never {},
+        }
+    } else {
+        service::serve(worker, client, request).await
+    };
+    if let Some(limits) = response.extensions_mut().remove::<Limits>() {
+        conversation.limit(limits);
+    }
+    Ok(response.map(|body| Tracked::new(body, busy)))
+}
+
+/// Early hints are for pages; requests of other kinds need not pay for listening. Over HTTP/2 hyper has no way to send them.
+fn takes_hints(request: &Request<Incoming>) -> bool {
+    let accepts = || request.headers().get(ACCEPT).map_or(&b""[..], |value| value.as_bytes());
+    request.version() == Version::HTTP_11
+        && request.method() == Method::GET
+        && accepts().windows(9).any(|part| part == b"text/html")
 }
 
 pub async fn closing(shared: &Shared) {

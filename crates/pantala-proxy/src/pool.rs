@@ -1,5 +1,5 @@
 //! Phase 6: a connection to a machine. Each worker keeps its own for about 4 s; none is used again once the machine's epoch
-//! has moved on (another version, stopped, another address) or while it drains.
+//! has moved on (another version, stopped, another address) or while it drains. Those of HTTP/2 are in [`crate::h2c`].
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -8,15 +8,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use pantala_route::gauge::Gauge;
+use pantala_route::retry::Fault;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::body::AttemptBody;
+use crate::expect::Asked;
+use crate::h2c;
 
-const KEPT_FOR: Duration = Duration::from_secs(4);
+pub const KEPT_FOR: Duration = Duration::from_secs(4);
 const KEPT_PER_TARGET_MAX: usize = 256;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -27,20 +32,25 @@ pub struct Route {
     pub gauge: Option<Arc<Gauge>>,
     pub epoch: u32,
     pub pooled: bool,
+    /// the app speaks HTTP/2 there
+    pub h2: bool,
 }
 
 impl Route {
-    fn current(&self) -> bool {
+    pub fn current(&self) -> bool {
         self.gauge
             .as_ref()
             .is_none_or(|gauge| gauge.epoch() == self.epoch && !gauge.read().draining)
     }
 }
 
-type Sender = SendRequest<AttemptBody>;
+enum Sender {
+    Alone(http1::SendRequest<AttemptBody>),
+    Shared(h2c::Stream),
+}
 
 struct Idle {
-    sender: Sender,
+    sender: http1::SendRequest<AttemptBody>,
     route: Route,
     since: Instant,
 }
@@ -54,25 +64,55 @@ impl Idle {
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<HashMap<(SocketAddr, u32), VecDeque<Idle>>>,
+    h2c: h2c::Pool,
 }
 
 /// A connection in use by one request.
 pub struct Lease {
-    pub sender: Sender,
+    sender: Sender,
     pub reused: bool,
     route: Route,
     pool: Rc<Pool>,
+    /// of a request whose body waits for the app's word
+    asked: Option<Asked>,
 }
 
 impl Lease {
+    pub async fn send(
+        &mut self,
+        request: Request<AttemptBody>,
+        asked: Option<Asked>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<AttemptBody>>> {
+        self.asked = asked;
+        match &mut self.sender {
+            Sender::Alone(sender) => sender.try_send_request(request).await,
+            Sender::Shared(stream) => stream.sender().try_send_request(request).await,
+        }
+    }
+
+    /// What an attempt that ended so means; `unsent`: the request came back whole.
+    pub fn fault(&self, error: &hyper::Error, unsent: bool) -> Fault {
+        match &self.sender {
+            _ if unsent && !self.reused => Fault::NotSent,
+            Sender::Shared(_) if !unsent => h2c::fault(error),
+            _ if self.reused && !error.is_parse() => Fault::Stale,
+            _ => Fault::Died,
+        }
+    }
+
     /// Its answer has been read to the end.
     pub fn give_back(self) {
-        if self.route.pooled && !self.sender.is_closed() && self.route.current() {
+        let Sender::Alone(sender) = self.sender else { return };
+        // The body that nobody asked for would come next on this connection.
+        if self.asked.as_ref().is_some_and(|asked| !asked.was_open()) {
+            return;
+        }
+        if self.route.pooled && !sender.is_closed() && self.route.current() {
             let mut idle = self.pool.idle.borrow_mut();
             let kept = idle.entry((self.route.socket, self.route.epoch)).or_default();
             if kept.len() < KEPT_PER_TARGET_MAX {
                 kept.push_back(Idle {
-                    sender: self.sender,
+                    sender,
                     route: self.route,
                     since: Instant::now(),
                 });
@@ -89,6 +129,8 @@ pub enum ConnectError {
     Timeout,
     #[error("{0}")]
     Http(#[from] hyper::Error),
+    #[error("it does not speak HTTP/2 there, which h2_backend asks of it")]
+    NotHTTP2,
 }
 
 impl ConnectError {
@@ -100,6 +142,7 @@ impl ConnectError {
         match self {
             ConnectError::Timeout => "PC05",
             ConnectError::Http(_) => "PC06",
+            ConnectError::NotHTTP2 => "PU01",
             ConnectError::Socket(error) => match error.kind() {
                 ConnectionRefused => "PC01",
                 ConnectionReset => "PC03",
@@ -121,18 +164,17 @@ impl Pool {
         fresh: bool,
         by: Option<Instant>,
     ) -> Result<Lease, ConnectError> {
-        while let Some(mut idle) = (!fresh && route.pooled).then(|| self.take(route)).flatten() {
-            if idle.usable() && idle.sender.ready().await.is_ok() {
-                return Ok(Lease {
-                    sender: idle.sender,
-                    reused: true,
-                    route: route.clone(),
-                    pool: self.clone(),
-                });
-            }
-        }
         let limit = Instant::now() + CONNECT_TIMEOUT;
         let limit = by.map_or(limit, |by| by.min(limit));
+        if route.h2 {
+            let (stream, reused) = self.h2c.stream(route, fresh, limit).await?;
+            return Ok(self.lease(Sender::Shared(stream), reused, route));
+        }
+        while let Some(mut idle) = (!fresh && route.pooled).then(|| self.take(route)).flatten() {
+            if idle.usable() && idle.sender.ready().await.is_ok() {
+                return Ok(self.lease(Sender::Alone(idle.sender), true, route));
+            }
+        }
         let connecting = timeout_at(limit, TcpStream::connect(route.socket));
         let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
         stream.set_nodelay(true)?;
@@ -141,12 +183,17 @@ impl Pool {
             // Its errors reach the request that uses it; an idle one that ends needs no word.
             let _ = connection.with_upgrades().await;
         });
-        Ok(Lease {
+        Ok(self.lease(Sender::Alone(sender), false, route))
+    }
+
+    fn lease(self: &Rc<Self>, sender: Sender, reused: bool, route: &Route) -> Lease {
+        Lease {
             sender,
-            reused: false,
+            reused,
             route: route.clone(),
             pool: self.clone(),
-        })
+            asked: None,
+        }
     }
 
     fn take(&self, route: &Route) -> Option<Idle> {
@@ -160,5 +207,6 @@ impl Pool {
             kept.retain(Idle::usable);
             !kept.is_empty()
         });
+        self.h2c.sweep();
     }
 }

@@ -1,5 +1,5 @@
-//! Requests of an app whose machines are all at their hard limit: in order, bounded, woken one at a time. Whoever is woken
-//! tries again and either goes on (and wakes the next) or keeps its place.
+//! Requests of an app whose machines are all at their hard limit: in order, woken one at a time. Whoever is woken tries again
+//! and either goes on (and wakes the next) or keeps its place. How many there may be is up to [`crate::room`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -14,26 +14,14 @@ struct Waiting {
     last: u64,
 }
 
+#[derive(Default)]
 pub struct Queues {
-    per_app_max: usize,
     apps: Mutex<HashMap<Arc<str>, Waiting>>,
     /// of all apps: nearly always 0, and then a release costs one load
     waiting: AtomicUsize,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("{0} requests already wait")]
-pub struct Full(pub usize);
-
 impl Queues {
-    pub fn new(per_app_max: usize) -> Queues {
-        Queues {
-            per_app_max,
-            apps: Mutex::default(),
-            waiting: AtomicUsize::new(0),
-        }
-    }
-
     fn apps(&self) -> MutexGuard<'_, HashMap<Arc<str>, Waiting>> {
         self.apps.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -47,22 +35,19 @@ impl Queues {
         self.len() > 0 && self.apps().contains_key(app)
     }
 
-    pub fn join(self: &Queues, app: &Arc<str>) -> Result<Place<'_>, Full> {
+    pub fn join(&self, app: &Arc<str>) -> Place<'_> {
         let mut apps = self.apps();
         let waiting = apps.entry(app.clone()).or_default();
-        if waiting.line.len() >= self.per_app_max {
-            return Err(Full(waiting.line.len()));
-        }
         waiting.last += 1;
         let (ticket, called) = (waiting.last, Arc::new(Notify::new()));
         waiting.line.insert(ticket, called.clone());
         self.waiting.fetch_add(1, SeqCst);
-        Ok(Place {
+        Place {
             queues: self,
             app: app.clone(),
             ticket,
             called,
-        })
+        }
     }
 
     /// A slot of the app became free: its first in line looks again.
@@ -125,12 +110,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounded_and_in_order() {
-        let queues = Queues::new(2);
+    fn in_order() {
+        let queues = Queues::default();
         let app: Arc<str> = "web".into();
-        let first = queues.join(&app).ok().unwrap();
-        let second = queues.join(&app).ok().unwrap();
-        assert!(queues.join(&app).is_err());
+        let (first, second) = (queues.join(&app), queues.join(&app));
         assert!(first.first() && !second.first());
         drop(first);
         assert!(second.first());

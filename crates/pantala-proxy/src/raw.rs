@@ -45,7 +45,7 @@ pub async fn carry<S: AsyncRead + AsyncWrite + Unpin>(worker: &Rc<Worker>, clien
     shared.tell_agent(ProxyLog {
         app: way.app.name.to_string(),
         code: refusal.code.to_owned(),
-        message: refusal.happened,
+        message: refusal.line(),
         machine: refusal.machine,
         request_id: String::new(),
     });
@@ -126,12 +126,7 @@ pub async fn connect_here(slot: &Slot) -> Result<TcpStream, Refusal> {
 fn refused(slot: &Slot, error: &ConnectError) -> Refusal {
     let port = slot.target.service.row.internal_port;
     let code = error.code();
-    let advice = match code {
-        "PC01" => format!(" Is it listening on 0.0.0.0:{port}?"),
-        "PC05" => " Look at the app's load and its logs.".to_owned(),
-        _ => String::new(),
-    };
-    let happened = format!("The app did not take the connection on port {port}: {error}.{advice}");
+    let happened = format!("The app did not take the connection on port {port}: {error}.");
     let refusal = Refusal::new(hyper::StatusCode::BAD_GATEWAY, code, happened, "");
     refusal.of_machine(&slot.target.machine.id)
 }

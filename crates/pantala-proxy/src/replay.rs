@@ -30,20 +30,6 @@ const SOURCE: HeaderName = HeaderName::from_static("fly-replay-src");
 const FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("fly-replay-cache-status");
 
-/// What whoever runs the app can do about a replay that is refused.
-fn advice(code: &str) -> &'static str {
-    match code {
-        "PA01" => {
-            "If you run this app: decide before a large body comes, or have the operator raise proxy.replay_body_bytes_max."
-        }
-        "PA02" => "If you run this app: let one machine answer; a request that was replayed has fly-replay-src.",
-        "PA03" => "If you run this app: correct its fly-replay answer.",
-        "PA04" => "If you run this app: correct the name in its fly-replay answer, or deploy that app.",
-        "PA05" => "If you run this app: have an admin of the other side allow it.",
-        _ => "If you run this app: deploy it again.",
-    }
-}
-
 /// The answer of the last machine, and whose it is.
 pub struct Served {
     pub response: Response<OutBody>,
@@ -384,7 +370,7 @@ impl<'a> Journey<'a> {
     }
 
     fn refuse(&self, issuer: &Machine, code: &'static str, happened: impl Into<String>) -> Refusal {
-        let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, happened, advice(code));
+        let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, happened, "");
         refusal.of_app(&issuer.app).of_machine(&issuer.id)
     }
 

@@ -1,12 +1,16 @@
 //! Phase 3: what a client sent, judged before anything acts on it. hyper has refused broken framing already; left to us are
 //! the ambiguities by which a request could mean one thing here and another to the app.
 
-use hyper::header::{CONNECTION, HOST, HeaderName, UPGRADE};
+use std::net::IpAddr;
+
+use hyper::ext::Protocol;
+use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, StatusCode, Version};
 use pantala_route::names::normalise;
 
 use crate::respond::Refusal;
+use crate::websocket;
 
 /// A request that may go on.
 #[derive(Debug)]
@@ -17,6 +21,7 @@ pub struct Checked {
     pub host: String,
     /// `Upgrade` token of a request that wants another protocol
     pub upgrade: Option<String>,
+    pub bodiless: bool,
 }
 
 pub fn check(parts: &Parts, body_empty: bool) -> Result<Checked, Refusal> {
@@ -36,7 +41,37 @@ pub fn check(parts: &Parts, body_empty: bool) -> Result<Checked, Refusal> {
         authority,
         host,
         upgrade: upgrade(parts, body_empty),
+        bodiless: body_empty,
     })
+}
+
+/// HTTP/1.0 knows requests without a name: they are for the address that they came to.
+pub fn name_of_old(parts: &mut Parts, local: IpAddr) {
+    if parts.version == Version::HTTP_10 && !parts.headers.contains_key(HOST) && parts.uri.authority().is_none() {
+        let host = match local.to_canonical() {
+            IpAddr::V6(ip) => format!("[{ip}]"),
+            IpAddr::V4(ip) => ip.to_string(),
+        };
+        if let Ok(host) = HeaderValue::from_str(&host) {
+            parts.headers.insert(HOST, host);
+        }
+    }
+}
+
+/// A WebSocket over HTTP/2 (RFC 8441) as HTTP/1.1 asks for it. hyper has refused `Connection` and `Upgrade` of HTTP/2
+/// clients, so these two are ours.
+pub fn from_extended_connect(parts: &mut Parts) {
+    let websocket = |protocol: &Protocol| protocol.as_str().eq_ignore_ascii_case("websocket");
+    if parts.method == Method::CONNECT && parts.extensions.get().is_some_and(websocket) {
+        parts.method = Method::GET;
+        let headers = &mut parts.headers;
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        // HTTP/2 clients send none; what the app makes of it is not shown to them.
+        if let Ok(key) = HeaderValue::from_str(&websocket::key(fastrand::u128(..))) {
+            headers.insert(SEC_WEBSOCKET_KEY, key);
+        }
+    }
 }
 
 fn authority(parts: &Parts) -> Result<String, Refusal> {
@@ -85,7 +120,7 @@ fn aliases_ours(name: &HeaderName) -> bool {
 }
 
 fn upgrade(parts: &Parts, body_empty: bool) -> Option<String> {
-    if parts.version != Version::HTTP_11 || !body_empty || !lists(&parts.headers, "upgrade") {
+    if parts.version == Version::HTTP_10 || !body_empty || !lists(&parts.headers, "upgrade") {
         return None;
     }
     let token = parts.headers.get(UPGRADE)?.to_str().ok()?;

@@ -1,11 +1,15 @@
 //! Last phase, also the way out of every earlier one: a page that says what happened, what to try and the request id.
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use hyper::{HeaderMap, Response, StatusCode};
 
 use crate::body::OutBody;
+use crate::codes;
+use crate::timing::{Wait, Waited};
 
 /// A request that gets no answer from an app, with its reason.
 #[derive(Clone, Debug)]
@@ -17,22 +21,34 @@ pub struct Refusal {
     pub advice: &'static str,
     pub app: String,
     pub machine: String,
-    pub retry_after_s: Option<u32>,
+    pub retry_after_s: Option<NonZeroU32>,
     /// nothing more can be read from this connection
     pub close: bool,
+    /// none: it did not
+    pub waited: Option<Box<Waited>>,
 }
 
 impl Refusal {
+    /// `advice` is for those without a code: with one, the table's word holds.
     pub fn new(status: StatusCode, code: &'static str, happened: impl Into<String>, advice: &'static str) -> Refusal {
         Refusal {
             status,
             code,
             happened: happened.into(),
-            advice,
+            advice: codes::find(code).map_or(advice, |code| code.advice),
             app: String::new(),
             machine: String::new(),
             retry_after_s: None,
             close: false,
+            waited: None,
+        }
+    }
+
+    pub fn with_code(self, code: &'static str) -> Refusal {
+        Refusal {
+            code,
+            advice: codes::find(code).map_or(self.advice, |code| code.advice),
+            ..self
         }
     }
 
@@ -44,9 +60,28 @@ impl Refusal {
         }
     }
 
+    pub fn after(self, waited: Waited) -> Refusal {
+        Refusal {
+            waited: waited.any().then(|| Box::new(waited)),
+            ..self
+        }
+    }
+
+    /// For the app's log.
+    pub fn line(&self) -> String {
+        let waited = self.waited.as_ref().map(|waited| format!(" {}", waited.sentence()));
+        let waited = waited.unwrap_or_default();
+        // The owner of the app reads it.
+        let todo = match self.advice.split_once("If you run this app: ") {
+            Some((_, todo)) => format!("To do: {todo}"),
+            None => self.advice.to_owned(),
+        };
+        format!("{}{waited} {todo}", self.happened)
+    }
+
     pub fn retry_after(self, seconds: u32) -> Refusal {
         Refusal {
-            retry_after_s: Some(seconds),
+            retry_after_s: NonZeroU32::new(seconds),
             ..self
         }
     }
@@ -79,10 +114,18 @@ pub fn page(refusal: &Refusal, request_id: &str, accept: Accept) -> Response<Out
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(seconds) = refusal.retry_after_s {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds.get()));
     }
     if refusal.close {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Some(waited) = &refusal.waited {
+        response.extensions_mut().insert(Wait {
+            waited: **waited,
+            app: refusal.app.clone(),
+            machine: refusal.machine.clone(),
+            told: true,
+        });
     }
     response
 }
@@ -143,6 +186,7 @@ fn json(refusal: &Refusal, request_id: &str) -> String {
         "error": refusal.happened,
         "hint": refusal.advice,
         "code": refusal.code,
+        "meaning": codes::find(refusal.code).map(|code| code.meaning),
         "request_id": request_id,
     })
     .to_string()

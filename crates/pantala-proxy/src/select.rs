@@ -18,8 +18,10 @@ use crate::mesh::Mesh;
 use crate::mesh::guests::Guest;
 use crate::mesh::wire::{Call, HOPS_MAX};
 use crate::respond::Refusal;
+use crate::room::Inside;
 use crate::shared::Shared;
 use crate::slot::Slot;
+use crate::timing::Waited;
 
 /// How long an app may refuse connections while its machine counts as running.
 pub const REFUSING_MAX: Duration = Duration::from_secs(5);
@@ -64,6 +66,9 @@ pub struct Selection {
     pub queue_by: Option<Instant>,
     pub refusing_by: Option<Instant>,
     pub last_failure: Option<Refusal>,
+    pub waited: Waited,
+    /// from its first wait to its slot
+    pub inside: Option<Inside>,
     /// for the other host, when there is no slot
     pub reason: Reason,
 }
@@ -135,6 +140,8 @@ impl Selection {
             queue_by: None,
             refusing_by: None,
             last_failure: None,
+            waited: Waited::default(),
+            inside: None,
             reason: Reason::Late,
         }
     }
@@ -198,15 +205,18 @@ impl Selection {
     /// Each wait inside has a deadline of its own and a better reason; a machine that comes and goes for ever outlives them.
     pub async fn slot(&mut self) -> Result<Slot, Refusal> {
         let by = self.reach_by;
-        if Instant::now() < by
-            && let Ok(found) = timeout_at(by, self.search()).await
-        {
-            return found;
-        }
-        let unready = self
-            .refuse("PM03", "No machine of the app became ready in time.")
-            .retry_after(2);
-        Err(self.last_failure.take().unwrap_or(unready))
+        let found = match Instant::now() < by {
+            true => timeout_at(by, self.search()).await.ok(),
+            false => None,
+        };
+        self.inside = None;
+        let found = found.unwrap_or_else(|| {
+            let unready = self
+                .refuse("PM03", "No machine of the app became ready in time.")
+                .retry_after(2);
+            Err(self.last_failure.take().unwrap_or(unready))
+        });
+        found.map_err(|refusal| refusal.after(self.waited))
     }
 
     /// The view is asked anew at each turn, because every wait may have changed it.
@@ -304,7 +314,11 @@ impl Selection {
         let waking = |target: &Target| self.waking(&target.machine);
         let (reason, happened) = turn(choice, *attempt, known.map(|known| &**known), waking)?;
         self.reason = reason;
-        let code = if reason == Reason::Full { "PR04" } else { "PR01" };
+        let code = match reason {
+            Reason::Full => "PR04",
+            Reason::Asleep => "PM11",
+            _ => "PR01",
+        };
         let refusal = self
             .refuse(code, happened)
             .of_machine(known.map_or("", |machine| &machine.id));

@@ -12,9 +12,11 @@ use hyper::{Request, Response, StatusCode, Version};
 use pantala_route::matching::Matched;
 use pantala_route::replay_cache::{Asked, Remembered};
 use pantala_route::snapshot::{App, Offer, Snapshot};
-use pantala_wire::feed::{HTTPResponseOptions, ProxyLog};
+use pantala_wire::feed::{HTTPOptions, ProxyLog};
 
 use crate::body::{ClientBody, OutBody};
+use crate::compress::{self, Wanted};
+use crate::conversation::Limits;
 use crate::forward::Exchange;
 use crate::headers::{self, Client};
 use crate::mesh::pool::MeshPool;
@@ -25,7 +27,7 @@ use crate::request::{self, Checked};
 use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
 use crate::shared::Shared;
-use crate::{ids, instruction, log};
+use crate::{ids, instruction, log, timing, upgrade};
 
 /// RFC 8555, section 8.3.
 const ACME_CHALLENGE: &str = "/.well-known/acme-challenge/";
@@ -43,8 +45,8 @@ pub async fn serve(worker: Rc<Worker>, client: Client, request: Request<Incoming
     shared.metrics.requests.fetch_add(1, Relaxed);
     let id = ids::request_id(&shared.settings.wire.region);
     let (version, accept) = (request.version(), Accept::of(request.headers()));
-    let mut options = None;
-    let (mut response, upgraded) = match answer(&worker, &client, &id, request, &mut options).await {
+    let mut manner = Manner::default();
+    let (mut response, upgraded) = match answer(&worker, &client, &id, request, &mut manner).await {
         Ok(response) => {
             let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             (response, upgraded)
@@ -52,7 +54,25 @@ pub async fn serve(worker: Rc<Worker>, client: Client, request: Request<Incoming
         Err(refusal) => (refused(shared, &refusal, &id, accept), false),
     };
     let close = respond::asks_to_close(&response);
-    headers::to_client(response.headers_mut(), options.as_ref(), version, &id, upgraded);
+    let options = manner.options.as_deref();
+    if let Some(wanted) = manner.wanted {
+        response = compress::compress(response, wanted);
+    }
+    timing::finish(shared, &mut response, options, &id);
+    headers::to_client(
+        response.headers_mut(),
+        options.and_then(|o| o.response.as_ref()),
+        version,
+        &id,
+        upgraded,
+    );
+    if upgraded && version == Version::HTTP_2 {
+        upgrade::as_extended_connect(&mut response);
+    }
+    if let Some(limits) = options.and_then(Limits::of) {
+        response.extensions_mut().insert(limits);
+    }
+    *response.version_mut() = Version::HTTP_11; // an app's HTTP/1.0 ends here; hyper says it to clients that speak it
     if !upgraded && version != Version::HTTP_2 && (close || shared.leaving()) {
         response
             .headers_mut()
@@ -61,16 +81,42 @@ pub async fn serve(worker: Rc<Worker>, client: Client, request: Request<Incoming
     response
 }
 
+/// How the port wants answers made, once it is known.
+#[derive(Default)]
+struct Manner {
+    options: Option<Arc<HTTPOptions>>,
+    wanted: Option<Wanted>,
+}
+
+impl Manner {
+    fn of(&mut self, offer: &Offer, parts: &Parts) {
+        self.options.clone_from(&offer.http);
+        self.wanted = self
+            .options
+            .as_ref()
+            .and_then(|options| compress::wanted(options, parts));
+    }
+
+    /// The app that answers in the end; `said` by the client.
+    fn of_another(&mut self, offer: Option<&Offer>, said: Wanted) {
+        self.options = offer.and_then(|offer| offer.http.clone());
+        let compress = self.options.as_ref().is_some_and(|o| o.compress == Some(true));
+        self.wanted = compress.then_some(said);
+    }
+}
+
 async fn answer(
     worker: &Rc<Worker>,
     client: &Client,
     id: &str,
     mut request: Request<Incoming>,
-    options: &mut Option<HTTPResponseOptions>,
+    manner: &mut Manner,
 ) -> Result<Response<OutBody>, Refusal> {
     let shared = &worker.shared;
     let on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    request::name_of_old(&mut parts, client.local.ip());
+    request::from_extended_connect(&mut parts);
     let checked = request::check(&parts, body.is_end_stream())?;
     let view = shared.view();
     if let Some(authorization) = acme_authorization(&view.snapshot, parts.uri.path()) {
@@ -94,7 +140,7 @@ async fn answer(
             if !offer.handles("http") {
                 return Err(no_service(&app.name, port));
             }
-            *options = response_options(offer);
+            manner.of(offer, &parts);
             let wishes = headers::wishes(&parts.headers);
             (app, wishes)
         }
@@ -105,9 +151,10 @@ async fn answer(
     if let Some((asked, found)) = recall(shared, &app, port, &checked, &exchange) {
         bypassed = found.allow_bypass && remember::skips(&exchange.parts.headers);
         if !bypassed {
+            let said = compress::said(&exchange.parts);
             let journey = Journey::new(exchange, app, port, id, asked, false);
             let served = Box::pin(journey.recall(&found, selection)).await?;
-            *options = served.app.offer(port).and_then(response_options);
+            manner.of_another(served.app.offer(port), said);
             return Ok(served.response);
         }
     }
@@ -119,9 +166,10 @@ async fn answer(
         .offer(port)
         .map(|offer| remember::asked(&checked.host, &exchange.parts, offer));
     let Some(asked) = asked else { return Ok(response) };
+    let said = compress::said(&exchange.parts);
     let journey = Journey::new(exchange, app, port, id, asked, bypassed);
     let served = Box::pin(journey.follow(response, machine)).await?;
-    *options = served.app.offer(port).and_then(response_options);
+    manner.of_another(served.app.offer(port), said);
     Ok(served.response)
 }
 
@@ -139,10 +187,6 @@ fn recall(
     let asked = remember::asked(&checked.host, &exchange.parts, app.offer(port)?);
     let found = shared.replays.find(&app.name, &asked, shared.elapsed_ms())?;
     Some((asked, found))
-}
-
-fn response_options(offer: &Offer) -> Option<HTTPResponseOptions> {
-    offer.port.http_options.as_ref().and_then(|o| o.response.clone())
 }
 
 /// The request as the app is to see it.
@@ -182,7 +226,7 @@ fn refused(shared: &Shared, refusal: &Refusal, id: &str, accept: Accept) -> Resp
         shared.tell_agent(ProxyLog {
             app: refusal.app.clone(),
             code: refusal.code.to_owned(),
-            message: for_the_log(refusal),
+            message: refusal.line(),
             machine: refusal.machine.clone(),
             request_id: id.to_owned(),
         });
@@ -195,14 +239,6 @@ fn refused(shared: &Shared, refusal: &Refusal, id: &str, accept: Accept) -> Resp
         );
     }
     respond::page(refusal, id, accept)
-}
-
-/// Whoever reads an app's log runs it, and is told what to do.
-fn for_the_log(refusal: &Refusal) -> String {
-    match refusal.advice.split_once("If you run this app: ") {
-        Some((_, todo)) => format!("{} To do: {todo}", refusal.happened),
-        None => refusal.happened.clone(),
-    }
 }
 
 fn https_address(checked: &Checked, parts: &Parts) -> String {

@@ -14,7 +14,9 @@ use crate::limits::Limits;
 use crate::mesh::Mesh;
 use crate::queue::Queues;
 use crate::remember::Memory;
+use crate::room::Room;
 use crate::settings::Settings;
+use crate::timing::Lines;
 use crate::tls::Tls;
 use crate::tunnels::Tunnels;
 use crate::wakes::Wakes;
@@ -57,6 +59,9 @@ pub struct Shared {
     pub mesh: Option<Arc<Mesh>>,
     pub wakes: Wakes,
     pub queues: Queues,
+    pub room: Arc<Room>,
+    /// about waits, to the agent
+    pub lines: Lines,
     pub replays: Memory,
     pub tunnels: Tunnels,
     /// a draining machine has become empty
@@ -73,7 +78,9 @@ impl Shared {
     pub fn new(settings: Settings, tls: Tls) -> (Arc<Shared>, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let shared = Shared {
-            queues: Queues::new(settings.wire.queue_per_app_max),
+            queues: Queues::default(),
+            room: Room::new(settings.wire.queue_per_app_max, settings.wire.waiting_max),
+            lines: Lines::default(),
             mesh: Mesh::of(&settings),
             limits: Limits::new(&settings.wire),
             settings,

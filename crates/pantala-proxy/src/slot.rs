@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use pantala_route::snapshot::Target;
 use pantala_route::turn::Attempt;
+use pantala_wire::feed::ProxyLog;
 
+use crate::codes;
 use crate::mesh::Waking;
 use crate::mesh::guests::Guest;
 use crate::shared::Shared;
@@ -33,6 +35,26 @@ impl Slot {
             _guest: guest,
             shared: shared.clone(),
         }
+    }
+
+    /// The answer began and will not end; its client sees the connection end.
+    pub fn broke_off(&self) {
+        let machine = &self.target.machine;
+        let (code, message) = match machine.gauge.epoch() == machine.epoch {
+            true => ("PU02", "The app ended the connection in the middle of an answer."),
+            false => (
+                "PR02",
+                "The machine stopped or was replaced in the middle of an answer.",
+            ),
+        };
+        let advice = codes::find(code).map_or("", |code| code.advice);
+        self.shared.tell_agent(ProxyLog {
+            app: machine.app.to_string(),
+            code: code.to_owned(),
+            message: format!("{message} {advice}"),
+            machine: machine.id.to_string(),
+            request_id: String::new(),
+        });
     }
 
     /// The machine took the request, so it is awake.

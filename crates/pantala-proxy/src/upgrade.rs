@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use http_body_util::Full;
-use hyper::Response;
 use hyper::body::Incoming;
-use hyper::header::UPGRADE;
+use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::watch;
@@ -51,6 +51,14 @@ pub fn switch(
     });
     let (parts, _) = response.into_parts();
     Response::from_parts(parts, OutBody::Full(Full::default()))
+}
+
+/// To a client of HTTP/2 the same is a 200, without what is about one connection (RFC 8441).
+pub fn as_extended_connect(response: &mut Response<OutBody>) {
+    *response.status_mut() = StatusCode::OK;
+    for name in [CONNECTION, UPGRADE, SEC_WEBSOCKET_ACCEPT] {
+        response.headers_mut().remove(name);
+    }
 }
 
 async fn couple(client: Upgraded, upstream: Upgraded, ends: watch::Receiver<Option<u16>>, websocket: bool) {

@@ -4,16 +4,20 @@ use std::future::Future;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use hyper::Response;
 use pantala_route::choose::Waiting;
-use pantala_route::snapshot::{App, Machine, Target};
+use pantala_route::snapshot::{App, Machine, Phase, Target};
 use pantala_route::turn::{Attempt, Reason};
 use pantala_wire::feed::WakeResult;
 use tokio::time::{Instant, timeout_at};
 
+use crate::body::OutBody;
+use crate::codes;
 use crate::respond::Refusal;
 use crate::select::{REFUSING_MAX, Scope, Selection};
 use crate::shared::{Command, Shared};
 use crate::slot::Slot;
+use crate::timing::{Cause, Wait, Waited};
 
 /// A refused wake may only mean that our view is older than the agent's.
 const NEWER_VIEW_MAX: Duration = Duration::from_secs(2);
@@ -24,6 +28,22 @@ const LOOK_ABROAD: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 impl Selection {
+    /// An answer of which it is to be said why it came late, if it did.
+    pub fn timed(&self, mut response: Response<OutBody>, machine: &Machine) -> Response<OutBody> {
+        let there = response.extensions_mut().remove::<Waited>();
+        let mut waited = self.waited;
+        there.iter().for_each(|there| waited.merge(there));
+        if waited.any() {
+            response.extensions_mut().insert(Wait {
+                waited,
+                app: self.app.to_string(),
+                machine: machine.id.to_string(),
+                told: false,
+            });
+        }
+        response
+    }
+
     /// A machine of this host is woken through its agent; one of another host by the proxy there, where the request waits.
     pub async fn awaken(
         &mut self,
@@ -49,6 +69,8 @@ impl Selection {
             return Ok(meanwhile);
         }
         self.reason = Reason::Wake;
+        self.enter()?;
+        let since = Instant::now();
         let (mut outcome, began) = self.shared.wakes.join(&target.machine.id);
         if began {
             self.shared.metrics.wakes.fetch_add(1, Relaxed);
@@ -56,12 +78,16 @@ impl Selection {
             let _ = self.shared.commands.try_send(Command::Wake);
         }
         let waited = timeout_at(self.reach_by, outcome.wait_for(Option::is_some)).await;
+        let suspended = target.machine.phase == Phase::of("suspended");
+        self.waited
+            .add(if suspended { Cause::Resume } else { Cause::Cold }, since);
         let result = match waited {
             Ok(Ok(result)) => result.clone(),
             _ => {
                 return Err(self
                     .refuse("PM03", "The machine did not become ready in time.")
-                    .of_machine(&target.machine.id));
+                    .of_machine(&target.machine.id)
+                    .retry_after(2));
             }
         };
         self.wakes_joined += 1;
@@ -96,12 +122,30 @@ impl Selection {
             return Ok(None);
         }
         let newer = tokio::time::timeout(NEWER_VIEW_MAX, self.shared.newer_than(seq));
-        let stale = matches!(why.code, "PM07" | "PM08" | "PM10" | "PM11");
+        let stale = matches!(why.code, "PM07" | "PM08" | "PM11");
+        let since = Instant::now();
         if stale && newer.await.is_ok() {
+            self.waited.add(Cause::Start, since);
             Ok(None)
         } else {
             Err(why)
         }
+    }
+
+    /// Before the first wait of a request, whatever it waits for.
+    fn enter(&mut self) -> Result<(), Refusal> {
+        if self.inside.is_some() {
+            return Ok(());
+        }
+        match self.shared.room.enter(&self.app) {
+            Ok(inside) => self.inside = Some(inside),
+            Err(full) => {
+                self.reason = Reason::Full; // for the edge of another host: no machine here is worth a wait now
+                let happened = format!("No machine of the app can take the request now and {full}.");
+                return Err(self.refuse("PR04", happened).retry_after(1));
+            }
+        }
+        Ok(())
     }
 
     /// A place in line, or in the next turn the wait there.
@@ -111,24 +155,22 @@ impl Selection {
         place: &mut Option<crate::queue::Place<'a>>,
     ) -> Result<(), Refusal> {
         self.reason = Reason::Full;
+        self.enter()?;
         match place {
-            None => *place = Some(self.queue(shared)?),
-            Some(place) => self.called(place.called()).await?,
+            None => {
+                let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
+                self.queue_by.get_or_insert_with(|| Instant::now() + limit);
+                shared.metrics.queued.fetch_add(1, Relaxed);
+                *place = Some(shared.queues.join(&self.app));
+                Ok(())
+            }
+            Some(place) => {
+                let since = Instant::now();
+                let called = self.called(place.called()).await;
+                self.waited.add(Cause::Queue, since);
+                called
+            }
         }
-        Ok(())
-    }
-
-    fn queue<'a>(&mut self, shared: &'a Shared) -> Result<crate::queue::Place<'a>, Refusal> {
-        let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
-        self.queue_by.get_or_insert_with(|| Instant::now() + limit);
-        shared.metrics.queued.fetch_add(1, Relaxed);
-        shared.queues.join(&self.app).map_err(|full| {
-            self.refuse(
-                "PR04",
-                format!("All machines of the app are at their limit and {full}."),
-            )
-            .retry_after(1)
-        })
     }
 
     async fn called(&mut self, called: impl Future<Output = ()>) -> Result<(), Refusal> {
@@ -149,9 +191,22 @@ impl Selection {
     }
 
     pub async fn change(&mut self, why: Waiting, seq: u64, app: &App) -> Result<(), Refusal> {
+        self.enter()?;
+        let since = Instant::now();
+        let (changed, cause) = match why {
+            Waiting::Away => (self.away(seq).await, Cause::Host),
+            Waiting::Checks => (self.changed(why, seq, app).await, Cause::Health),
+            Waiting::Start | Waiting::Change => (self.changed(why, seq, app).await, Cause::Start),
+        };
+        self.waited.add(cause, since);
+        changed
+    }
+
+    async fn changed(&mut self, why: Waiting, seq: u64, app: &App) -> Result<(), Refusal> {
         let (by, happened) = match why {
-            Waiting::Start | Waiting::Change => (self.reach_by, "The app's machine did not become ready in time."),
-            Waiting::Away => return self.away(seq).await,
+            Waiting::Start | Waiting::Change | Waiting::Away => {
+                (self.reach_by, "The app's machine did not become ready in time.")
+            }
             Waiting::Checks => {
                 let limit = Duration::from_millis(self.shared.settings.wire.queue_timeout_ms);
                 let by = *self.queue_by.get_or_insert_with(|| Instant::now() + limit);
@@ -190,10 +245,13 @@ impl Selection {
             let unknown = self.refuse("PR04", "No machine of the app took the request.");
             return Err(self.last_failure.take().unwrap_or(unknown));
         }
-        let pause = (Instant::now() + self.pause).min(by);
+        self.enter()?;
+        let since = Instant::now();
+        let pause = (since + self.pause).min(by);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
         // Either way the machines are asked again.
         let _ = timeout_at(pause, self.shared.newer_than(seq)).await;
+        self.waited.add(Cause::Retry, since);
         self.tried.clear();
         Ok(())
     }
@@ -201,8 +259,5 @@ impl Selection {
 
 /// Codes of the agent that may be shown; anything else is the agent's fault.
 fn known_code(code: &str) -> &'static str {
-    const KNOWN: [&str; 11] = [
-        "PM01", "PM02", "PM03", "PM04", "PM05", "PM06", "PM07", "PM08", "PM09", "PM10", "PM11",
-    ];
-    KNOWN.into_iter().find(|known| *known == code).unwrap_or("PM01")
+    codes::find(code).map_or("PM01", |code| code.name)
 }

@@ -1,4 +1,4 @@
-//! Just enough of RFC 6455 to know where one frame ends and another may begin.
+//! Just enough of RFC 6455 to know where one frame ends and another may begin, and to open a connection.
 
 #[derive(Debug, Default)]
 pub struct Frames {
@@ -63,6 +63,15 @@ fn payload(head: &[u8]) -> Option<u64> {
     })
 }
 
+/// `Sec-WebSocket-Key`: sixteen random bytes in base64.
+pub fn key(random: u128) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    // 128 bits are 21 digits of six bits and two bits more.
+    let digit = |at: u32| char::from(DIGITS[(random >> (122 - 6 * at) & 63) as usize]);
+    let last = char::from(DIGITS[((random & 3) << 4) as usize]);
+    (0..21).map(digit).chain([last, '=', '=']).collect()
+}
+
 /// From a server: not masked.
 pub fn close_frame(code: u16) -> [u8; 4] {
     let [high, low] = code.to_be_bytes();
@@ -107,6 +116,16 @@ mod tests {
             assert!(frames.between());
             assert_eq!(ends.last(), Some(&all.len()));
         }
+    }
+
+    #[test]
+    fn a_key_is_base64() {
+        assert_eq!(key(0), "AAAAAAAAAAAAAAAAAAAAAA==");
+        assert_eq!(key(u128::MAX), "/////////////////////w==");
+        assert_eq!(
+            key(u128::from_be_bytes(*b"the sample nonce")),
+            "dGhlIHNhbXBsZSBub25jZQ=="
+        ); // RFC 6455, 1.3
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::{HashMap, HashSet};
-use pantala_wire::feed::{OrgRow, Port, ServiceRow};
+use pantala_wire::feed::{HTTPOptions, OrgRow, Port, ServiceRow};
 
 use crate::gauge::{Gauge, UNLIMITED};
 
@@ -100,6 +100,8 @@ pub struct Target {
     pub machine: Arc<Machine>,
     pub service: Arc<Service>,
     pub passing: bool,
+    /// the port wants HTTP/2 spoken to the app (`h2_backend`)
+    pub h2: bool,
 }
 
 impl Target {
@@ -116,6 +118,8 @@ pub struct Offer {
     pub start: u16,
     pub end: u16,
     pub port: Port,
+    /// the port's, shared: requests keep them
+    pub http: Option<Arc<HTTPOptions>>,
     /// those of one region stand together: [`crate::choose`] cuts them there
     pub targets: Vec<Target>,
 }

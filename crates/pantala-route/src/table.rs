@@ -464,6 +464,7 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
                     start,
                     end,
                     port: port.clone(),
+                    http: port.http_options.clone().map(Arc::new),
                     targets: Vec::new(),
                 });
                 if offer.targets.last().is_none_or(|last| last.machine.id != machine.id) {
@@ -471,6 +472,7 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
                         machine: machine.clone(),
                         service: service.clone(),
                         passing: *passing,
+                        h2: port.http_options.as_ref().and_then(|o| o.h2_backend) == Some(true),
                     };
                     offer.targets.push(target);
                 }

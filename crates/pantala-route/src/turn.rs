@@ -166,11 +166,13 @@ mod tests {
             autostop: Autostop::Off,
             min_machines_running: 0,
             checked: false,
+            statics: Vec::new(),
         };
         Target {
             machine: Arc::new(machine),
             service: Arc::new(Service::new(row)),
             passing: true,
+            h2: false,
         }
     }
 

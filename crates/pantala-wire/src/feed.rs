@@ -70,6 +70,15 @@ pub struct Port {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+pub struct Static {
+    pub guest_path: String,
+    pub url_prefix: String,
+    pub tigris_bucket: Option<String>,
+    pub index_document: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Concurrency {
     pub r#type: Option<String>,
     pub soft_limit: Option<u32>,
@@ -150,6 +159,8 @@ pub struct ServiceRow {
     pub min_machines_running: u32,
     #[serde(default)]
     pub checked: bool,
+    #[serde(default)]
+    pub statics: Vec<Static>,
 }
 
 fn yes() -> bool {
@@ -503,6 +514,10 @@ fn handshakes_per_name_per_s_max() -> u32 {
     1_000
 }
 
+fn waiting_max() -> usize {
+    10_000
+}
+
 fn replay_body_bytes_max() -> usize {
     1024 * 1024
 }
@@ -557,6 +572,8 @@ pub struct ProxySettings {
     pub queue_timeout_ms: u64,
     #[serde(default = "queue_per_app_max")]
     pub queue_per_app_max: usize,
+    #[serde(default = "waiting_max")]
+    pub waiting_max: usize,
     #[serde(default = "drain_max_ms")]
     pub drain_max_ms: u64,
     #[serde(default)]

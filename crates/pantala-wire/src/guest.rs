@@ -23,6 +23,23 @@ fn default_mode() -> u32 {
     0o644
 }
 
+/// Where a machine's file server listens on its IPv4.
+pub const STATICS_PORT: u16 = 4282;
+/// Header of its word that it has no such file, and the app is to be asked.
+pub const STATICS_MISSING: &str = "pantala-statics-missing";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticPath {
+    pub url_prefix: String,
+    pub guest_path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statics {
+    pub listen: String,
+    pub paths: Vec<StaticPath>,
+}
+
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     pub argv: Vec<String>,
@@ -35,6 +52,8 @@ pub struct Start {
     pub hostname: String,
     #[serde(default)]
     pub files: Vec<GuestFile>,
+    #[serde(default)]
+    pub statics: Option<Statics>,
 }
 
 fn default_cwd() -> String {
@@ -142,6 +161,13 @@ mod tests {
             content_base64: String::new(),
             mode: 0o600,
         };
+        let statics = Statics {
+            listen: "0.0.0.0:4282".into(),
+            paths: vec![StaticPath {
+                url_prefix: "/static".into(),
+                guest_path: "/app/static".into(),
+            }],
+        };
         let start = Start {
             argv: vec!["a".into()],
             env: BTreeMap::new(),
@@ -149,7 +175,9 @@ mod tests {
             cwd: "/".into(),
             hostname: "h".into(),
             files: vec![file.clone()],
+            statics: Some(statics.clone()),
         };
+        assert_matches("Statics", &serde_json::to_value(&statics).unwrap());
         assert_matches("GuestFile", &serde_json::to_value(&file).unwrap());
         for (name, request) in [
             ("Start", GuestRequest::Start(start)),

@@ -143,7 +143,9 @@ fn rows_match_the_schema() {
             "ServiceRow",
             json!({"app": "web", "protocol": "tcp", "internal_port": 8080, "ports": [port()],
                 "concurrency": {"type": "requests", "soft_limit": 20, "hard_limit": 25},
-                "autostart": true, "autostop": autostop, "min_machines_running": 1, "checked": true}),
+                "autostart": true, "autostop": autostop, "min_machines_running": 1, "checked": true,
+                "statics": [{"guest_path": "/app/public", "url_prefix": "/static", "tigris_bucket": "b",
+                    "index_document": "index.html"}]}),
         );
     }
     check::<MachineRow>(
@@ -246,8 +248,8 @@ fn settings_match_the_schema() {
             "mesh": mesh, "entry_listen": ["127.0.0.1:4480"], "connections_per_app_max": 8, "handshakes_max": 9,
             "handshakes_per_range_per_s_max": 10, "handshakes_per_name_per_s_max": 11,
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
-            "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "drain_max_ms": 5,
-            "lame_duck_ms": 6, "app_domain": "apps.test", "replay_body_bytes_max": 7}),
+            "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "waiting_max": 8,
+            "drain_max_ms": 5, "lame_duck_ms": 6, "app_domain": "apps.test", "replay_body_bytes_max": 7}),
     );
 }
 
@@ -285,6 +287,7 @@ fn every_type_of_the_schema_is_mirrored() {
         "ReplayCache",
         "ServiceRow",
         "Snapshot",
+        "Static",
         "TLSOptions",
         "TextRow",
         "TicketRow",

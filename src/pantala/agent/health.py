@@ -25,6 +25,7 @@ from pantala.domain.durations import seconds
 from pantala.domain.runtime import ListenSocket
 from pantala.journal import MachineRecord
 from pantala.kit.clock import unix_ms
+from pantala.wire.guest import STATICS_PORT
 from pantala.wire.machine import Check, CheckStatus
 
 log = structlog.get_logger()
@@ -252,7 +253,8 @@ class Health:
             silent = [port for port in self._ports() if await self._refuses(port)]
             if not silent:
                 return
-            sockets = await self._context.network.listening(self._record.id)
+            listening = await self._context.network.listening(self._record.id)
+            sockets = [socket for socket in listening if socket.port != STATICS_PORT]  # init's, not the app's
             if sockets or waited_s >= pace.explain_nothing_s:
                 self.explanation = "; ".join(dict.fromkeys(wrong_address(sockets, port) for port in silent))
                 await self._explain(self.explanation)

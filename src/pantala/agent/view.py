@@ -14,7 +14,7 @@ from pantala.journal import MachineRecord
 from pantala.kit.clock import rfc3339
 from pantala.kit.rows import Row
 from pantala.wire.feed import MachineRow, ServiceRow
-from pantala.wire.machine import CheckStatus, Concurrency, Event, Machine, MachineConfig, Service
+from pantala.wire.machine import CheckStatus, Concurrency, Event, Machine, MachineConfig, Service, Static
 
 METADATA_BYTES_MAX = 128
 
@@ -68,7 +68,7 @@ def wants_wake(config: MachineConfig) -> bool:
     return any(service.autostart for service in config.services or [])
 
 
-def service_row(app: str, service: Service) -> ServiceRow:
+def service_row(app: str, service: Service, statics: Sequence[Static] = ()) -> ServiceRow:
     stop = validate.autostop(service)
     return ServiceRow(
         app=app,
@@ -80,14 +80,16 @@ def service_row(app: str, service: Service) -> ServiceRow:
         autostop="stop" if stop == "stop" else "suspend" if stop == "suspend" else "off",
         min_machines_running=service.min_machines_running or 0,
         checked=bool(service.checks),
+        statics=list(statics),
     )
 
 
 def service_rows(record: MachineRecord) -> list[Row]:
     """One row per service, in the config's order; machines with equal services share them."""
     out: list[Row] = []
-    for service in record.version.config.services or []:
-        value = msgspec.to_builtins(service_row(record.app.name, service))
+    config = record.version.config
+    for service in config.services or []:
+        value = msgspec.to_builtins(service_row(record.app.name, service, config.statics or ()))
         digest = hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:16]
         out.append(Row("routes", f"svc/{record.app.name}/{digest}", value))
     return out

@@ -10,7 +10,7 @@ import msgspec
 
 from pantala.domain.runtime import ImageConfig
 from pantala.errors import InvalidRequest
-from pantala.wire.guest import GuestFile, Start
+from pantala.wire.guest import STATICS_PORT, GuestFile, Start, StaticPath, Statics
 from pantala.wire.machine import ImageRef, MachineConfig
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -92,6 +92,12 @@ def files(config: MachineConfig, secrets: Mapping[str, str]) -> list[GuestFile]:
     return out
 
 
+def statics(config: MachineConfig) -> Statics | None:
+    """What init serves itself. On IPv4 only: it is closed to all but the machine's host."""
+    paths = [StaticPath(url_prefix=one.url_prefix, guest_path=one.guest_path) for one in config.statics or []]
+    return Statics(listen=f"0.0.0.0:{STATICS_PORT}", paths=paths) if paths else None
+
+
 def start_message(image: ImageConfig, config: MachineConfig, identity: Identity, secrets: Mapping[str, str]) -> Start:
     """Everything PID 1 needs to run the app. Raises InvalidRequest naming what is missing."""
     return Start(
@@ -101,6 +107,7 @@ def start_message(image: ImageConfig, config: MachineConfig, identity: Identity,
         cwd=image.cwd or "/",
         hostname=hostname(config, identity.machine_id),
         files=files(config, secrets),
+        statics=statics(config),
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 from pantala.domain import guests, restart, signals
 from pantala.domain.durations import seconds
 from pantala.errors import InvalidRequest
-from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Service
+from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Service, Static
 
 HANDLERS = ("http", "tls", "pg_tls", "proxy_proto", "edge_http")
 CHECK_TYPES = ("tcp", "http")
@@ -18,6 +18,7 @@ SCHEDULES = ("hourly", "daily", "weekly", "monthly")
 ENV_BYTES_MAX = 512 * 1024
 FILES_BYTES_MAX = 1024 * 1024
 SERVICES_MAX = 64
+STATICS_MAX = 10
 
 
 def validate_config(config: MachineConfig) -> None:
@@ -36,6 +37,7 @@ def validate_config(config: MachineConfig) -> None:
     _stop(config)
     _env(config)
     _files(config)
+    _statics(config.statics or [])
     if config.schedule and config.schedule not in SCHEDULES:
         raise InvalidRequest(f"{config.schedule!r} is not one of {', '.join(SCHEDULES)}", field="config.schedule")
     if config.schedule:
@@ -182,6 +184,25 @@ def _files(config: MachineConfig) -> None:
         total += len(item.raw_value or "")
     if total > FILES_BYTES_MAX:
         raise InvalidRequest(f"{total} bytes; at most {FILES_BYTES_MAX}", field="config.files")
+
+
+def _statics(statics: list[Static]) -> None:
+    if len(statics) > STATICS_MAX:
+        raise InvalidRequest(f"{len(statics)} mappings; at most {STATICS_MAX}", field="config.statics")
+    prefixes: list[str] = []
+    for index, item in enumerate(statics):
+        field = f"config.statics[{index}]"
+        if not item.url_prefix.startswith("/"):
+            raise InvalidRequest(f"{item.url_prefix!r} does not begin with /", field=f"{field}.url_prefix")
+        if item.tigris_bucket or item.index_document:
+            raise InvalidRequest("statics in buckets are not offered yet; leave it out", field=f"{field}.tigris_bucket")
+        if not item.guest_path.startswith("/"):
+            raise InvalidRequest(f"{item.guest_path!r} is not an absolute path", field=f"{field}.guest_path")
+        prefix = item.url_prefix.rstrip("/") + "/"
+        for other in prefixes:
+            if prefix.startswith(other) or other.startswith(prefix):
+                raise InvalidRequest(f"{prefix} and {other} overlap", field=f"{field}.url_prefix")
+        prefixes.append(prefix)
 
 
 def normalized(config: MachineConfig) -> MachineConfig:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pantala.wire.machine import Concurrency, Port
+from pantala.wire.machine import Concurrency, Port, Static
 
 FEED_PROTOCOL = 1
 
@@ -85,6 +85,7 @@ class ServiceRow(_Row, frozen=True, kw_only=True):
     autostop: Literal["off", "stop", "suspend"] = "off"
     min_machines_running: int = 0
     checked: bool = False
+    statics: list[Static] = []
 
 
 class MachineRow(_Row, frozen=True, kw_only=True):
@@ -361,6 +362,7 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     wake_timeout_ms: int = 30_000
     queue_timeout_ms: int = 10_000
     queue_per_app_max: int = 1_000
+    waiting_max: int = 10_000
     drain_max_ms: int = 3_600_000
     lame_duck_ms: int = 0
     app_domain: str = ""

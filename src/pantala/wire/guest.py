@@ -25,6 +25,7 @@ from typing import Literal
 import msgspec
 
 GUEST_PROTOCOL = 1
+STATICS_PORT = 4282
 RING_HEADER_BYTES = 4096
 RING_MAGIC = b"PNTLRING"
 RING_LINE_BYTES_MAX = 16 * 1024
@@ -40,6 +41,18 @@ class GuestFile(msgspec.Struct, frozen=True, kw_only=True):
     mode: int = 0o644
 
 
+class StaticPath(msgspec.Struct, frozen=True, kw_only=True):
+    url_prefix: str
+    guest_path: str
+
+
+class Statics(msgspec.Struct, frozen=True, kw_only=True):
+    """Files that init serves over HTTP at `listen` (`ip:port`) for the proxy of the machine's host."""
+
+    listen: str
+    paths: list[StaticPath]
+
+
 class Start(_Guest, tag="start", frozen=True, kw_only=True):
     """Run the app. `user`: name, uid, `user:group` or empty (root), looked up in the image's own /etc/passwd.
 
@@ -52,6 +65,7 @@ class Start(_Guest, tag="start", frozen=True, kw_only=True):
     cwd: str = "/"
     hostname: str = ""
     files: list[GuestFile] = []
+    statics: Statics | None = None
 
 
 class Stop(_Guest, tag="stop", frozen=True, kw_only=True):

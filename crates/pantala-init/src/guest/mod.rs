@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use pantala_wire::guest::{ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase};
+use pantala_wire::guest::{ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Statics};
 
 use command::CannotRun;
 use lines::LineReader;
@@ -226,6 +226,7 @@ impl Init {
             },
             GuestRequest::Start(start) => match app::start(&start) {
                 Ok(running) => {
+                    self.serve_statics(start.statics.as_ref());
                     self.app_pid = running.pid;
                     self.started_at_ms = unix_ms();
                     self.pipes.push(LineReader::new(running.stdout, Stream::Stdout));
@@ -256,6 +257,14 @@ impl Init {
                     reason: format!("there is no signal {signal}"),
                 },
             },
+        }
+    }
+
+    /// Without it the app is asked for everything, so its failure is only told.
+    fn serve_statics(&mut self, statics: Option<&Statics>) {
+        if let Some(Err(error)) = statics.map(crate::statics::start) {
+            let line = format!("pantala-init: statics cannot be served: {error}");
+            self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
         }
     }
 

@@ -22,6 +22,7 @@ use crate::raw::Wire;
 use crate::respond::Refusal;
 use crate::shared::Shared;
 use crate::slot::Slot;
+use crate::timing::Waited;
 
 const TOLD_BYTES_MAX: usize = 16 * 1024;
 const TOLD_MAX: Duration = Duration::from_secs(2);
@@ -95,7 +96,7 @@ pub async fn send(
         }
     }
     match said.refused {
-        Some(reason) => Err(turned(reason, response, &slot).await),
+        Some(reason) => Err(turned(reason, response, &slot, said.waited).await),
         None => {
             slot.arrived();
             Ok(Answered {
@@ -137,7 +138,7 @@ fn lost(slot: &Slot, why: &str, fault: Fault) -> Failed {
     }
 }
 
-async fn turned(reason: Reason, response: Response<Incoming>, slot: &Slot) -> Failed {
+async fn turned(reason: Reason, response: Response<Incoming>, slot: &Slot, waited: Option<Waited>) -> Failed {
     let told = timeout(TOLD_MAX, Limited::new(response.into_body(), TOLD_BYTES_MAX).collect()).await;
     let told: Told = match told {
         Ok(Ok(body)) => serde_json::from_slice(&body.to_bytes()).unwrap_or_default(),
@@ -158,7 +159,7 @@ async fn turned(reason: Reason, response: Response<Incoming>, slot: &Slot) -> Fa
         ),
         false => told.happened.clone(),
     };
-    let refusal = Refusal::new(status, told.code(), happened, advice);
+    let refusal = Refusal::new(status, told.code(), happened, advice).after(waited.unwrap_or_default());
     let refusal = refusal.of_app(&machine.app).of_machine(&machine.id);
     Failed {
         fault,

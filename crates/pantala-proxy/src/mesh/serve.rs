@@ -174,7 +174,13 @@ async fn exchange_with_app(
         let slot = take(&mut selection).await?;
         let machine = slot.target.machine.clone();
         match exchange.here(slot, fresh, Some(selection.reach_by)).await {
-            Ok(response) => return Ok(answered(response, count.said(&machine), switch.is_some())),
+            Ok(response) => {
+                let said = Said {
+                    waited: Some(selection.waited),
+                    ..count.said(&machine)
+                };
+                return Ok(answered(response, said, switch.is_some()));
+            }
             Err(failed)
                 if failed.fault == Fault::Stale && exchange.body.state() != retry::Body::Lost && stale < STALE_MAX =>
             {
@@ -221,8 +227,13 @@ fn told(refused: &Refused, said: Said) -> Response<OutBody> {
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     let headers: &mut HeaderMap = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let refused = Some(refused.reason);
-    Said { refused, ..said }.write(headers);
+    let (waited, refused) = (refused.refusal.waited.as_deref().copied(), Some(refused.reason));
+    Said {
+        refused,
+        waited,
+        ..said
+    }
+    .write(headers);
     response
 }
 

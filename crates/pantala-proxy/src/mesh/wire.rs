@@ -10,6 +10,7 @@ use pantala_route::turn::{Attempt, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::respond::Refusal;
+use crate::timing::Waited;
 
 const PREFIX: &str = "pantala-mesh-";
 const APP: HeaderName = HeaderName::from_static("pantala-mesh-app");
@@ -27,6 +28,7 @@ const UPGRADE: HeaderName = HeaderName::from_static("pantala-mesh-upgrade");
 const STATUS: HeaderName = HeaderName::from_static("pantala-mesh-status");
 const IN_FLIGHT: HeaderName = HeaderName::from_static("pantala-mesh-in-flight");
 const YOURS: HeaderName = HeaderName::from_static("pantala-mesh-yours");
+const WAITED: HeaderName = HeaderName::from_static("pantala-mesh-waited");
 const REFUSED: HeaderName = HeaderName::from_static("pantala-mesh-refused");
 
 /// Edge to the machine's host, never further.
@@ -152,6 +154,8 @@ pub struct Said {
     /// of an upgrade's answer: the app's own status and token
     pub status: Option<u16>,
     pub upgrade: Option<String>,
+    /// before the request reached a machine there
+    pub waited: Option<Waited>,
 }
 
 impl Said {
@@ -165,6 +169,9 @@ impl Said {
         }
         if let Some(reason) = self.refused {
             headers.insert(REFUSED, HeaderValue::from_static(reason.word()));
+        }
+        if let Some(waited) = self.waited.filter(Waited::any) {
+            put(headers, WAITED, &waited.written());
         }
         if let Some(status) = self.status {
             headers.insert(STATUS, HeaderValue::from(status));
@@ -182,6 +189,7 @@ impl Said {
             refused: text(headers, &REFUSED).ok().map(Reason::of),
             status: parsed(headers, &STATUS).ok(),
             upgrade: text(headers, &UPGRADE).ok().map(str::to_owned),
+            waited: text(headers, &WAITED).ok().map(Waited::read),
         };
         strip(headers);
         said
@@ -208,12 +216,7 @@ impl Told {
 
     /// Only codes that are ours are shown.
     pub fn code(&self) -> &'static str {
-        const KNOWN: [&str; 27] = [
-            "PU01", "PU02", "PU03", "PU04", "PC01", "PC02", "PC03", "PC04", "PC05", "PC06", "PC07", "PC08", "PP01",
-            "PM01", "PM02", "PM03", "PM04", "PM05", "PM07", "PM08", "PM09", "PM10", "PM11", "PR01", "PR02", "PR03",
-            "PR04",
-        ];
-        KNOWN.into_iter().find(|known| *known == self.code).unwrap_or("PR04")
+        crate::codes::find(&self.code).map_or("PR04", |code| code.name)
     }
 }
 

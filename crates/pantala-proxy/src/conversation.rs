@@ -1,0 +1,325 @@
+//! What one client's connection is doing, beside what hyper knows: whether it is idle or slow with a head and for how long
+//! that may go on, and early hints on their way to it. [`crate::http`] looks here when its timer fires, so that a request
+//! costs two clock readings and no timer.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use hyper::HeaderMap;
+use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use pantala_wire::feed::HTTPOptions;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+
+/// Fly Proxy's documented keep-alive, and its time for the head of a request.
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
+pub const HEAD_MAX: Duration = Duration::from_secs(60);
+/// Early hints that wait to be written; more are left out.
+const HINTS_BYTES_MAX: usize = 16 * 1024;
+
+/// `idle_timeout` and `headers_read_timeout` of a port, where it has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    idle: Option<Duration>,
+    head: Option<Duration>,
+}
+
+impl Limits {
+    pub fn of(options: &HTTPOptions) -> Option<Limits> {
+        let seconds = |s: Option<i64>| s.filter(|s| *s > 0).map(|s| Duration::from_secs(s.unsigned_abs()));
+        let limits = Limits {
+            idle: seconds(options.idle_timeout),
+            head: seconds(options.headers_read_timeout),
+        };
+        (limits.idle.is_some() || limits.head.is_some()).then_some(limits)
+    }
+}
+
+/// When to look at a connection again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    In(Duration),
+    /// nothing is under way and nothing came for too long
+    Idle,
+    /// the head of a request began and does not end
+    Slow,
+}
+
+pub struct Conversation {
+    began: Instant,
+    /// requests whose answer is not over
+    busy: AtomicU32,
+    /// of the silence or of the head, in ms after `began`
+    since_ms: AtomicU64,
+    /// bytes came since the last answer
+    head: AtomicBool,
+    idle_ms: AtomicU64,
+    head_ms: AtomicU64,
+    pub limited: Notify,
+    hints: Mutex<Vec<u8>>,
+    hinted: AtomicBool,
+    hints_came: Notify,
+    /// bytes of an answer are on their way, so that nothing may come between
+    unflushed: AtomicBool,
+}
+
+impl Conversation {
+    pub fn new() -> Arc<Conversation> {
+        Arc::new(Conversation {
+            began: Instant::now(),
+            busy: AtomicU32::new(0),
+            since_ms: AtomicU64::new(0),
+            head: AtomicBool::new(false),
+            idle_ms: AtomicU64::new(IDLE_MAX.as_millis() as u64),
+            head_ms: AtomicU64::new(HEAD_MAX.as_millis() as u64),
+            limited: Notify::new(),
+            hints: Mutex::default(),
+            hinted: AtomicBool::new(false),
+            hints_came: Notify::new(),
+            unflushed: AtomicBool::new(false),
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    /// A request is under way until the answer is dropped.
+    pub fn request(self: &Arc<Conversation>) -> Busy {
+        self.busy.fetch_add(1, Relaxed);
+        self.head.store(false, Relaxed);
+        Busy(self.clone())
+    }
+
+    pub fn limit(&self, limits: Limits) {
+        let set = |cell: &AtomicU64, limit: Option<Duration>| {
+            let limit = limit.map(|limit| limit.as_millis() as u64);
+            limit.is_some_and(|ms| cell.swap(ms, Relaxed) != ms)
+        };
+        let changed = [set(&self.idle_ms, limits.idle), set(&self.head_ms, limits.head)];
+        if changed.contains(&true) {
+            self.limited.notify_one();
+        }
+    }
+
+    pub fn look(&self) -> Look {
+        self.look_at(self.now_ms())
+    }
+
+    fn look_at(&self, now: u64) -> Look {
+        let (idle, head) = (self.idle_ms.load(Relaxed), self.head_ms.load(Relaxed));
+        // An idle connection may begin a head at any time, whose own limit must not be overslept.
+        let within = |ms: u64| Look::In(Duration::from_millis(ms.min(head).max(1)));
+        if self.busy.load(Relaxed) > 0 {
+            return within(idle);
+        }
+        let passed = now.saturating_sub(self.since_ms.load(Relaxed));
+        match self.head.load(Relaxed) {
+            true if passed >= head => Look::Slow,
+            true => within(head - passed),
+            false if passed >= idle => Look::Idle,
+            false => within(idle - passed),
+        }
+    }
+
+    /// Bytes came from the client.
+    fn heard(&self) {
+        if self.busy.load(Relaxed) == 0 && !self.head.swap(true, Relaxed) {
+            self.since_ms.store(self.now_ms(), Relaxed);
+        }
+    }
+
+    // -- early hints ------------------------------------------------------------------------------------------------
+
+    fn hints(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A 103 of the app goes to the client before its answer. While an older answer is still being written it is left out:
+    /// hints are worth nothing late.
+    fn hint(&self, headers: &HeaderMap) {
+        let mut hints = self.hints();
+        if self.unflushed.load(Relaxed) || hints.len() >= HINTS_BYTES_MAX {
+            return;
+        }
+        hints.extend_from_slice(b"HTTP/1.1 103 Early Hints\r\n");
+        for (name, value) in headers.iter().filter(|(name, _)| !framing(name)) {
+            hints.extend_from_slice(name.as_str().as_bytes());
+            hints.extend_from_slice(b": ");
+            hints.extend_from_slice(value.as_bytes());
+            hints.extend_from_slice(b"\r\n");
+        }
+        hints.extend_from_slice(b"\r\n");
+        self.hinted.store(true, Relaxed);
+        drop(hints);
+        self.hints_came.notify_one();
+    }
+
+    /// Never ends: each hint wakes the connection that polls this, and with it the writing below.
+    pub async fn hand_on_hints(&self) -> std::convert::Infallible {
+        loop {
+            self.hints_came.notified().await;
+        }
+    }
+
+    fn write_hints<S: AsyncWrite + Unpin>(&self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut hints = self.hints();
+        while !hints.is_empty() {
+            let n = ready!(Pin::new(&mut *stream).poll_write(cx, &hints))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            hints.drain(..n);
+        }
+        self.hinted.store(false, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn framing(name: &hyper::header::HeaderName) -> bool {
+    [CONTENT_LENGTH, TRANSFER_ENCODING].contains(name) || crate::headers::is_hop_by_hop(name)
+}
+
+pub struct Busy(Arc<Conversation>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let conversation = &self.0;
+        if conversation.busy.fetch_sub(1, Relaxed) == 1 {
+            conversation.head.store(false, Relaxed);
+            conversation.since_ms.store(conversation.now_ms(), Relaxed);
+        }
+    }
+}
+
+/// Of a request whose client may be given early hints.
+#[derive(Clone)]
+pub struct Hints(pub Arc<Conversation>);
+
+impl Hints {
+    pub fn pass_on(self, request: &mut hyper::Request<crate::body::AttemptBody>) {
+        hyper::ext::on_informational(request, move |informational| {
+            if informational.status() == hyper::StatusCode::EARLY_HINTS {
+                self.0.hint(informational.headers());
+            }
+        });
+    }
+}
+
+// -- the stream -----------------------------------------------------------------------------------------------------
+
+/// A client's HTTP/1 connection: what is read is noted, hints are written between two answers.
+pub struct Noted<S> {
+    stream: S,
+    conversation: Arc<Conversation>,
+}
+
+impl<S> Noted<S> {
+    pub fn new(stream: S, conversation: Arc<Conversation>) -> Noted<S> {
+        Noted { stream, conversation }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        if buf.filled().len() > before {
+            self.conversation.heard();
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Noted<S> {
+    fn before_writing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.conversation.hinted.load(Relaxed) {
+            ready!(self.conversation.write_hints(&mut self.stream, cx))?;
+        }
+        self.conversation.unflushed.store(true, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.before_writing(cx))?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.before_writing(cx))?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// hyper flushes once all that it has is written.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.conversation.hinted.load(Relaxed) {
+            ready!(this.conversation.write_hints(&mut this.stream, cx))?;
+        }
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        this.conversation.unflushed.store(false, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_ms(ms: u64) -> Look {
+        Look::In(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn idle_and_slow_are_told_apart() {
+        let conversation = Conversation::new();
+        conversation.limit(Limits {
+            idle: Some(Duration::from_secs(20)),
+            head: Some(Duration::from_secs(5)),
+        });
+        assert_eq!(conversation.look_at(1_000), in_ms(5_000));
+        assert_eq!(conversation.look_at(19_500), in_ms(500));
+        assert_eq!(conversation.look_at(20_000), Look::Idle);
+        conversation.heard();
+        assert_eq!(conversation.look_at(4_000), in_ms(1_000));
+        assert_eq!(conversation.look_at(5_001), Look::Slow);
+        let request = conversation.request();
+        assert_eq!(conversation.look_at(90_000), in_ms(5_000));
+        conversation.heard(); // of a body
+        drop(request);
+        assert_eq!(conversation.look_at(5_500), in_ms(5_000));
+        assert_eq!(conversation.look_at(20_500), Look::Idle);
+    }
+
+    #[test]
+    fn a_port_without_limits_keeps_ours() {
+        let options = |idle_timeout| HTTPOptions {
+            idle_timeout,
+            ..HTTPOptions::default()
+        };
+        assert_eq!(Limits::of(&options(None)), None);
+        assert_eq!(Limits::of(&options(Some(0))), None);
+        assert_eq!(
+            Limits::of(&options(Some(9))).unwrap().idle,
+            Some(Duration::from_secs(9))
+        );
+    }
+}
