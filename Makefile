@@ -17,7 +17,7 @@ demo:  ## install, start a box and do the main job; KEEP=1 leaves the box
 .PHONY: test
 test: install-tests lint test-rust  ## everything: lint and all tiers
 	@$(MAKE) --no-print-directory -j2 --output-sync=line test-quick test-integration
-	@$(MAKE) --no-print-directory test-e2e
+	@$(MAKE) --no-print-directory -j2 --output-sync=line test-one-box test-boxes
 
 .PHONY: install-tests
 install-tests:
@@ -61,8 +61,14 @@ test-integration:
 	$(PYTEST) tests/integration
 
 .PHONY: test-e2e
-test-e2e:  ## a real box; needs root
-	$(PYTEST) --durations=12 --durations-min=10 tests/e2e
+test-e2e: test-one-box test-boxes  ## real boxes; needs root
+
+OWN_BOXES := $(addprefix tests/e2e/test_,full_disk.py host_joins.py regions.py three_regions.py)
+.PHONY: test-one-box test-boxes
+test-one-box:  ## the box that most end-to-end tests share
+	$(PYTEST) --durations=12 --durations-min=10 tests/e2e $(addprefix --ignore=,$(OWN_BOXES))
+test-boxes:  ## boxes that tests have for themselves
+	$(PYTEST) --durations=12 --durations-min=10 $(OWN_BOXES)
 
 .PHONY: schemas
 schemas:  ## write schemas/ from the wire types and the API
