@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Sequence
 
@@ -25,6 +26,14 @@ def measure(all_peers: Sequence[Peer], authority: Authority) -> list[Figure]:
         figure("proxy.memory_kib_connection", weights[OURS], "KiB", n=CONNECTIONS, baseline=weights["haproxy"],
                meaning=meaning)
     ]  # fmt: skip
+
+
+def accepts(peer: Peer) -> bool:
+    try:
+        socket.create_connection((peer.address, HTTPS), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 async def _kib_each(peer: Peer, authority: Authority) -> float:

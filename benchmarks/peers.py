@@ -126,7 +126,8 @@ def _haproxy(setup: Setup) -> list[str]:
         "haproxy.cfg",
         f"""global
   nbthread 1
-  maxconn {CONNECTIONS_MAX // 2}
+  ulimit-n 20000
+  maxconn 10100
   ssl-default-bind-options ssl-min-ver TLSv1.2
 defaults
   mode http

@@ -23,6 +23,7 @@ from benchmarks.figures import Figure, figure, percentile
 from benchmarks.load import Case
 from benchmarks.peers import Peer
 from pantala.testing.authority import Authority
+from pantala.testing.poll import until_sync
 
 RUNS = int(os.environ.get("BENCH_RUNS", "7"))
 READY_WITHIN_S = 20.0
@@ -54,9 +55,9 @@ def measure() -> list[Figure]:
             stack.enter_context(peers.running(name, index, work, authority))
             for index, name in enumerate(peers.SETUPS, start=11)
         ]
+        figures += [_memory(peer) for peer in all_peers if peer.name == OURS]
         for peer in all_peers:
             _ready(peer, work)
-        figures += [_memory(peer) for peer in all_peers if peer.name == OURS]
         for case in CASES:
             figures += _cost(case, all_peers, work)
         figures += _added(all_peers, work)
@@ -80,6 +81,7 @@ def _ready(peer: Peer, work: Path) -> None:
 
 
 def _memory(peer: Peer) -> Figure:
+    until_sync(lambda: idle.accepts(peer), bool, within_s=READY_WITHIN_S)
     mib = load.memory_kib(peer.pid) / 1024
     return figure("proxy.memory_mb_idle", mib, "MiB", n=1, meaning="resident, before the first load")
 

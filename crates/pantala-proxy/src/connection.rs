@@ -75,9 +75,9 @@ async fn by_address(worker: &Rc<Worker>, client: Client, way: Way, mut stream: T
         ..client
     };
     match way.speech {
-        Speech::Http => http_1(worker, client, stream).await,
-        Speech::Raw => raw::carry(worker, client, &way, stream).await,
-        Speech::Https | Speech::Tls => secure(worker, client, stream, Origin::Address(way)).await,
+        Speech::Http => Box::pin(http_1(worker, client, stream)).await,
+        Speech::Raw => Box::pin(raw::carry(worker, client, &way, stream)).await,
+        Speech::Https | Speech::Tls => Box::pin(secure(worker, client, stream, Origin::Address(way))).await,
         Speech::Postgres => {
             let by = Instant::now() + HELLO_MAX;
             let asked = match first_byte(&stream, by).await {
@@ -85,7 +85,7 @@ async fn by_address(worker: &Rc<Worker>, client: Client, way: Way, mut stream: T
                 None => return,
             };
             match asked {
-                Ok(()) => secure(worker, client, stream, Origin::Address(way)).await,
+                Ok(()) => Box::pin(secure(worker, client, stream, Origin::Address(way))).await,
                 Err(failed) => unsecured(worker, Some(&way.app.name), &failed),
             }
         }
@@ -95,7 +95,7 @@ async fn by_address(worker: &Rc<Worker>, client: Client, way: Way, mut stream: T
 /// The address says nothing, so the client has to: SNI, or `Host` in plain HTTP.
 async fn by_words(worker: &Rc<Worker>, client: Client, expects: Expects, mut stream: TcpStream) {
     match expects {
-        Expects::Http => return http_1(worker, client, stream).await,
+        Expects::Http => return Box::pin(http_1(worker, client, stream)).await,
         Expects::Bytes => return,
         Expects::Tls | Expects::Anything => {}
     }
@@ -109,11 +109,11 @@ async fn by_words(worker: &Rc<Worker>, client: Client, expects: Expects, mut str
                 Ok(()) => opening = Opening::Postgres,
                 Err(failed) => return unsecured(worker, None, &failed),
             },
-            Some(_) => return http_1(worker, client, stream).await,
+            Some(_) => return Box::pin(http_1(worker, client, stream)).await,
         }
     }
     let pages = expects == Expects::Tls || client.local.port() == HTTPS_PORT;
-    secure(worker, client, stream, Origin::Words(opening, pages)).await;
+    Box::pin(secure(worker, client, stream, Origin::Words(opening, pages))).await;
 }
 
 /// Where the app of a handshake is known from.
@@ -131,17 +131,17 @@ impl Origin {
     }
 }
 
-/// TLS ends here; what is inside is HTTP or the app's own.
+/// TLS ends here; what is inside is HTTP or the app's own. Like everywhere here, each stage has its room for itself: an idle
+/// connection holds that of its last one alone.
 async fn secure(worker: &Rc<Worker>, client: Client, stream: TcpStream, origin: Origin) {
-    // A future of its own, whose room is free again once there is a session.
-    let Some((stream, way, _place)) = shake(worker, client, stream, origin).await else {
+    let Some((stream, way, _place)) = Box::pin(shake(worker, client, stream, origin)).await else {
         return;
     };
     let client = Client { tls: true, ..client };
     match way {
-        Some(way) if way.speech != Speech::Https => raw::carry(worker, client, &way, stream).await,
-        _ if stream.get_ref().1.alpn_protocol() == Some(b"h2") => http_2(worker, client, stream).await,
-        _ => http_1(worker, client, stream).await,
+        Some(way) if way.speech != Speech::Https => Box::pin(raw::carry(worker, client, &way, stream)).await,
+        _ if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Box::pin(http_2(worker, client, stream)).await,
+        _ => Box::pin(http_1(worker, client, stream)).await,
     }
 }
 

@@ -119,15 +119,20 @@ async fn handle(
     mut request: Request<Incoming>,
 ) -> Result<Response<Tracked>, Infallible> {
     let busy = conversation.request();
-    let mut response = if takes_hints(&request) {
+    let hinted = takes_hints(&request);
+    if hinted {
         request.extensions_mut().insert(Hints(conversation.clone()));
+    }
+    // hyper keeps room for what this function holds as long as the connection lives; the request brings its own.
+    let mut served = Box::pin(service::serve(worker, client, request));
+    let mut response = if hinted {
         tokio::select! {
             biased;
-            response = service::serve(worker, client, request) => response,
+            response = served.as_mut() => response,
             never = conversation.hand_on_hints() => match never {},
         }
     } else {
-        service::serve(worker, client, request).await
+        served.await
     };
     if let Some(limits) = response.extensions_mut().remove::<Limits>() {
         conversation.limit(limits);
@@ -155,5 +160,30 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, task: F) {
         let task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(task);
         spawn_local(task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpStream;
+    use tokio_rustls::server::TlsStream;
+
+    fn room<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    /// Ten thousand idle connections hold ten thousand of each.
+    #[test]
+    fn an_idle_connection_holds_no_room_for_a_request() {
+        assert!(room(handle) <= 1024, "{}", room(handle));
+        assert!(
+            room(crate::connection::serve) <= 1024,
+            "{}",
+            room(crate::connection::serve)
+        );
+        let kept =
+            |worker: &'static Rc<Worker>, client, stream: TlsStream<TcpStream>, (): ()| http_1(worker, client, stream);
+        assert!(room(kept) <= 4096, "{}", room(kept));
     }
 }

@@ -64,6 +64,10 @@ use tokio::sync::mpsc;
 
 use crate::shared::{Life, Shared};
 
+/// A request is some forty small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: &str = "usage: pantala-proxy --settings FILE | --version";
 /// Frames of the agent that wait to be applied; it is slowed down beyond.
 const EVENTS_MAX: usize = 64;
