@@ -27,7 +27,7 @@ NAME = "bench.test"
 APP_ADDRESS, APP_PORT = "127.0.5.1", 28482
 HTTP, HTTPS = 28480, 28443
 PROXY_CORE, CLIENT_CORE = 0, 1
-CONNECTIONS_MAX = 19_000
+CONNECTIONS_MAX = 19_800
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,8 +126,7 @@ def _haproxy(setup: Setup) -> list[str]:
         "haproxy.cfg",
         f"""global
   nbthread 1
-  ulimit-n 20000
-  maxconn 10100
+  maxconn {CONNECTIONS_MAX // 2}
   ssl-default-bind-options ssl-min-ver TLSv1.2
 defaults
   mode http
