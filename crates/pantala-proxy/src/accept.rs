@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{interval, sleep};
 
+use crate::handover::sockets::{Key, Kind, Sockets};
 use crate::mesh::listen;
 use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
@@ -34,17 +35,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub type Bound = Vec<(ListenAddress, std::net::TcpListener)>;
 
 /// Binds everything for all workers, so that a taken port is known before the first request is answered.
-pub fn bind(listeners: &[ListenAddress], workers: usize) -> std::io::Result<Vec<Bound>> {
+pub fn bind(listeners: &[ListenAddress], workers: usize, sockets: &mut Sockets) -> std::io::Result<Vec<Bound>> {
+    let mut bound: Vec<Bound> = (0..workers).map(|_| Bound::new()).collect();
     for listener in listeners {
-        // Without SO_REUSEPORT, which would share the port with a stranger of the same user.
-        listen_as(listener, false).map_err(|e| named(e, listener.socket))?;
+        let kind = match listener.expects {
+            Expects::Anything => Kind::Entry,
+            _ => Kind::Public,
+        };
+        let address = listener.socket;
+        let listen = |shared_port| listen_as(listener, shared_port).map_err(|e| named(e, address));
+        // The probe is without SO_REUSEPORT, which would share the port with a stranger of the same user.
+        let all = sockets.of_workers(Key { kind, address }, workers, || listen(false), || listen(true))?;
+        for (bound, mine) in bound.iter_mut().zip(all) {
+            bound.extend(mine.into_iter().map(|socket| (*listener, socket)));
+        }
     }
-    (0..workers)
-        .map(|_| {
-            let one = |l: &ListenAddress| listen_as(l, true).map(|s| (*l, s)).map_err(|e| named(e, l.socket));
-            listeners.iter().map(one).collect()
-        })
-        .collect()
+    Ok(bound)
 }
 
 pub fn named(error: std::io::Error, socket: SocketAddr) -> std::io::Error {
@@ -92,7 +98,7 @@ fn bound(socket: Socket, address: SocketAddr) -> std::io::Result<std::net::TcpLi
 }
 
 /// The whole life of one worker thread.
-pub fn work(shared: Arc<Shared>, bound: Bound, mesh_bound: Option<std::net::TcpListener>) -> std::io::Result<()> {
+pub fn work(shared: Arc<Shared>, bound: Bound, mesh_bound: Vec<std::net::TcpListener>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
@@ -102,9 +108,12 @@ pub fn work(shared: Arc<Shared>, bound: Bound, mesh_bound: Option<std::net::TcpL
             mesh: shared.mesh.clone().map(|mesh| Rc::new(MeshPool::new(mesh))),
         });
         spawn_local(sweep(worker.clone()));
-        if let (Some(mesh), Some(socket)) = (&shared.mesh, mesh_bound) {
-            let listener = TcpListener::from_std(socket)?;
-            spawn_local(listen::accept(worker.clone(), mesh.clone(), listener));
+        shared.serving().await;
+        if let Some(mesh) = &shared.mesh {
+            for socket in mesh_bound {
+                let listener = TcpListener::from_std(socket)?;
+                spawn_local(listen::accept(worker.clone(), mesh.clone(), listener));
+            }
         }
         for (address, socket) in bound {
             let listener = TcpListener::from_std(socket)?;

@@ -24,9 +24,14 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 pub async fn run(shared: Arc<Shared>, listener: std::net::TcpListener) -> std::io::Result<()> {
+    shared.serving().await;
     let listener = TcpListener::from_std(listener)?;
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            () = shared.replaced() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };

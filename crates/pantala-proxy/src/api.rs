@@ -10,16 +10,22 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::log;
+use crate::shared::Shared;
 
 const CONNECTIONS_MAX: usize = 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-pub async fn run(listener: std::net::TcpListener, to: SocketAddr) -> std::io::Result<()> {
+pub async fn run(shared: Arc<Shared>, listener: std::net::TcpListener, to: SocketAddr) -> std::io::Result<()> {
+    shared.serving().await;
     let listener = TcpListener::from_std(listener)?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok((mut client, _)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            () = shared.replaced() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((mut client, _)) = accepted else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };

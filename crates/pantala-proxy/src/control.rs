@@ -48,8 +48,9 @@ struct Unsaved {
 impl Control {
     /// Serves from the last good view at once.
     pub fn new(shared: Arc<Shared>, generations: Generations) -> std::io::Result<Control> {
+        let replacing = *shared.life.borrow() == Life::Arriving;
         let mut table = Table::new(&shared.settings.wire.node);
-        generations.load(&mut table)?;
+        generations.load(&mut table, replacing)?;
         let mut control = Control {
             drains: Drains::new(shared.clone()),
             shared,
@@ -105,6 +106,7 @@ impl Control {
                 (self.agent, self.away_since) = (None, Some(Instant::now()));
                 self.drains.agent_away();
             }
+            Event::Absent => drop(self.shared.informed.send_replace(true)),
             Event::Frame(frame) => self.on_frame(frame),
         }
     }
@@ -124,6 +126,7 @@ impl Control {
                     let changes = self.table.replace(revision, rows);
                     self.applied(&changes);
                     self.drains.agent_back();
+                    self.shared.informed.send_replace(true);
                 }
             }
             AgentFrame::Delta { revision, rows } => {
@@ -270,7 +273,7 @@ impl Control {
     fn save_when_settled(&mut self) {
         let due = |u: &Unsaved| u.last.elapsed() >= SETTLED_AFTER || u.first.elapsed() >= SAVED_WITHIN;
         let busy = self.saving.as_ref().is_some_and(|saving| !saving.is_finished());
-        if busy || !self.unsaved.as_ref().is_some_and(due) {
+        if busy || !self.saves() || !self.unsaved.as_ref().is_some_and(due) {
             return;
         }
         self.unsaved = None;
@@ -286,9 +289,17 @@ impl Control {
         })
     }
 
+    /// One process at a time writes the views.
+    fn saves(&self) -> bool {
+        *self.shared.life.borrow() > Life::Arriving && !*self.shared.handed_over.borrow()
+    }
+
     async fn finish(&mut self) {
         if let Some(saving) = self.saving.take() {
             let _ = saving.await;
+        }
+        if !self.saves() {
+            return; // views and mark are another process's
         }
         if self.unsaved.take().is_some() {
             let _ = self.save().await;

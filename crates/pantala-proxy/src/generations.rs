@@ -53,8 +53,9 @@ impl Generations {
     }
 
     /// Fills the table and leaves the mark that only an orderly end removes.
-    pub fn load(&self, table: &mut Table) -> io::Result<()> {
-        let crashes = self.begin()?;
+    /// `replacing`: the mark that is there is that of a process which still runs.
+    pub fn load(&self, table: &mut Table, replacing: bool) -> io::Result<()> {
+        let crashes = self.begin(replacing)?;
         let newest = self.read(0);
         if crashes < CRASHES_MAX {
             if let Some(saved) = newest.or_else(|| self.read(1)).or_else(|| self.read(2)) {
@@ -84,14 +85,14 @@ impl Generations {
     }
 
     /// Crashes within the window, the last one included.
-    fn begin(&self) -> io::Result<usize> {
+    fn begin(&self, replacing: bool) -> io::Result<usize> {
         let now = now_ms();
         let previous: Option<Marker> = fs::read(self.marker())
             .ok()
             .map(|text| serde_json::from_slice(&text).unwrap_or_default());
         let mut crashed: Vec<u64> = previous
             .into_iter()
-            .flat_map(|marker| [marker.crashed_ms, vec![now]].concat())
+            .flat_map(|marker| [marker.crashed_ms, if replacing { vec![] } else { vec![now] }].concat())
             .collect();
         crashed.retain(|at| now.saturating_sub(*at) <= CRASH_WINDOW_MS);
         let crashes = crashed.len();
@@ -190,17 +191,17 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("pantala-generations-{}", std::process::id()));
         let generations = Generations::open(&dir).unwrap();
         let mut table = Table::new("n1");
-        generations.load(&mut table).unwrap();
+        generations.load(&mut table, false).unwrap();
         table.replace(1, vec![row("good")]);
         generations.save(1, &table.rows()).unwrap();
         table.replace(2, vec![row("good"), row("poison")]);
         generations.save(2, &table.rows()).unwrap();
 
         let mut second = Table::new("n1");
-        generations.load(&mut second).unwrap(); // one crash: the newest
+        generations.load(&mut second, false).unwrap(); // one crash: the newest
         assert_eq!(names(&second), ["good", "poison"]);
         let mut third = Table::new("n1");
-        generations.load(&mut third).unwrap(); // two
+        generations.load(&mut third, false).unwrap(); // two
         assert_eq!(names(&third), ["good"]);
         third.replace(3, vec![row("good"), row("poison"), row("new")]);
         assert_eq!(names(&third), ["good", "new"]);
@@ -211,7 +212,7 @@ mod tests {
 
         generations.end_in_order();
         let mut fourth = Table::new("n1");
-        generations.load(&mut fourth).unwrap();
+        generations.load(&mut fourth, false).unwrap();
         assert_eq!(names(&fourth), ["good", "poison"]);
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -23,6 +23,8 @@ pub enum Event {
     Up(mpsc::Sender<ProxyFrame>),
     Frame(AgentFrame),
     Down,
+    /// nobody listens
+    Absent,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +53,12 @@ pub async fn run(socket: PathBuf, events: mpsc::Sender<Event>) {
                 }
                 why
             }
-            Err(error) => error.into(),
+            Err(error) => {
+                if told.is_empty() && events.send(Event::Absent).await.is_err() {
+                    return;
+                }
+                error.into()
+            }
         };
         let why = why.to_string();
         if why != told {

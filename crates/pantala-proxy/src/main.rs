@@ -18,6 +18,7 @@ mod expect;
 mod forward;
 mod generations;
 mod h2c;
+mod handover;
 mod headers;
 mod hello;
 mod http;
@@ -58,34 +59,41 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
+use crate::handover::sockets::{Key, Kind, Sockets};
+use crate::handover::take::Before;
+use crate::handover::{give, take};
 use crate::shared::{Life, Shared};
 
 /// A request is some forty small allocations.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const USAGE: &str = "usage: pantala-proxy --settings FILE | --version";
+const USAGE: &str = "usage: pantala-proxy --settings FILE [--replace] | --version";
 /// Frames of the agent that wait to be applied; it is slowed down beyond.
 const EVENTS_MAX: usize = 64;
+const INFORMED_WITHIN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let settings = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let (settings, replace) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--version"] => {
             println!("pantala-proxy {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
-        ["--settings", file] => PathBuf::from(file),
+        ["--settings", file] => (PathBuf::from(file), false),
+        ["--settings", file, "--replace"] => (PathBuf::from(file), true),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
         }
     };
-    match run(&settings) {
+    match run(&settings, replace) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pantala-proxy: {error}");
@@ -94,25 +102,32 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
+fn run(settings: &std::path::Path, replace: bool) -> Result<(), Box<dyn Error>> {
     let settings = settings::read(settings)?;
     die_as_one();
     raise_descriptor_limit();
     let workers = thread::available_parallelism().map_or(1, usize::from);
-    let bound = accept::bind(&settings.listeners, workers)?;
-    let mesh_bound = settings.mesh_listen.map(|address| mesh::listen::bind(address, workers));
+    let (mut sockets, before) = match replace {
+        true => take::ask(settings.wire.state_dir.as_ref()).map(|(sockets, before)| (sockets, Some(before)))?,
+        false => (Sockets::default(), None),
+    };
+    let bound = accept::bind(&settings.listeners, workers, &mut sockets)?;
+    let mesh_bound = settings
+        .mesh_listen
+        .map(|address| mesh::listen::bind(address, workers, &mut sockets));
     let mut mesh_bound = mesh_bound.transpose()?.unwrap_or_default().into_iter();
-    let side = SideListeners::bind(&settings)?;
-    let dns = dns::bind(&settings)?;
+    let side = SideListeners::bind(&settings, &mut sockets)?;
+    let dns = dns::bind(&settings, &mut sockets)?;
     let generations = generations::Generations::open(settings.wire.state_dir.as_ref())
         .map_err(|e| format!("state_dir: cannot use {}: {e}", settings.wire.state_dir))?;
-    let (shared, commands) = Shared::new(settings, tls::Tls::new()?);
+    let life = if replace { Life::Arriving } else { Life::Serving };
+    let (shared, commands) = Shared::new(settings, tls::Tls::new()?, life, sockets.into_kept());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = control::Control::new(shared.clone(), generations)?;
     let mut threads = Vec::new();
     for (index, bound) in bound.into_iter().enumerate() {
-        let (shared, mesh_bound) = (shared.clone(), mesh_bound.next());
+        let (shared, mesh_bound) = (shared.clone(), mesh_bound.next().unwrap_or_default());
         let work = move || accept::work(shared, bound, mesh_bound);
         threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
     }
@@ -127,7 +142,7 @@ fn run(settings: &std::path::Path) -> Result<(), Box<dyn Error>> {
         "proxy started",
         &[("node", &wire.node), ("region", &wire.region), ("workers", &workers)],
     );
-    runtime.block_on(serve(shared.clone(), side, control, commands))?;
+    runtime.block_on(serve(shared.clone(), side, control, commands, before))?;
     for thread in threads {
         thread.join().map_err(|_| "a worker ended badly")??;
     }
@@ -141,7 +156,8 @@ async fn serve(
     side: SideListeners,
     control: control::Control,
     commands: mpsc::Receiver<shared::Command>,
-) -> std::io::Result<()> {
+    before: Option<Before>,
+) -> Result<(), Box<dyn Error>> {
     let (events, received) = mpsc::channel(EVENTS_MAX);
     let link = tokio::spawn(link::run(shared.settings.wire.agent_socket.clone().into(), events));
     let ending = tokio::spawn(shutdown::watch(shared.clone())?);
@@ -149,13 +165,40 @@ async fn serve(
         tokio::spawn(admin::run(shared.clone(), listener));
     }
     for (listener, to) in side.api {
-        tokio::spawn(api::run(listener, to));
+        tokio::spawn(api::run(shared.clone(), listener, to));
     }
-    control.run(received, commands).await;
+    match before {
+        Some(before) => {
+            let mut replacing = tokio::spawn(replace_it(shared.clone(), before));
+            let mut control = std::pin::pin!(control.run(received, commands));
+            tokio::select! {
+                replaced = &mut replacing => {
+                    replaced??;
+                    control.await;
+                }
+                () = control.as_mut() => {}
+            }
+        }
+        None => {
+            if let Err(error) = give::open(&shared) {
+                log::warning("this proxy cannot be replaced", &[("reason", &error)]);
+            }
+            control.run(received, commands).await;
+        }
+    }
     link.abort();
     ending.abort();
     debug_assert!(*shared.life.borrow() == Life::Ending);
     Ok(())
+}
+
+/// Once the agent has told its rows, or is not there to tell them.
+async fn replace_it(shared: Arc<Shared>, before: Before) -> std::io::Result<()> {
+    let mut informed = shared.informed.subscribe();
+    // The view on disk is a good one, should the agent be slow.
+    let _ = timeout(INFORMED_WITHIN, informed.wait_for(|informed| *informed)).await;
+    let serving = shared.clone();
+    tokio::task::spawn_blocking(move || before.serve_instead(&serving)).await?
 }
 
 /// Listeners beside the public ones, bound before anything is served.
@@ -165,15 +208,22 @@ struct SideListeners {
 }
 
 impl SideListeners {
-    fn bind(settings: &settings::Settings) -> std::io::Result<SideListeners> {
-        let listen = |socket, early| accept::listen(socket, false, early).map_err(|e| accept::named(e, socket));
-        let admin = settings.admin_listen.map(|socket| listen(socket, false)).transpose()?;
+    fn bind(settings: &settings::Settings, sockets: &mut Sockets) -> std::io::Result<SideListeners> {
+        let mut listen = |kind, address, early| {
+            sockets.one(Key { kind, address }, || {
+                accept::listen(address, false, early).map_err(|e| accept::named(e, address))
+            })
+        };
+        let admin = settings
+            .admin_listen
+            .map(|socket| listen(Kind::Admin, socket, false))
+            .transpose()?;
         let pairs = settings
             .api_forward
             .into_iter()
             .flat_map(|to| settings.api_listen.iter().map(move |from| (*from, to)));
         let api = pairs
-            .map(|(from, to)| Ok((listen(from, true)?, to)))
+            .map(|(from, to)| Ok((listen(Kind::Api, from, true)?, to)))
             .collect::<std::io::Result<_>>()?;
         Ok(SideListeners { admin, api })
     }

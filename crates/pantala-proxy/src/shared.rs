@@ -1,8 +1,9 @@
 //! What all threads share. Workers read the view and take slots; the control thread writes the view and answers for the
 //! agent. Nothing here blocks for longer than a map look-up.
 
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -10,6 +11,7 @@ use pantala_route::snapshot::Snapshot;
 use pantala_wire::feed::ProxyLog;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::handover::sockets::Key;
 use crate::limits::Limits;
 use crate::mesh::Mesh;
 use crate::queue::Queues;
@@ -30,6 +32,8 @@ pub struct View {
 /// How far the end of this process has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Life {
+    /// another process still serves; this one reads its view
+    Arriving,
     Serving,
     /// no new connections; answers say `Connection: close`
     Leaving,
@@ -53,6 +57,13 @@ pub struct Shared {
     pub life: watch::Sender<Life>,
     /// Told to end, and still accepting: those who announce this edge see it in `/healthz` first.
     pub withdrawn: AtomicBool,
+    /// the view is the agent's, or there is no agent
+    pub informed: watch::Sender<bool>,
+    /// another process asked for the sockets
+    pub handing_over: AtomicBool,
+    /// another process serves instead
+    pub handed_over: watch::Sender<bool>,
+    listening: Mutex<Vec<(Key, OwnedFd)>>,
     pub tls: Tls,
     pub limits: Arc<Limits>,
     /// none: this host is alone
@@ -75,7 +86,12 @@ pub struct Shared {
 const COMMANDS_MAX: usize = 4096;
 
 impl Shared {
-    pub fn new(settings: Settings, tls: Tls) -> (Arc<Shared>, mpsc::Receiver<Command>) {
+    pub fn new(
+        settings: Settings,
+        tls: Tls,
+        life: Life,
+        listening: Vec<(Key, OwnedFd)>,
+    ) -> (Arc<Shared>, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let shared = Shared {
             queues: Queues::default(),
@@ -89,8 +105,12 @@ impl Shared {
                 snapshot: Snapshot::default(),
             }),
             changed: watch::Sender::new(0),
-            life: watch::Sender::new(Life::Serving),
+            life: watch::Sender::new(life),
             withdrawn: AtomicBool::new(false),
+            informed: watch::Sender::new(false),
+            handing_over: AtomicBool::new(false),
+            handed_over: watch::Sender::new(false),
+            listening: Mutex::new(listening),
             tls,
             wakes: Wakes::default(),
             replays: Memory::default(),
@@ -136,6 +156,21 @@ impl Shared {
     /// Milliseconds since start: the clock of the gauges.
     pub fn elapsed_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+
+    /// What the next process gets; emptied when this one accepts no more, or the ports would stay open.
+    pub fn listening(&self) -> MutexGuard<'_, Vec<(Key, OwnedFd)>> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns once this process serves.
+    pub async fn serving(&self) {
+        let _ = self.life.subscribe().wait_for(|life| *life >= Life::Serving).await;
+    }
+
+    /// Returns once another process serves instead.
+    pub async fn replaced(&self) {
+        let _ = self.handed_over.subscribe().wait_for(|handed_over| *handed_over).await;
     }
 
     pub fn leaving(&self) -> bool {

@@ -1,5 +1,6 @@
 //! SIGTERM and SIGINT: say so in `/healthz` for `lame_duck_ms` and serve on; then accept no more, answer with
-//! `Connection: close`, close idle connections, wait for the rest.
+//! `Connection: close`, close idle connections, wait for the rest. A process that another one replaced does the same,
+//! without the first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -21,14 +22,17 @@ const LEAVE: Duration = Duration::from_millis(250);
 pub fn watch(shared: Arc<Shared>) -> std::io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
-        either(&mut terminate, &mut interrupt).await;
+        let replaced = tokio::select! {
+            () = either(&mut terminate, &mut interrupt) => false,
+            () = shared.replaced() => true,
+        };
         log::info(
             "proxy leaving",
             &[("connections", &shared.metrics.connections_open.load(Relaxed))],
         );
         let by = Instant::now() + Duration::from_millis(shared.settings.wire.drain_max_ms);
         tokio::select! {
-            () = withdraw_and_leave(&shared, by) => {}
+            () = withdraw_and_leave(&shared, replaced, by) => {}
             () = either(&mut terminate, &mut interrupt) => {} // asked twice
         }
         shared.tunnels.end_all(SERVICE_RESTART);
@@ -39,14 +43,17 @@ pub fn watch(shared: Arc<Shared>) -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-async fn withdraw_and_leave(shared: &Shared, by: Instant) {
-    shared.withdrawn.store(true, Relaxed);
-    // Routers go on sending new connections until they have heard.
-    sleep(Duration::from_millis(shared.settings.wire.lame_duck_ms)).await;
+async fn withdraw_and_leave(shared: &Shared, replaced: bool, by: Instant) {
+    if !replaced {
+        shared.withdrawn.store(true, Relaxed);
+        // Routers go on sending new connections until they have heard.
+        sleep(Duration::from_millis(shared.settings.wire.lame_duck_ms)).await;
+    }
     leave(shared, by).await;
 }
 
 async fn leave(shared: &Shared, by: Instant) {
+    shared.listening().clear();
     shared.life.send_replace(Life::Leaving);
     if !empty_by(shared, by.min(Instant::now() + NOTICE)).await {
         shared.life.send_replace(Life::Closing);

@@ -20,6 +20,8 @@ pub struct Gauge {
     /// Of a machine on another host: when its proxy said so (44 bits of milliseconds, 0: never) and what is in flight there
     /// beside our own requests (20 bits, in sixteenths).
     others: AtomicU64,
+    /// What a second process of this host's proxy has in flight, while one replaces the other.
+    elsewhere: AtomicU32,
 }
 
 /// What another host's proxy said of a machine's load is worth something for so long.
@@ -53,9 +55,10 @@ impl Gauge {
 
     /// Takes a slot unless the machine drains or `hard` are taken.
     pub fn acquire(&self, hard: u32) -> bool {
+        let hard = hard.min(UNLIMITED).saturating_sub(self.elsewhere.load(SeqCst));
         let taken = self.word.fetch_update(SeqCst, SeqCst, |word| {
             let now = Reading::from(word);
-            if now.draining || now.in_flight >= hard.min(UNLIMITED) {
+            if now.draining || now.in_flight >= hard {
                 return None;
             }
             let seq = word.wrapping_add(1 << IN_FLIGHT_BITS) & SEQ;
@@ -98,10 +101,17 @@ impl Gauge {
 
     /// Our own requests and, for a machine on another host, what is known of the others'.
     pub fn load(&self, now_ms: u64) -> u32 {
-        let (own, word) = (self.read().in_flight, self.others.load(SeqCst));
+        let own = self.read().in_flight + self.elsewhere.load(SeqCst);
+        let word = self.others.load(SeqCst);
         let fresh = word != 0 && now_ms < (word >> IN_FLIGHT_BITS) + REPORT_HOLDS_MS;
         let others = ((word & IN_FLIGHT) + FRACTION / 2) / FRACTION;
         own + if fresh { others as u32 } else { 0 }
+    }
+
+    /// The other process of this host's proxy said how much it has in flight. Loads that are reported stay our own: the
+    /// agent hears from both.
+    pub fn set_elsewhere(&self, in_flight: u32) {
+        self.elsewhere.store(in_flight.min(UNLIMITED), SeqCst);
     }
 
     /// Stops new requests. With `load_seq` only if none came since; the answer is whether it drains now.
@@ -193,6 +203,19 @@ mod tests {
         assert_eq!(gauge.load(100 + REPORT_HOLDS_MS + 1), 0);
         gauge.report(0, 5_000);
         assert_eq!(gauge.load(5_000), 0);
+    }
+
+    #[test]
+    fn a_limit_holds_over_two_processes() {
+        let gauge = Gauge::default();
+        gauge.set_elsewhere(2);
+        assert!(gauge.acquire(3));
+        assert!(!gauge.acquire(3));
+        assert_eq!((gauge.load(0), gauge.read().in_flight), (3, 1));
+        gauge.set_elsewhere(9);
+        assert!(!gauge.acquire(3));
+        gauge.set_elsewhere(0);
+        assert!(gauge.acquire(3));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::dns::answers::{Decision, Public, Zone};
 use crate::dns::rate::Rates;
+use crate::handover::sockets::{Key, Kind, Sockets};
 use crate::settings::Settings;
 use crate::shared::{Life, Shared};
 
@@ -37,7 +38,7 @@ pub struct Bound {
     sockets: Vec<(Zone, std::net::UdpSocket, std::net::TcpListener)>,
 }
 
-pub fn bind(settings: &Settings) -> io::Result<Bound> {
+pub fn bind(settings: &Settings, passed: &mut Sockets) -> io::Result<Bound> {
     let zones = [
         (Zone::Machines, &settings.dns_listen),
         (Zone::Public, &settings.dns_public_listen),
@@ -46,10 +47,19 @@ pub fn bind(settings: &Settings) -> io::Result<Bound> {
     for (zone, addresses) in zones {
         for address in addresses {
             let named = |e| crate::accept::named(e, *address);
-            let udp = socket(*address, Type::DGRAM).map_err(named)?;
-            let tcp = socket(*address, Type::STREAM).map_err(named)?;
-            tcp.listen(128).map_err(named)?;
-            sockets.push((zone, udp.into(), tcp.into()));
+            let key = |kind| Key {
+                kind,
+                address: *address,
+            };
+            let udp = passed.one(key(Kind::DnsUdp), || {
+                socket(*address, Type::DGRAM).map(Into::into).map_err(named)
+            })?;
+            let tcp = passed.one(key(Kind::DnsTcp), || {
+                let tcp = socket(*address, Type::STREAM).map_err(named)?;
+                tcp.listen(128).map_err(named)?;
+                Ok(tcp.into())
+            })?;
+            sockets.push((zone, udp, tcp));
         }
     }
     Ok(Bound { sockets })
@@ -94,6 +104,7 @@ pub fn work(shared: Arc<Shared>, bound: Bound) -> io::Result<()> {
         };
         let server = Arc::new(server);
         let connections = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
+        shared.serving().await;
         for (zone, udp, tcp) in bound.sockets {
             tokio::spawn(serve_udp(server.clone(), zone, Arc::new(UdpSocket::from_std(udp)?)));
             tokio::spawn(serve_tcp(
@@ -112,7 +123,11 @@ pub fn work(shared: Arc<Shared>, bound: Bound) -> io::Result<()> {
 async fn serve_udp(server: Arc<Server>, zone: Zone, socket: Arc<UdpSocket>) {
     let mut buffer = vec![0; 4096];
     loop {
-        let Ok((length, asker)) = socket.recv_from(&mut buffer).await else {
+        let received = tokio::select! {
+            () = server.shared.replaced() => return,
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        let Ok((length, asker)) = received else {
             sleep(PAUSE).await; // an ICMP error of an earlier answer, or no memory
             continue;
         };
@@ -144,7 +159,11 @@ async fn send_udp(socket: &UdpSocket, answer: &[u8], query: &[u8], asker: Socket
 
 async fn serve_tcp(server: Arc<Server>, zone: Zone, listener: TcpListener, connections: Arc<Semaphore>) {
     loop {
-        let Ok((stream, asker)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            () = server.shared.replaced() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, asker)) = accepted else {
             sleep(PAUSE).await;
             continue;
         };

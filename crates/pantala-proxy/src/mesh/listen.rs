@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{CONNECTION_WINDOW, HEAD_BYTES_MAX, KEEP_ALIVE, Mesh, STREAM_WINDOW, STREAMS_MAX, is_member, serve, tls};
 use crate::accept;
+use crate::handover::sockets::{Key, Kind, Sockets};
 use crate::http::{Local, closing};
 use crate::log;
 use crate::service::Worker;
@@ -33,12 +34,11 @@ const STREAMS_TAKEN_MAX: u32 = STREAMS_MAX * 2;
 
 const RESETS_MAX: usize = 10_000;
 
-pub fn bind(address: SocketAddr, workers: usize) -> std::io::Result<Vec<StdListener>> {
-    // Without SO_REUSEPORT, which would share the port with a stranger of the same user.
-    accept::listen(address, false, false).map_err(|e| accept::named(e, address))?;
-    (0..workers)
-        .map(|_| accept::listen(address, true, false).map_err(|e| accept::named(e, address)))
-        .collect()
+pub fn bind(address: SocketAddr, workers: usize, sockets: &mut Sockets) -> std::io::Result<Vec<Vec<StdListener>>> {
+    let listen = |shared_port| accept::listen(address, shared_port, false).map_err(|e| accept::named(e, address));
+    let kind = Kind::Mesh;
+    // The probe is without SO_REUSEPORT, which would share the port with a stranger of the same user.
+    sockets.of_workers(Key { kind, address }, workers, || listen(false), || listen(true))
 }
 
 pub async fn accept(worker: Rc<Worker>, mesh: Arc<Mesh>, listener: TcpListener) {

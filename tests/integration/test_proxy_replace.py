@@ -1,0 +1,298 @@
+"""A running proxy gives way to a new process: no request is lost, limits hold over both, and a new one that does not come
+up changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from proxy_rig import WITHIN_S, Backend, Request, Rig, answer, app_rows, free_port, machine_row, row, running
+from proxy_rig import service_row as service
+
+from pantala.host.replacing import listener_pid
+from pantala.kit import binaries
+from pantala.testing.poll import until
+from pantala.wire.machine import Concurrency
+
+pytestmark = pytest.mark.anyio
+HOST = "web.apps.test"
+IP = "127.0.6.2"
+REPLACEMENTS = 10
+EACH_CLIENT_EVERY_S = 0.02
+PART = bytes(1024)
+
+
+class Replaced:
+    """A rig whose proxy is replaced; `old` are those before, newest last."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.old: list[asyncio.subprocess.Process] = []
+
+    async def start(self, *more: str, settings: Path | None = None) -> asyncio.subprocess.Process:
+        file = settings or self.rig.folder / "proxy.json"
+        with (self.rig.folder / "proxy.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                binaries.find("pantala-proxy"), "--settings", file, *more, stdout=log, stderr=log
+            )
+
+    async def replace(self) -> None:
+        """Returns once the new process serves; the old one goes on until it is empty."""
+        new = await self.start("--replace")
+        assert self.rig.process is not None
+        self.old.append(self.rig.process)
+        self.rig.process = new
+
+        async def serves() -> bool:
+            assert new.returncode is None, self.log()
+            return self.serving() == new.pid
+
+        await until(serves, bool, within_s=WITHIN_S, every_s=0.01)
+
+    def serving(self) -> int:
+        return listener_pid(self.rig.folder / "state" / "replace.sock")
+
+    def log(self) -> str:
+        return (self.rig.folder / "proxy.log").read_text()
+
+    async def close(self) -> None:
+        for process in self.old:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+@pytest.fixture
+async def replaced(tmp_path: Path) -> AsyncIterator[Replaced]:
+    async with running(tmp_path, drain_max_ms=20_000) as rig:
+        made = Replaced(rig)
+        try:
+            await rig.agent.rows(row("certs", "cert/web", rig.ca.issue(HOST)))
+            yield made
+        finally:
+            await made.close()
+
+
+async def web(rig: Rig, handler: Callable[[Backend, Request], Awaitable[bytes]], hard: int = 1000) -> Backend:
+    port = free_port()
+    backend = await rig.backend("web", IP, port, handler)
+    limits = Concurrency(type="requests", soft_limit=min(hard, 500), hard_limit=hard)
+    rows = [*app_rows("web", HOST), service(rig.ports, "web", port, concurrency=limits), machine_row("web", "m1", IP)]
+    await rig.agent.rows(*rows)
+    return backend
+
+
+async def say_path(backend: Backend, request: Request) -> bytes:
+    return answer(request.path.encode())
+
+
+# -- load --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """Clients that never repeat a request: each one that is not answered as it should be is lost."""
+
+    answered: int = 0
+    lost: list[str] = field(default_factory=list)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, name: str, ask: Callable[[str], Awaitable[str]]) -> None:
+        number = 0
+        while not self.stop.is_set():
+            number += 1
+            path = f"/{name}/{number}"
+            try:
+                said = await ask(path)
+            except Exception as error:  # noqa: BLE001 - however it fails, it is lost
+                self.lost.append(f"{path}: {error!r}")
+            else:
+                self.answered += 1
+                if said != path:
+                    self.lost.append(f"{path}: {said}")
+            await asyncio.sleep(EACH_CLIENT_EVERY_S)
+
+
+@contextlib.asynccontextmanager
+async def under_load(rig: Rig) -> AsyncGenerator[Load]:
+    load = Load()
+    async with contextlib.AsyncExitStack() as clients, asyncio.TaskGroup() as tasks:
+        kept = await clients.enter_async_context(rig.client(HOST))
+        two = await clients.enter_async_context(rig.client(HOST, http2=True))
+
+        async def over_kept(path: str) -> str:
+            return (await kept.get(path)).text
+
+        async def over_two(path: str) -> str:
+            got = await two.get(path)
+            assert got.http_version == "HTTP/2"
+            return got.text
+
+        async def over_new(path: str) -> str:
+            return (await rig.get(HOST, path)).text
+
+        for number in range(2):
+            tasks.create_task(load.run(f"kept{number}", over_kept))
+            tasks.create_task(load.run(f"new{number}", over_new))
+        tasks.create_task(load.run("two", over_two))
+        try:
+            yield load
+        finally:
+            load.stop.set()
+
+
+async def test_ten_replacements_lose_nothing(replaced: Replaced) -> None:
+    rig = replaced.rig
+    await web(rig, say_path)
+    async with under_load(rig) as load:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for _ in range(REPLACEMENTS):
+            answered = load.answered
+            await replaced.replace()
+            await until(lambda seen=answered: more(load, seen + 25), bool, within_s=WITHIN_S, every_s=0.01)
+        took = loop.time() - began
+        assert load.answered / took > 100, f"{load.answered} in {took:.1f} s are no load"
+    assert load.lost == []
+    for process in replaced.old:  # each ends by itself, in order
+        assert await asyncio.wait_for(process.wait(), WITHIN_S) == 0
+    assert await rig.stop() == 0
+
+
+async def more(load: Load, number: int) -> bool:
+    return load.answered >= number
+
+
+# -- what takes long ---------------------------------------------------------------------------------------------
+
+
+async def test_a_websocket_and_a_download_live_through_it_and_drain_max_ends_with_1012(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(backend: Backend, request: Request) -> bytes:
+        await go_on.wait()
+        return answer(PART * 2048)
+
+    async with running(tmp_path, drain_max_ms=4_000) as rig:
+        replaced = Replaced(rig)
+        try:
+            await web(rig, slow)
+            reader, writer = await open_websocket(rig)
+            download = asyncio.create_task(rig.get(HOST, "/long"))
+            await until(lambda: in_flight(rig, 2), bool, within_s=WITHIN_S, every_s=0.01)
+            await replaced.replace()
+            writer.write(b"\x81\x80\x00\x00\x00\x00")
+            assert await asyncio.wait_for(reader.readexactly(6), WITHIN_S) == b"\x81\x80\x00\x00\x00\x00"
+            go_on.set()
+            assert len((await download).content) == len(PART) * 2048
+            left = await asyncio.wait_for(reader.read(), WITHIN_S)
+            assert left.startswith(b"\x88\x02" + (1012).to_bytes(2, "big")), left
+            writer.close()
+            assert await asyncio.wait_for(replaced.old[0].wait(), WITHIN_S) == 0
+        finally:
+            await replaced.close()
+
+
+async def open_websocket(rig: Rig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(rig.address, rig.ports.http)
+    writer.write(
+        f"GET /ws HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WITHIN_S)
+    assert head.startswith(b"HTTP/1.1 101"), head
+    return reader, writer
+
+
+async def in_flight(rig: Rig, number: int) -> bool:
+    loads = [frame for frame in rig.agent.frames if type(frame).__name__ == "Load"]
+    return bool(loads) and sum(load.in_flight for load in loads[-1].machines) == number
+
+
+# -- counts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["drained", "killed"])
+async def test_a_hard_limit_holds_over_both(replaced: Replaced, killed: bool) -> None:
+    rig, go_on = replaced.rig, asyncio.Event()
+
+    async def held(backend: Backend, request: Request) -> bytes:
+        if request.path == "/held":
+            await go_on.wait()
+        return answer(b"done")
+
+    backend = await web(rig, held, hard=2)
+    first = [asyncio.create_task(rig.get(HOST, "/held")) for _ in range(2)]
+    await until(lambda: in_flight(rig, 2), bool, within_s=WITHIN_S, every_s=0.01)
+    await replaced.replace()
+    second = asyncio.create_task(rig.get(HOST, "/"))
+    await until(lambda: queued(rig, 1), bool, within_s=WITHIN_S, every_s=0.01)
+    assert not any(request.path == "/" for request in backend.requests)
+    if killed:
+        replaced.old[0].kill()
+    else:
+        go_on.set()
+    assert (await second).text == "done"
+    assert backend.busy_max <= 2 or killed
+    go_on.set()
+    results = await asyncio.gather(*first, return_exceptions=True)
+    assert killed or [result.text for result in results if not isinstance(result, BaseException)] == ["done"] * 2
+
+
+async def queued(rig: Rig, number: int) -> bool:
+    return f"\npantala_proxy_queue_length {number}\n" in (await rig.admin("/metrics") or "")
+
+
+# -- new ones that do not come up --------------------------------------------------------------------------------
+
+
+async def test_one_that_fails_changes_nothing(replaced: Replaced) -> None:
+    rig = replaced.rig
+    await web(rig, say_path)
+    assert rig.process is not None
+    pid = rig.process.pid
+    bad = rig.folder / "bad.json"
+    bad.write_text((rig.folder / "proxy.json").read_text().replace("127.0.0.1", "192.0.2.1"))
+    async with under_load(rig) as load:
+        failed = await replaced.start("--replace", settings=bad)
+        assert await asyncio.wait_for(failed.wait(), WITHIN_S) == 1
+        assert "cannot listen on 192.0.2.1" in replaced.log()
+        with contextlib.closing(asking(rig)):  # a new one that got the sockets and died: this process plays it
+            refused = await replaced.start("--replace")
+            assert await asyncio.wait_for(refused.wait(), WITHIN_S) == 1
+            assert "another process is being started to replace this proxy" in replaced.log()
+        answered = load.answered
+        await until(lambda: more(load, answered + 25), bool, within_s=WITHIN_S, every_s=0.01)
+        assert replaced.serving() == pid
+        await until(lambda: said(replaced, 2), bool, within_s=WITHIN_S, every_s=0.01)
+        await replaced.replace()
+    assert load.lost == []
+
+
+async def said(replaced: Replaced, times: int) -> bool:
+    return replaced.log().count("replacement failed; this proxy goes on") >= times
+
+
+def asking(rig: Rig) -> socket.socket:
+    new = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    new.settimeout(WITHIN_S)
+    new.connect(str(rig.folder / "state" / "replace.sock"))
+    new.send(b'{"type": "ask", "pid": 1, "version": "test"}')
+    assert b"sockets" in new.recv(65536)
+    return new
+
+
+async def test_nobody_to_replace(replaced: Replaced) -> None:
+    assert await replaced.rig.stop(signal.SIGKILL) == -signal.SIGKILL
+    alone = await replaced.start("--replace")
+    assert await asyncio.wait_for(alone.wait(), WITHIN_S) == 1
+    assert "no proxy to replace" in replaced.log()
+    await replaced.rig.start()  # over the socket that the killed one left
+    assert replaced.rig.process is not None
+    assert replaced.serving() == replaced.rig.process.pid
