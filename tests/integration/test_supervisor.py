@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pantala.host.replacing import Wanted, listener_pid, want
 from pantala.host.stop import stop_processes
 from pantala.host.supervisor import Process, Status, read_status, save_processes, start_time
 from pantala.testing.poll import until_sync
@@ -111,3 +112,68 @@ def test_children_of_a_killed_supervisor_are_found_and_ended(rig: Rig) -> None:
     assert all(start_time(pid) for pid in children.values())  # they go on: their work is not the supervisor's
     stop_processes(rig.status())
     until_sync(lambda: [start_time(pid) for pid in children.values()], lambda seen: not any(seen), within_s=WITHIN_S)
+
+
+# -- one process in the place of another ---------------------------------------------------------------------------
+
+REPLACEABLE = """
+import os, signal, socket, sys, time
+path, story = sys.argv[1:3]
+if os.path.exists(path + ".bad") and "--replace" in sys.argv:
+    sys.exit(3)
+ears = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+ears.bind(path + ".new")
+ears.listen()
+os.rename(path + ".new", path)
+while not os.path.exists(f"{path}.end.{os.getpid()}"):
+    time.sleep(0.02)
+"""
+
+
+def replaceable(rig: Rig) -> Process:
+    path = str(rig.folder / "replace.sock")
+    return Process(
+        name="proxy",
+        command=[sys.executable, "-c", REPLACEABLE, path, str(rig.story_file)],
+        netns="",
+        env={"PATH": os.environ["PATH"]},
+        log=str(rig.folder / "proxy.log"),
+        ready="",
+        replace=path,
+    )
+
+
+def replace(rig: Rig, wish: str) -> str:
+    """The outcome's error."""
+    want(rig.folder, Wanted(id=wish, names=["proxy"]))
+    seen = until_sync(rig.status, lambda seen: seen.processes[0].outcome.id == wish, within_s=WITHIN_S)
+    return seen.processes[0].outcome.error
+
+
+def test_a_replaced_process_ends_by_itself_and_the_new_one_is_kept_running(rig: Rig) -> None:
+    rig.start(replaceable(rig))
+    until_sync(lambda: listener_pid(rig.folder / "replace.sock"), bool, within_s=WITHIN_S)
+    first = rig.pids()["proxy"]
+    assert replace(rig, "one") == ""
+    second = rig.pids()["proxy"]
+    assert second != first
+    assert rig.status().processes[0].beside[0] == (first, start_time(first))
+    assert start_time(first), "it goes on until it is empty"
+    (rig.folder / f"replace.sock.end.{first}").touch()
+    until_sync(lambda: start_time(first), lambda at: at == 0, within_s=WITHIN_S)
+    assert rig.pids()["proxy"] == second
+    os.kill(second, signal.SIGKILL)
+    until_sync(rig.pids, lambda pids: pids["proxy"] not in (0, second), within_s=WITHIN_S)
+
+
+def test_a_new_process_that_fails_changes_nothing_and_what_is_left_over_ends_with_the_rest(rig: Rig) -> None:
+    rig.start(replaceable(rig))
+    until_sync(lambda: listener_pid(rig.folder / "replace.sock"), bool, within_s=WITHIN_S)
+    first = rig.pids()["proxy"]
+    (rig.folder / "replace.sock.bad").touch()
+    assert "the new process failed" in replace(rig, "one")
+    assert rig.pids()["proxy"] == first
+    (rig.folder / "replace.sock.bad").unlink()
+    assert replace(rig, "two") == ""
+    stop_processes(rig.status())
+    assert start_time(first) == 0

@@ -36,9 +36,7 @@ pub fn watch(shared: Arc<Shared>) -> std::io::Result<impl Future<Output = ()>> {
             () = either(&mut terminate, &mut interrupt) => {} // asked twice
         }
         shared.tunnels.end_all(SERVICE_RESTART);
-        if shared.metrics.connections_open.load(Relaxed) > 0 {
-            sleep(LEAVE).await;
-        }
+        empty_by(&shared, Instant::now() + LEAVE).await;
         shared.life.send_replace(Life::Ending);
     })
 }
@@ -63,7 +61,7 @@ async fn leave(shared: &Shared, by: Instant) {
 
 async fn empty_by(shared: &Shared, by: Instant) -> bool {
     let empty = async {
-        while shared.metrics.connections_open.load(Relaxed) > 0 {
+        while shared.metrics.connections_open.load(Relaxed) + shared.tunnels.open() > 0 {
             sleep(LOOK_EVERY).await;
         }
     };

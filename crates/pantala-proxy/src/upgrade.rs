@@ -16,6 +16,7 @@ use crate::body::OutBody;
 use crate::mesh::pool::Stream;
 use crate::shared::Shared;
 use crate::slot::Slot;
+use crate::tunnels::Open;
 use crate::websocket::{Frames, close_frame};
 
 const BUFFER: usize = 16 * 1024;
@@ -43,11 +44,12 @@ pub fn switch(
         .as_ref()
         .map_or(NO_MACHINE.into(), |slot| slot.target.machine.id.clone());
     let ends = shared.tunnels.join(&machine);
+    let open = Open::new(shared);
     tokio::task::spawn_local(async move {
         if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
             couple(client, upstream, ends, websocket).await;
         }
-        drop((slot, road));
+        drop((slot, road, open));
     });
     let (parts, _) = response.into_parts();
     Response::from_parts(parts, OutBody::Full(Full::default()))

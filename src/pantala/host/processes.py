@@ -42,6 +42,7 @@ def host_processes(place: Place, joined: Joined, tuning: settings.Tuning) -> lis
             [str(binaries.find("pantala-proxy")), "--settings", str(settings.write_proxy(place, joined, tuning))],
             ready=f"tcp:{place.address}:{ADMIN_PORT}",
             after=[agent],
+            replace=str(place.state_dir / "proxy" / "replace.sock"),
         ),
     ]
 
@@ -93,6 +94,7 @@ def _process(
     ready: str,
     after: list[str] | None = None,
     reload_on: list[str] | None = None,
+    replace: str = "",
 ) -> Process:
     return Process(
         name=name,
@@ -103,6 +105,7 @@ def _process(
         ready=ready,
         after=after or [],
         reload_on=reload_on or [],
+        replace=replace,
     )
 
 

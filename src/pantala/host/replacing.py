@@ -1,5 +1,5 @@
-"""Who serves at a hand-over socket, and what is asked of the supervisor: a running process gives way to a new one of the
-same name (`replace.json`, read once), as `pantala box replace` wants."""
+"""Who serves at a hand-over socket, and what is asked of the supervisor: that a running process gives way to a new one
+of the same name (`replace.json`, read once), as `pantala box replace` wants."""
 
 from __future__ import annotations
 

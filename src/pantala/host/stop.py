@@ -28,8 +28,9 @@ def stop_processes(status: Status) -> None:
         if is_supervisor(status.supervisor):
             _signal(status.supervisor, signal.SIGKILL)
     for process in reversed(status.processes):
-        if process.pid and start_time(process.pid) == process.started:
-            _signal(process.pid, signal.SIGKILL)
+        for pid, started in (*process.beside, (process.pid, process.started)):
+            if pid and start_time(pid) == started:
+                _signal(pid, signal.SIGKILL)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -8,6 +8,7 @@ sees to `status.json`. Children have sessions of their own and no pipe to the su
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import structlog
 from anyio.abc import Process as Child
 from anyio.abc import TaskGroup
 
+from pantala.host.replacing import Outcome, listener_pid, take_wanted
 from pantala.telemetry import configure
 
 log = structlog.get_logger()
@@ -40,7 +42,8 @@ PROBE_WITHIN_S = 0.5
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One program. `ready`: `tcp:ADDRESS:PORT`, `unix:PATH`, `file:PATH`, or empty (ready when started). `after`:
     names of those that are ready before it starts, and that end after it. `reload_on`: files; it gets SIGHUP when one
-    changes."""
+    changes. `replace`: the socket over which a new process (with `--replace`) takes the place of a running one; empty
+    where none can."""
 
     name: str
     command: list[str]
@@ -50,16 +53,21 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     ready: str = ""
     after: list[str] = []
     reload_on: list[str] = []
+    replace: str = ""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`started`: the kernel's start time of the pid, so that a reused pid is not mistaken for it."""
+    """`started`: the kernel's start time of the pid, so that a reused pid is not mistaken for it. `beside`: the same
+    two of processes that were replaced and serve what they began, and of one that is to replace it. `outcome`: of the
+    last replacement."""
 
     name: str
     state: Literal["waiting", "starting", "ready", "restarting", "stopped"]
     pid: int = 0
     started: int = 0
     restarts: int = 0
+    beside: list[tuple[int, int]] = []
+    outcome: Outcome = Outcome()
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +96,8 @@ class Supervisor:
         self._starting = {p.name: anyio.Lock() for p in processes}
         self._side_by_side = anyio.Semaphore(max(4, 2 * (os.cpu_count() or 1)))
         self._running: dict[str, Child] = {}
+        self._beside: dict[str, list[Child]] = {p.name: [] for p in processes}
+        self._adopted = {p.name: anyio.Event() for p in processes}
         self._trouble = ""
         self._stopping = False
 
@@ -99,6 +109,7 @@ class Supervisor:
             tasks.start_soon(self._trim_logs)
             tasks.start_soon(self._reload)
             tasks.start_soon(self._follow_held)
+            tasks.start_soon(self._follow_wanted, tasks)
             for process in self._processes:
                 tasks.start_soon(self._bring_up, process, tasks)
 
@@ -128,7 +139,7 @@ class Supervisor:
             up = _Up()
             async with anyio.create_task_group() as watch:
                 watch.start_soon(self._mark_ready, process, up)
-                await child.wait()
+                child = await self._until_ended(process.name)
                 watch.cancel_scope.cancel()
             if self._stopping:
                 break
@@ -140,6 +151,65 @@ class Supervisor:
             restarts = 1 if up.stayed(anyio.current_time()) else restarts + 1
             self._set(process.name, state="restarting", restarts=restarts)
             await anyio.sleep(BACKOFF_S[min(restarts, len(BACKOFF_S)) - 1])
+
+    async def _until_ended(self, name: str) -> Child:
+        """The process that ended, unless another one had taken its place."""
+        while True:
+            child, adopted = self._running[name], self._adopted[name]
+            async with anyio.create_task_group() as wait:
+                wait.start_soon(_wait_and_cancel, child, wait.cancel_scope)
+                await adopted.wait()
+                wait.cancel_scope.cancel()
+            if self._running[name] is child:
+                return child
+
+    async def _follow_wanted(self, tasks: TaskGroup) -> None:
+        while True:
+            if (wanted := take_wanted(self._state_dir)) is not None:
+                for process in self._processes:
+                    if process.name in wanted.names:
+                        tasks.start_soon(self._replace, process, wanted.id)
+            await anyio.sleep(LOOK_AT_HELD_EVERY_S)
+
+    async def _replace(self, process: Process, wish: str) -> None:
+        """A new process serves instead of the running one, which ends by itself; or nothing changes."""
+        name = process.name
+        async with self._starting[name]:
+            old = self._running.get(name)
+            if not process.replace or old is None or self._status[name].state != "ready" or self._stopping:
+                error = f"{name} is {self._status[name].state}" if process.replace else f"{name} cannot be replaced"
+                return self._set(name, outcome=Outcome(id=wish, error=error))
+            new = await self._start_beside(process)
+            serves, gone = False, False
+            with anyio.move_on_after(READY_WITHIN_S):
+                while not (serves or gone or self._stopping):
+                    await anyio.sleep(0.05)
+                    gone = new.returncode is not None
+                    serves = listener_pid(Path(process.replace)) == new.pid
+            # One that served and died at once: the old one accepts no more, so it counts as replaced and is restarted.
+            served = serves or (gone and listener_pid(Path(process.replace)) != old.pid)
+            if not served or old.returncode is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    new.kill()
+                log.warning("process not replaced", name=name, code=new.returncode)
+                return self._set(name, outcome=Outcome(id=wish, error=f"the new process failed; see {process.log}"))
+            self._beside[name].remove(new)
+            self._run_beside(name, old)
+            self._running[name] = new
+            adopted, self._adopted[name] = self._adopted[name], anyio.Event()
+            self._set(name, pid=new.pid, started=start_time(new.pid), outcome=Outcome(id=wish))
+            adopted.set()
+            log.info("process replaced", name=name, pid=new.pid, before=old.pid)
+
+    async def _start_beside(self, process: Process) -> Child:
+        with anyio.CancelScope(shield=True):  # whatever was started is known
+            child = await start(msgspec.structs.replace(process, command=[*process.command, "--replace"]))
+            self._run_beside(process.name, child)
+        return self._beside[process.name][-1]
+
+    def _run_beside(self, name: str, child: Child) -> None:
+        self._beside[name] = [one for one in self._beside[name] if one.returncode is None] + [child]
+        self._set(name, beside=[(one.pid, start_time(one.pid)) for one in self._beside[name]])
 
     async def _until_released(self, process: Process) -> None:
         self._set(process.name, state="stopped", pid=0, restarts=0)
@@ -157,6 +227,7 @@ class Supervisor:
             for name in self._held:
                 child = self._running.get(name)
                 if name not in before:
+                    await self._end_beside(name)
                     log.info("process is held down", name=name)
                     kill_at[name] = now if held.kill else now + STOP_WITHIN_S
                     if child is not None and child.returncode is None and not held.kill:
@@ -198,8 +269,15 @@ class Supervisor:
             if child.returncode is None:
                 child.kill()
                 await child.wait()
+        await self._end_beside(process.name)
         self._set(process.name, state="stopped", pid=0)
         self._ended[process.name].set()
+
+    async def _end_beside(self, name: str) -> None:
+        for child in self._beside.get(name, []):
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
 
     async def _reload(self) -> None:
         """SIGHUP for those whose files (certificates, users of the bus) were renewed."""
@@ -246,6 +324,11 @@ class _Up:
 
     def stayed(self, now: float) -> bool:
         return self.since is not None and now - self.since >= STAYS_UP_S
+
+
+async def _wait_and_cancel(child: Child, scope: anyio.CancelScope) -> None:
+    await child.wait()
+    scope.cancel()
 
 
 async def start(process: Process) -> Child:
@@ -329,7 +412,7 @@ def save_processes(state_dir: Path, processes: list[Process]) -> None:
     path = state_dir / "processes.json"
     path.touch(mode=0o600)
     path.write_bytes(msgspec.json.encode(processes))
-    for name in ("status.json", "held.json"):
+    for name in ("status.json", "held.json", "replace.json"):
         (state_dir / name).unlink(missing_ok=True)
 
 
