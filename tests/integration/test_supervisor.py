@@ -125,8 +125,11 @@ ears = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 ears.bind(path + ".new")
 ears.listen()
 os.rename(path + ".new", path)
+mine = os.stat(path).st_ino
 while not os.path.exists(f"{path}.end.{os.getpid()}"):
-    time.sleep(0.02)
+    if os.path.exists(path + ".empty") and os.stat(path).st_ino != mine:
+        sys.exit()
+    time.sleep(0.001)
 """
 
 
@@ -164,6 +167,18 @@ def test_a_replaced_process_ends_by_itself_and_the_new_one_is_kept_running(rig: 
     assert rig.pids()["proxy"] == second
     os.kill(second, signal.SIGKILL)
     until_sync(rig.pids, lambda pids: pids["proxy"] not in (0, second), within_s=WITHIN_S)
+
+
+def test_an_old_one_that_has_nothing_to_do_ends_at_once(rig: Rig) -> None:
+    rig.start(replaceable(rig))
+    until_sync(lambda: listener_pid(rig.folder / "replace.sock"), bool, within_s=WITHIN_S)
+    (rig.folder / "replace.sock.empty").touch()
+    for wish in ("one", "two", "three"):
+        before = rig.pids()["proxy"]
+        assert replace(rig, wish) == ""
+        until_sync(lambda pid=before: start_time(pid), lambda at: at == 0, within_s=WITHIN_S)
+        assert rig.pids()["proxy"] == listener_pid(rig.folder / "replace.sock") != before
+    assert rig.status().processes[0].restarts == 0
 
 
 def test_a_new_process_that_fails_changes_nothing_and_what_is_left_over_ends_with_the_rest(rig: Rig) -> None:

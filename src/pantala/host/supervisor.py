@@ -160,8 +160,11 @@ class Supervisor:
                 wait.start_soon(_wait_and_cancel, child, wait.cancel_scope)
                 await adopted.wait()
                 wait.cancel_scope.cancel()
-            if self._running[name] is child:
-                return child
+            async with self._starting[
+                name
+            ]:  # an old one may be empty, and end, before its replacement is known to serve
+                if self._running[name] is child:
+                    return child
 
     async def _follow_wanted(self, tasks: TaskGroup) -> None:
         while True:
@@ -188,16 +191,19 @@ class Supervisor:
                     serves = listener_pid(Path(process.replace)) == new.pid
             # One that served and died at once: the old one accepts no more, so it counts as replaced and is restarted.
             served = serves or (gone and listener_pid(Path(process.replace)) != old.pid)
-            if not served or old.returncode is not None:
+            error = f"the new process failed; see {process.log}" if gone else ""
+            if not served:
                 with contextlib.suppress(ProcessLookupError):
                     new.kill()
                 log.warning("process not replaced", name=name, code=new.returncode)
-                return self._set(name, outcome=Outcome(id=wish, error=f"the new process failed; see {process.log}"))
+                return self._set(
+                    name, outcome=Outcome(id=wish, error=error or f"the new process does not serve; see {process.log}")
+                )
             self._beside[name].remove(new)
             self._run_beside(name, old)
             self._running[name] = new
             adopted, self._adopted[name] = self._adopted[name], anyio.Event()
-            self._set(name, pid=new.pid, started=start_time(new.pid), outcome=Outcome(id=wish))
+            self._set(name, pid=new.pid, started=start_time(new.pid), outcome=Outcome(id=wish, error=error))
             adopted.set()
             log.info("process replaced", name=name, pid=new.pid, before=old.pid)
 
