@@ -203,14 +203,10 @@ async def test_ten_replacements_lose_nothing(replaced: Replaced) -> None:
     rig = replaced.rig
     await web(rig, say_path)
     async with under_load(rig) as load:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         for _ in range(REPLACEMENTS):
             answered = load.answered
             await replaced.replace()
             await until(lambda seen=answered: more(load, seen + 25), bool, within_s=WITHIN_S, every_s=0.01)
-        took = loop.time() - began
-        assert load.answered / took > 100, f"{load.answered} in {took:.1f} s are no load"
         for process in replaced.old:  # while the clients go on: what is kept open is closed, with nothing under way
             assert await asyncio.wait_for(process.wait(), WITHIN_S) == 0
     assert load.lost == []
