@@ -72,6 +72,25 @@ async def keep_shaking(world: Issuing, hostname: str, *, until_other_than: int) 
     return count
 
 
+async def test_the_edge_proves_a_name_within_tls_when_port_80_did_not_do(tmp_path: Path) -> None:
+    async with issuing(tmp_path) as world:
+        world.dns.says(NAME, "A", EDGE)
+        await world.add("web", NAME)
+        await world.platform.db.write(lambda c: hostnames.update_hostname(c, NAME, failures=1, look_at_ms=1))
+        shown: set[str] = set()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(world.platform.control.issuance.cycle)
+
+            async def active() -> bool:
+                shown.update(key.partition("/")[0] + "/" + key.partition("/")[2][:10] for key in leftovers(world))
+                return (await world.show("web", NAME))["status"] == "active"
+
+            await until(active, bool, within_s=30, every_s=0.01)
+        assert shown == {"cert/challenge:"}, "by nothing else"
+        assert "Pebble" in await world.issuer(NAME)
+        assert leftovers(world) == []
+
+
 async def test_a_wildcard_by_delegation_and_the_edge_answers_for_it(tmp_path: Path) -> None:
     async with issuing(tmp_path) as world:
         control = world.platform.control

@@ -171,8 +171,17 @@ fn read(row: &CertRow) -> Result<Arc<CertifiedKey>, String> {
     }
     // What the parser says about a key is not repeated.
     let key = PrivateKeyDer::from_pem_slice(row.key_pem.as_bytes()).map_err(|_| NO_KEY.to_owned())?;
-    let certified = CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|e| format!("chain_pem and key_pem do not go together: {e}"))?;
+    let provider = ring::default_provider();
+    let certified = if row.alpn == ACME {
+        // Its critical extension (RFC 8737) is unknown to the reader that would compare key and certificate.
+        provider
+            .key_provider
+            .load_private_key(key)
+            .map(|key| CertifiedKey::new(chain, key))
+    } else {
+        CertifiedKey::from_der(chain, key, &provider)
+    };
+    let certified = certified.map_err(|e| format!("chain_pem and key_pem do not go together: {e}"))?;
     Ok(Arc::new(certified))
 }
 
@@ -186,13 +195,18 @@ mod tests {
     }
 
     fn row(name: &str, alpn: &str) -> Arc<CertRow> {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let mut wanted = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+        if alpn == ACME {
+            wanted.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(&[0; 32])];
+        }
+        let key_pair = rcgen::KeyPair::generate().unwrap();
+        let made = wanted.self_signed(&key_pair).unwrap();
         Arc::new(CertRow {
             names: vec![name.to_owned()],
-            chain_pem: pem("CERTIFICATE", made.cert.der()),
+            chain_pem: pem("CERTIFICATE", made.der()),
             not_after_ms: 1,
             sealed_key: String::new(),
-            key_pem: pem("PRIVATE KEY", &made.signing_key.serialize_der()),
+            key_pem: pem("PRIVATE KEY", &key_pair.serialize_der()),
             alpn: alpn.to_owned(),
         })
     }
