@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import inspect
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import nats
@@ -22,6 +26,7 @@ from pantala.kit.nkeys import read_credentials
 log = structlog.get_logger()
 
 PENDING_BYTES_MAX = 8 * 1024 * 1024
+CLOSED_WITHIN_S = 2.0
 
 
 class NatsBus:
@@ -116,6 +121,7 @@ async def connect(
                 break
             except (OSError, InvalidRequest, nats.errors.Error) as error:
                 log.debug("bus not connected yet", error=str(error), name=name)
+                await _end(client)
                 await anyio.sleep(0.1)
                 client = Client()
     try:
@@ -123,5 +129,22 @@ async def connect(
             yield NatsBus(client, tasks)
             tasks.cancel_scope.cancel()
     finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+        await _end(client)
+
+
+async def _end(client: Client) -> None:
+    """Closes it, and ends the tasks that it forgets when its connection breaks while it connects again."""
+    with anyio.CancelScope(shield=True):
+        # A connection that breaks at this moment has nothing more to say.
+        with anyio.move_on_after(CLOSED_WITHIN_S), contextlib.suppress(OSError, nats.errors.Error):
             await client.close()
+        with anyio.move_on_after(CLOSED_WITHIN_S):
+            while left := [task for task in asyncio.all_tasks() if _works_for(task, client)]:
+                for task in left:
+                    task.cancel()
+                await asyncio.wait(left)
+
+
+def _works_for(task: asyncio.Task[Any], client: Client) -> bool:
+    coroutine = task.get_coro()
+    return inspect.iscoroutine(coroutine) and inspect.getcoroutinelocals(coroutine).get("self") is client
