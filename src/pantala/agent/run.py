@@ -263,7 +263,7 @@ async def _keep_node_row(settings: AgentSettings, host: Host, queries: Queries, 
     """What is free changes with the machines; placement may learn it a little later."""
     while True:
         await host.context.clock.sleep(5.0)
-        disk_said_mib = said.value["disk_mib_free"] if said.value is not None else None
+        disk_said_mib = said.value.get("disk_mib_free", 0) if said.value is not None else None  # rows leave out a 0
         said = _node_row(settings, queries.node(), verify_key, disk_said_mib=disk_said_mib)
         try:
             await host.announce([said])
