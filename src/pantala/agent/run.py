@@ -175,7 +175,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     sentence = await host.adopt()
     log.info("machines adopted", node=settings.node, summary=sentence)
     said = _node_row(settings, queries.node(), signer.verify_key)
-    await host.announce([said])
+    await _announce(host, said)
 
     if (links := parts.peer_links(settings)) is not None:
         peers = Peers(settings.node, links, clock)
@@ -226,10 +226,10 @@ def _capacity(settings: AgentSettings) -> Capacity:
 
 
 def _node_row(
-    settings: AgentSettings, info: node.NodeInfo, verify_key: str, *, disk_said_mib: int | None = None
-) -> Row:
+    settings: AgentSettings, info: node.NodeInfo, verify_key: str, *, said: feed.NodeRow | None = None
+) -> feed.NodeRow:
     wireguard_key, wireguard = parts.wireguard_row(settings)
-    row = feed.NodeRow(
+    return feed.NodeRow(
         id=info.id,
         region=info.region,
         zone=info.zone,
@@ -244,11 +244,14 @@ def _node_row(
         mesh=settings.mesh,
         wireguard_key=wireguard_key,
         wireguard=wireguard,
-        disk_mib_free=disk_shown(info.disk_mib_free, disk_said_mib),
+        disk_mib_free=disk_shown(info.disk_mib_free, said.disk_mib_free if said else None),
         driver=info.driver,
         isolation=info.isolation,
     )
-    return Row("nodes", f"node/{info.id}", msgspec.to_builtins(row))
+
+
+async def _announce(host: Host, row: feed.NodeRow) -> None:
+    await host.announce([Row("nodes", f"node/{row.id}", msgspec.to_builtins(row))])
 
 
 def disk_shown(free_mib: int, said_mib: int | None) -> int:
@@ -259,14 +262,15 @@ def disk_shown(free_mib: int, said_mib: int | None) -> int:
     return free_mib // GIB_MIB * GIB_MIB
 
 
-async def _keep_node_row(settings: AgentSettings, host: Host, queries: Queries, verify_key: str, said: Row) -> None:
+async def _keep_node_row(
+    settings: AgentSettings, host: Host, queries: Queries, verify_key: str, said: feed.NodeRow
+) -> None:
     """What is free changes with the machines; placement may learn it a little later."""
     while True:
         await host.context.clock.sleep(5.0)
-        disk_said_mib = said.value.get("disk_mib_free", 0) if said.value is not None else None  # rows leave out a 0
-        said = _node_row(settings, queries.node(), verify_key, disk_said_mib=disk_said_mib)
+        said = _node_row(settings, queries.node(), verify_key, said=said)
         try:
-            await host.announce([said])
+            await _announce(host, said)
         except PantalaError as error:
             log.warning("node row not published", error=str(error))
 
