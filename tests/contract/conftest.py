@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
+from commands import Cli
 from deploying import Deploying
 
 from pantala.client.api import connect
@@ -24,3 +25,12 @@ async def deploying(platform: TestPlatform) -> AsyncGenerator[Deploying]:
     await platform.create_app("web")
     async with serve_http(platform) as url, connect(url, Secret(platform.token)) as client:
         yield Deploying(client, platform)
+
+
+@pytest.fixture
+async def cli(platform: TestPlatform, tmp_path: Path) -> AsyncGenerator[Cli]:
+    """Commands in a project's directory."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    async with serve_http(platform) as url:
+        yield Cli(platform, url, folder)

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from pathlib import Path
 
 import pytest
 from commands import Cli
 
-from pantala.testing.platform import TestPlatform, serve_http
+from pantala.testing.platform import TestPlatform
 
 pytestmark = pytest.mark.anyio
 
 PATH = "/v1/orgs/acme/replays"
 NOBODY = {"cross_network": False, "sources": []}
-
-
-@pytest.fixture
-async def cli(platform: TestPlatform, tmp_path: Path) -> AsyncGenerator[Cli]:
-    folder = tmp_path / "shop"
-    folder.mkdir()
-    async with serve_http(platform) as url:
-        yield Cli(platform, url, folder)
 
 
 async def test_an_org_lets_in_nobody_until_it_says_so(platform: TestPlatform) -> None:

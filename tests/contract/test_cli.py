@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator
-from pathlib import Path
 
 import pytest
 from commands import Cli
-
-from pantala.testing.platform import TestPlatform, serve_http
 
 pytestmark = pytest.mark.anyio
 
@@ -23,14 +19,6 @@ primary_region = "iad"
 [build]
 image = "{IMAGE}"
 """
-
-
-@pytest.fixture
-async def cli(platform: TestPlatform, tmp_path: Path) -> AsyncGenerator[Cli]:
-    folder = tmp_path / "shop"
-    folder.mkdir()
-    async with serve_http(platform) as url:
-        yield Cli(platform, url, folder)
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from sqlalchemy import Connection
 
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.publication import Publication
 from pantala.errors import CapacityError, Conflict, InvalidRequest, NotFound
 from pantala.kit.clock import rfc3339
 from pantala.net import sixpn
 from pantala.planner import addresses as plan
-from pantala.store import addresses, apps, ledger
+from pantala.store import addresses, apps
 from pantala.store.records import AddressRecord, AppRecord
 from pantala.wire.addresses import AddressType, AllocateRequest, Assignment, Assignments
 
@@ -74,7 +74,7 @@ class Addresses:
                 addresses.take_address(
                     connection, given, kind=request.type, app_id=app.id, network_id=network_id, now_ms=now_ms
                 )
-            self._audit(connection, principal, app, "address.allocate", given)
+            self._context.audit_app(connection, principal, app, "address.allocate", given)
             made = addresses.list_addresses(connection, app_id=app.id)
             return next(record for record in made if record.address == given)
 
@@ -100,7 +100,7 @@ class Addresses:
                 addresses.release_shared(connection, app.id)
             else:
                 addresses.release_address(connection, address, app_id=app.id, now_ms=now_ms)
-            self._audit(connection, principal, app, "address.release", address)
+            self._context.audit_app(connection, principal, app, "address.release", address)
             return found
 
         released = await self._context.db.write(release)
@@ -130,17 +130,6 @@ class Addresses:
         if picked.address is None:
             raise _empty(kind, picked, set_up=bool(pool))
         return picked.address
-
-    def _audit(self, connection: Connection, principal: Principal, app: AppRecord, action: str, target: str) -> None:
-        ledger.write_audit(
-            connection,
-            at_ms=self._context.now_ms(),
-            actor=principal.email,
-            org_id=app.org_id,
-            action=action,
-            target=f"{app.name}/{target}",
-            request_id=request_id.get(),
-        )
 
 
 DEFAULT_NETWORK = "default"

@@ -9,10 +9,10 @@ from sqlalchemy import Connection
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
 from pantala.control.accounts import org_ref
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.publication import Publication
 from pantala.errors import Forbidden, InvalidRequest, NameTaken
-from pantala.store import addresses, apps, hostnames, ledger, machines
+from pantala.store import addresses, apps, hostnames, machines
 from pantala.store.records import AppRecord
 from pantala.wire.api import App, CreateAppRequest, ListAppsResponse
 
@@ -101,14 +101,12 @@ class Apps:
             await self._publication.publish_all()
 
     def _audit(self, connection: Connection, principal: Principal, org_id: int, action: str, target: str) -> None:
-        ledger.write_audit(
+        self._context.audit(
             connection,
-            at_ms=self._context.now_ms(),
             actor=principal.email,
             org_id=org_id,
             action=action,
             target=target,
-            request_id=request_id.get(),
         )
 
     def _answer(self, app: AppRecord, *, machine_count: int) -> App:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
 
+from pantala.auth.grants import Principal
 from pantala.client.node import NodeClient
 from pantala.control.keys import ClusterKey
 from pantala.kit.clock import Clock, unix_ms
+from pantala.store import ledger
 from pantala.store.database import Database
+from pantala.store.records import AppRecord
 from pantala.wire.server import AddressPools
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -58,3 +63,29 @@ class Context:
 
     def now_ms(self) -> int:
         return unix_ms(self.clock.now())
+
+    def audit(
+        self,
+        connection: Connection,
+        *,
+        actor: str,
+        org_id: int | None,
+        action: str,
+        target: str,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        """Who did what now, in the transaction that does it, with the id of the request being served."""
+        ledger.write_audit(
+            connection,
+            at_ms=self.now_ms(),
+            actor=actor,
+            org_id=org_id,
+            action=action,
+            target=target,
+            request_id=request_id.get(),
+            detail=detail,
+        )
+
+    def audit_app(self, connection: Connection, principal: Principal, app: AppRecord, action: str, part: str) -> None:
+        """The same of a part of an app: a machine, a name, an address."""
+        self.audit(connection, actor=principal.email, org_id=app.org_id, action=action, target=f"{app.name}/{part}")

@@ -14,13 +14,13 @@ from sqlalchemy import Connection
 from pantala.auth.grants import Principal
 from pantala.control.access import Access
 from pantala.control.certificates import Certificates
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.hosts import Hosts
 from pantala.control.moves import VOLUMES, Moves
 from pantala.control.nodes import Nodes
 from pantala.control.publication import Publication
 from pantala.errors import Conflict, NotFound
-from pantala.store import apps, hosts, ledger, moves
+from pantala.store import apps, hosts, moves
 from pantala.store.records import MoveRecord, NodeRecord, PlacementRecord
 from pantala.wire.hosts import HostDeparture, LeavingMachine
 
@@ -142,15 +142,12 @@ class Departures:
         return await self.progress(principal, host)
 
     def _audit(self, connection: Connection, principal: Principal, action: str, target: str) -> None:
-        ledger.write_audit(
+        self._context.audit(
             connection,
-            at_ms=self._context.now_ms(),
             actor=principal.email,
             org_id=None,
             action=action,
             target=target,
-            request_id=request_id.get(),
-            detail={},
         )
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from pantala.auth.grants import Action, Principal
 from pantala.control import custom_certificates
 from pantala.control.access import Access
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.dns_lookup import Lookup
 from pantala.control.edge_keys import EdgeKeys
 from pantala.control.edge_rows import certificate_name
@@ -30,7 +30,7 @@ from pantala.errors import InvalidRequest, NameTaken, NotFound
 from pantala.kit.clock import rfc3339
 from pantala.kit.sealing import seal
 from pantala.planner import certificates as plan
-from pantala.store import certificates, hostnames, ledger
+from pantala.store import certificates, hostnames
 from pantala.store.records import AppRecord, CertificateRecord, HostnameRecord
 from pantala.wire.certificates import (
     AddCustomRequest,
@@ -86,7 +86,7 @@ class Hostnames:
                 hostnames.update_hostname(
                     connection, name, acme_requested=True, look_at_ms=now_ms, failures=0, updated_at_ms=now_ms
                 )
-                self._audit(connection, principal, app, "certificate.add", name)
+                self._context.audit_app(connection, principal, app, "certificate.add", name)
 
         await self._context.db.write(add)
         await self._publication.publish_hostname(name)
@@ -119,7 +119,7 @@ class Hostnames:
             self._claim(connection, app, name, now_ms=now_ms)
             certificates.put_certificate(connection, record)
             hostnames.update_hostname(connection, name, look_at_ms=now_ms, updated_at_ms=now_ms)
-            self._audit(connection, principal, app, "certificate.add_custom", name)
+            self._context.audit_app(connection, principal, app, "certificate.add_custom", name)
 
         await self._context.db.write(add)
         await self._publication.publish_hostname(name)
@@ -222,7 +222,7 @@ class Hostnames:
 
         def remove(connection: Connection) -> None:
             hostnames.delete_hostname(connection, name)
-            self._audit(connection, principal, app, "certificate.delete", name)
+            self._context.audit_app(connection, principal, app, "certificate.delete", name)
 
         gone = await self._context.db.read(lambda c: certificates.list_answers(c, hostname=name))
         await self._context.db.write(remove)
@@ -255,7 +255,7 @@ class Hostnames:
                     connection, name, acme_requested=False, errors="[]", failures=0, updated_at_ms=now_ms
                 )
             if there:
-                self._audit(connection, principal, app, f"certificate.delete_{source}", name)
+                self._context.audit_app(connection, principal, app, f"certificate.delete_{source}", name)
             return there
 
         if not await self._context.db.write(remove):
@@ -352,17 +352,6 @@ class Hostnames:
 
     def _now(self) -> str:
         return rfc3339(self._context.clock.now())
-
-    def _audit(self, connection: Connection, principal: Principal, app: AppRecord, action: str, name: str) -> None:
-        ledger.write_audit(
-            connection,
-            at_ms=self._context.now_ms(),
-            actor=principal.email,
-            org_id=app.org_id,
-            action=action,
-            target=f"{app.name}/{name}",
-            request_id=request_id.get(),
-        )
 
 
 def _configured(record: HostnameRecord) -> bool:

@@ -26,7 +26,7 @@ from pantala.control import regions
 from pantala.control.access import Access
 from pantala.control.bus_accounts import BusAccounts
 from pantala.control.cluster_authority import NODE_LIVES, ClusterAuthority, public_key_of
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.edge_keys import EdgeKeys
 from pantala.control.nodes import Nodes
 from pantala.control.publication import Publication
@@ -34,7 +34,7 @@ from pantala.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from pantala.kit import ids, nkeys
 from pantala.kit.clock import rfc3339
 from pantala.kit.sealing import unb64
-from pantala.store import hosts, ledger, machines, moves
+from pantala.store import hosts, machines, moves
 from pantala.store.records import EdgeKeyRecord, NodeRecord
 from pantala.wire.hosts import (
     BusAccess,
@@ -366,14 +366,12 @@ class Hosts:
         )
 
     def _audit(self, connection: Connection, actor: str, action: str, target: str, detail: dict[str, str]) -> None:
-        ledger.write_audit(
+        self._context.audit(
             connection,
-            at_ms=self._context.now_ms(),
             actor=actor,
             org_id=None,
             action=action,
             target=target,
-            request_id=request_id.get(),
             detail=detail,
         )
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from pantala.auth.grants import Action, Principal
 from pantala.control import documents, regions
 from pantala.control.access import Access
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.documents import Document
 from pantala.control.images import Images
 from pantala.control.nodes import Nodes
@@ -29,7 +29,7 @@ from pantala.domain.validate import validate_config
 from pantala.errors import CapacityError, DiskFull, InvalidRequest, NameTaken, NodeUnreachable, NotFound
 from pantala.kit import ids
 from pantala.planner.placement import Ask, Candidate
-from pantala.store import ledger, machines, secrets
+from pantala.store import machines, secrets
 from pantala.store.records import AppRecord, PlacementRecord
 from pantala.wire.api import LaunchMachineRequest
 from pantala.wire.machine import ImageRef, Machine
@@ -162,7 +162,7 @@ class Machines:
 
         def bury(connection: Connection) -> None:
             if machines.move_phase(connection, machine_id, before=("placed",), after=after, now_ms=now_ms):
-                self._audit(connection, principal, app, "machine.destroy", machine_id)
+                self._context.audit_app(connection, principal, app, "machine.destroy", machine_id)
 
         await self._context.db.write(bury)
 
@@ -260,7 +260,7 @@ class Machines:
                 placed = machines.find_placement(connection, app.id, machine.id)
                 assert placed is not None
                 secrets.record_delivery(connection, app_id=app.id, node=placed.node, version=given.version)
-            self._audit(connection, launch.principal, app, action, machine.id)
+            self._context.audit_app(connection, launch.principal, app, action, machine.id)
             return machines.find_placement(connection, app.id, machine.id)
 
         kept = await self._context.db.write(write)
@@ -287,19 +287,6 @@ class Machines:
         now_ms = self._context.now_ms()
         await self._context.db.write(
             lambda c: machines.move_phase(c, machine_id, before=("placed",), after="destroyed", now_ms=now_ms)
-        )
-
-    def _audit(
-        self, connection: Connection, principal: Principal, app: AppRecord, action: str, machine_id: str
-    ) -> None:
-        ledger.write_audit(
-            connection,
-            at_ms=self._context.now_ms(),
-            actor=principal.email,
-            org_id=app.org_id,
-            action=action,
-            target=f"{app.name}/{machine_id}",
-            request_id=request_id.get(),
         )
 
 

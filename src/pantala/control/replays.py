@@ -9,10 +9,10 @@ from sqlalchemy import Connection
 
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.publication import Publication, org_row
 from pantala.errors import InvalidRequest, NotFound
-from pantala.store import ledger, replays
+from pantala.store import replays
 from pantala.store.records import OrgRecord, ReplayRulesRecord
 from pantala.wire.api import ReplayRules, UpdateReplayRules
 
@@ -34,7 +34,6 @@ class Replays:
         """Repeating it changes nothing. Whoever lets another org in must be able to see it."""
         org = await self._access.org(principal, slug, Action.ADMIN)
         added = [await self._source(principal, org, source) for source in request.add]
-        now_ms = self._context.now_ms()
 
         def write(connection: Connection) -> ReplayRulesRecord:
             before = replays.get_rules(connection, org.id)
@@ -49,14 +48,12 @@ class Replays:
             if len(msgspec.json.encode(org_row(after))) > ROW_BYTES_MAX:
                 raise InvalidRequest("that are more orgs than fit; remove one first", field="add")
             if after != before:
-                ledger.write_audit(
+                self._context.audit(
                     connection,
-                    at_ms=now_ms,
                     actor=principal.email,
                     org_id=org.id,
                     action="org.replays",
                     target=slug,
-                    request_id=request_id.get(),
                     detail={"cross_network": after.cross_network, "sources": after.sources},
                 )
             return after
