@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import socket
 import subprocess
 import time
 from collections.abc import Generator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pantala.testing.box import BoxRig
+from pantala.testing.ports import free_port
 
 BUSYBOX = "/bin/busybox"
 BODY = "hello from busybox"
@@ -52,7 +52,7 @@ def deploy_busybox(box: BoxRig, name: str) -> Path:
 @contextmanager
 def bare_busybox(folder: Path) -> Generator[float]:
     """The same program without a platform: seconds from its spawn to the first byte of its first answer."""
-    port = _free_port()
+    port = free_port()
     command = [BUSYBOX, "httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", str(folder)]
     begun = time.monotonic()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -76,9 +76,3 @@ def _first_byte(port: int) -> float:
         finally:
             connection.close()
     raise TimeoutError(f"busybox did not answer on port {port} within {ANSWERS_WITHIN_S:g} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

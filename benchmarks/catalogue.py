@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pantala.kit.clock import SystemClock
 from pantala.kit.rows import Row
 from pantala.kit.sealing import Signer
 from pantala.testing.bus import MemoryBus
+from pantala.testing.ports import free_port
 
 CHANGES = 500
 EVERY_S = 0.02
@@ -175,12 +175,12 @@ def _machine(machine: str, node: str, number: int) -> Row:
 @contextmanager
 def _three_servers(folder: Path) -> Generator[list[str]]:
     """A hub and two leaves; their URLs."""
-    hub, leaf_port = _free_port(), _free_port()
+    hub, leaf_port = free_port(), free_port()
     user = 'authorization { user: "bench", password: "bench" }\n'
     texts = [f'listen: "127.0.0.1:{hub}"\n{user}leafnodes {{ listen: "127.0.0.1:{leaf_port}" }}\n']
     ports = [hub]
     for _ in READERS:
-        ports.append(_free_port())
+        ports.append(free_port())
         remote = f'leafnodes {{ remotes: [ {{ url: "nats-leaf://bench:bench@127.0.0.1:{leaf_port}" }} ] }}\n'
         texts.append(f'listen: "127.0.0.1:{ports[-1]}"\n{user}{remote}')
     children: list[subprocess.Popen[bytes]] = []
@@ -196,13 +196,6 @@ def _three_servers(folder: Path) -> Generator[list[str]]:
         for child in children:
             child.kill()
             child.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from proxy_rig import WITHIN_S, Rig, app_rows, free_port, machine_row, row, running
+from proxy_rig import WITHIN_S, Rig, app_rows, machine_row, row, running
 
+from pantala.testing.ports import free_port
 from pantala.wire.feed import AddressRow, FeedRow, ServiceRow
 from pantala.wire.machine import Concurrency, Port, ProxyProtoOptions, TLSOptions
 

@@ -18,7 +18,6 @@ from proxy_rig import (
     Rig,
     answer,
     app_rows,
-    free_port,
     machine_row,
     row,
     service_row,
@@ -26,6 +25,7 @@ from proxy_rig import (
 
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import FeedRow, MemberRow, MeshSettings, NodeRow
 
 HOST = "web.apps.test"

@@ -23,7 +23,7 @@ import dns.rdatatype
 import dns.rrset
 import httpx2
 import msgspec
-from proxy_rig import WITHIN_S, Ports, Rig, free_port, json_of
+from proxy_rig import WITHIN_S, Ports, Rig, json_of
 from proxy_rig import running as running_proxy
 
 from pantala.control.dns_lookup import DnsLookup
@@ -33,6 +33,7 @@ from pantala.testing.authority import Authority
 from pantala.testing.platform import SETTINGS, RowTable, TestPlatform
 from pantala.testing.platform import running as running_platform
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import DNSSettings, FeedRow
 
 EDGE = "127.0.0.1"

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import msgspec
 from pantala.kit import binaries
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import (
     AgentHello,
     AppRow,
@@ -37,12 +37,6 @@ from pantala.wire.feed import (
 from pantala.wire.machine import Concurrency, Port
 
 WITHIN_S = 15.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # -- rows --------------------------------------------------------------------------------------------------------

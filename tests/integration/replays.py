@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy_rig import Backend, Handler, Request, Rig, answer, free_port, machine_row, row, say_name, service_row
+from proxy_rig import Backend, Handler, Request, Rig, answer, machine_row, row, say_name, service_row
 
+from pantala.testing.ports import free_port
 from pantala.wire.feed import AppRow, HostRow
 
 JSON = "Content-Type: application/vnd.fly.replay+json"

@@ -21,17 +21,12 @@ from pantala.kit.clock import SystemClock
 from pantala.kit.files import write_private
 from pantala.kit.nkeys import NKey, credentials_text, read_credentials
 from pantala.testing.poll import until, until_sync
+from pantala.testing.ports import free_port
 from pantala.wire.hosts import CONTROL_CALL
 
 pytestmark = pytest.mark.anyio
 
 NATS = Path(sys.executable).parent / "nats-server"
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def listening(port: int) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import anyio
 import pytest
-from proxy_rig import free_port
 
 from pantala.kit import binaries
 from pantala.kit.bus_nats import connect
+from pantala.testing.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

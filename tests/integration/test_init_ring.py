@@ -17,6 +17,7 @@ import pytest
 from pantala.drivers import guest, ring
 from pantala.kit import binaries
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.guest import ExitRecord, Start, Started, StaticPath, Statics, Status, StatusReply, Stop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -110,9 +111,7 @@ async def test_long_lines_become_several_and_the_last_partial_one_is_kept(init: 
 
 async def test_statics_are_served_beside_the_app_and_end_with_it(init: Init, folder: Path) -> None:
     (folder / "a.txt").write_text("hello")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     paths = [StaticPath(url_prefix="/s", guest_path=str(folder))]
     statics = Statics(listen=f"127.0.0.1:{port}", paths=paths)
     start = Start(argv=["/bin/sleep", "1000"], env={"PATH": "/bin"}, statics=statics)

@@ -13,8 +13,9 @@ import httpx2
 import pytest
 import zstandard
 from mesh_rig import talk
-from proxy_rig import Backend, Request, Rig, answer, app_rows, free_port, machine_row, running, service_row
+from proxy_rig import Backend, Request, Rig, answer, app_rows, machine_row, running, service_row
 
+from pantala.testing.ports import free_port
 from pantala.wire.machine import HTTPOptions, HTTPResponseOptions, Port
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from proxy_rig import Rig, answer, free_port, running
+from proxy_rig import Rig, answer, running
 
+from pantala.testing.ports import free_port
 from pantala.wire.feed import DNSSettings
 
 pytestmark = pytest.mark.anyio

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from entry_rig import DEDICATED, NAME, SHARED, EntryRig, Told, entry_rig, line
 from mesh_rig import cluster
-from proxy_rig import free_port, machine_row, row
+from proxy_rig import machine_row, row
 
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import ServiceRow
 from pantala.wire.machine import Concurrency, Port, ProxyProtoOptions
 

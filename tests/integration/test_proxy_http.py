@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from mesh_rig import Reader, talk
-from proxy_rig import Rig, app_rows, free_port, machine_row, running, service_row
+from proxy_rig import Rig, app_rows, machine_row, running, service_row
 
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.machine import HTTPOptions, Port
 
 pytestmark = pytest.mark.anyio

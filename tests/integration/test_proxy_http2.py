@@ -16,10 +16,11 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, InformationalResponseReceived, ResponseReceived, StreamEnded, WindowUpdated
 from h2.settings import SettingCodes
 from mesh_rig import HOST, cluster
-from proxy_rig import WITHIN_S, Rig, app_rows, free_port, machine_row, row, running, service_row
+from proxy_rig import WITHIN_S, Rig, app_rows, machine_row, row, running, service_row
 
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.machine import Concurrency, HTTPOptions, Port
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from proxy_rig import app_rows, free_port, machine_row, running, service_row
+from proxy_rig import app_rows, machine_row, running, service_row
 
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

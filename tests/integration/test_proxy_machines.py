@@ -20,7 +20,6 @@ from proxy_rig import (
     Rig,
     answer,
     app_rows,
-    free_port,
     machine_row,
     row,
     running,
@@ -28,6 +27,7 @@ from proxy_rig import (
 )
 
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import Drain, ProxyFrame, Undrain, Wake, WakeResult
 from pantala.wire.machine import Concurrency
 

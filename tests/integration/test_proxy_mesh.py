@@ -21,9 +21,10 @@ from mesh_rig import (
     node_row,
     talk,
 )
-from proxy_rig import Backend, Request, answer, free_port, row, service_row
+from proxy_rig import Backend, Request, answer, row, service_row
 
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import Drain, Listener, ServiceRow
 from pantala.wire.machine import Concurrency, Port
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import httpx2
 import pytest
 from mesh_rig import HOST, NAME_OF_NODES, Cluster, Gate, Host, cluster, node_row
-from proxy_rig import free_port, row
+from proxy_rig import row
 
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 
 pytestmark = pytest.mark.anyio
 PREFER = {"fly-prefer-region": "lhr"}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from mesh_rig import HOST, Cluster, Host, cluster
-from proxy_rig import free_port
 
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import ProxyFrame, Wake, WakeResult
 from pantala.wire.machine import Concurrency
 

@@ -15,12 +15,13 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded, StreamReset
-from proxy_rig import WITHIN_S, Backend, Request, Rig, answer, app_rows, free_port, machine_row, row, running
+from proxy_rig import WITHIN_S, Backend, Request, Rig, answer, app_rows, machine_row, row, running
 from proxy_rig import service_row as service
 
 from pantala.host.replacing import listener_pid
 from pantala.kit import binaries
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import Load
 from pantala.wire.machine import Concurrency
 

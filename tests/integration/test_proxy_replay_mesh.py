@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from mesh_rig import HOST, Cluster, cluster, talk
-from proxy_rig import Backend, Request, answer, free_port
+from proxy_rig import Backend, Request, answer
 from replays import fields, once, replay, replay_json
+
+from pantala.testing.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,6 @@ from proxy_rig import (
     Rig,
     answer,
     app_rows,
-    free_port,
     json_of,
     machine_row,
     row,
@@ -24,6 +23,7 @@ from proxy_rig import (
     service_row,
 )
 
+from pantala.testing.ports import free_port
 from pantala.wire.feed import AddressRow, HostRow
 from pantala.wire.machine import Concurrency, HTTPOptions, HTTPResponseOptions, Port
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from mesh_rig import HOST, cluster
-from proxy_rig import Backend, Rig, app_rows, free_port, machine_row, running, service_row
+from proxy_rig import Backend, Rig, app_rows, machine_row, running, service_row
 
 from pantala.kit import binaries
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 from pantala.wire.feed import ProxyFrame, Wake, WakeResult
 from pantala.wire.guest import STATICS_PORT
 from pantala.wire.machine import Static

@@ -24,6 +24,7 @@ from pantala.kit.bus_nats import connect
 from pantala.testing.fake_agent import FakeAgent
 from pantala.testing.host_keys import HostKeys
 from pantala.testing.poll import until_sync
+from pantala.testing.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -48,12 +49,6 @@ async def join(settings, *, bus, clock, epoch):
 
 anyio.run(serve, settings.read(Path(sys.argv[1])), join)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Place:

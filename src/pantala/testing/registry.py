@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import socket
 import subprocess
 import tarfile
 from collections.abc import AsyncGenerator
@@ -18,16 +17,11 @@ import anyio
 from pantala.images.reference import parse
 from pantala.images.registry import RegistryClient, host_architecture
 from pantala.testing.poll import until
+from pantala.testing.ports import free_port
 
 NAME = "registry.test"
 OCI = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Registry:
