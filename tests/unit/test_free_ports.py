@@ -15,5 +15,6 @@ def test_no_outgoing_connection_can_take_a_port_that_was_handed_out() -> None:
 
 def test_nobody_is_handed_the_port_of_another() -> None:
     with ThreadPoolExecutor(8) as askers:
-        ports = list(askers.map(lambda _: free_port(), range(200)))
+        asked = [askers.submit(free_port) for _ in range(200)]
+        ports = [one.result() for one in asked]
     assert len(set(ports)) == 200

@@ -84,6 +84,15 @@ def kind(judgement: Judgement) -> str:
         (State.FAILED, (), Verb.START, False, "accepted"),
         (State.STOPPING, (), Verb.START, False, "accepted"),
         (State.UPDATING, (), Verb.UPDATE, False, "accepted"),
+        (State.STARTED, (), Verb.SUSPEND, False, "accepted"),
+        (State.SUSPENDED, (), Verb.SUSPEND, False, "ignored"),
+        (State.SUSPENDED, (Verb.START,), Verb.SUSPEND, False, "accepted"),
+        (State.STOPPED, (), Verb.SUSPEND, False, "refused"),
+        (State.SUSPENDED, (), Verb.START, False, "accepted"),
+        (State.SUSPENDED, (), Verb.STOP, False, "accepted"),
+        (State.SUSPENDED, (), Verb.UPDATE, False, "accepted"),
+        (State.SUSPENDED, (), Verb.DESTROY, False, "accepted"),
+        (State.SUSPENDED, (), Verb.RESTART, False, "refused"),
     ],
 )
 def test_judge(state: State, queued: tuple[Verb, ...], verb: Verb, force: bool, wanted: str) -> None:

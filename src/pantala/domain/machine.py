@@ -8,7 +8,10 @@ and walks only along `TRANSITIONS`:
        │           ├──► failed ◄┤                                    │
        │           └──► stopped (its exit is final)                  │
        └──► stopped (created without launch, its image is here)      │
-    created, started, stopped, failed ──► updating ──► starting | stopped | failed
+    started ──► suspending ──► suspended ──► starting, or stopping ──► stopped (what it held is dropped)
+                     └──► stopping (it cannot be suspended)
+    created, started, stopped, suspended, failed ──► updating ──► starting | stopped | failed
+    starting ──► launch_failed (nothing will ever make it start) ──► destroying, or updating
     anything that is not terminal ──► destroying ──► destroyed | migrated (it is placed on another host now)
 
 A machine that exits by itself goes from `started` to `restarting` or `stopped`, as its restart policy says
@@ -53,15 +56,28 @@ TERMINAL = frozenset({State.DESTROYED, State.REPLACED, State.MIGRATED})
 SETTLED = PERSISTENT | TERMINAL
 """What `wait?state=settled` waits for."""
 
-RUNS = frozenset({State.STARTED, State.STOPPING})
-"""A process of the app may exist."""
+RUNS = frozenset({State.STARTED, State.STOPPING, State.SUSPENDING})
+"""A process of the app may run."""
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.CREATED: frozenset({State.STARTING, State.STOPPED, State.UPDATING, State.FAILED, State.DESTROYING}),
-    State.STARTING: frozenset({State.STARTED, State.STOPPED, State.FAILED, State.UPDATING, State.DESTROYING}),
-    State.STARTED: frozenset(
-        {State.STOPPING, State.STOPPED, State.RESTARTING, State.UPDATING, State.FAILED, State.DESTROYING}
+    State.STARTING: frozenset(
+        {State.STARTED, State.STOPPED, State.FAILED, State.LAUNCH_FAILED, State.UPDATING, State.DESTROYING}
     ),
+    State.STARTED: frozenset(
+        {
+            State.STOPPING,
+            State.STOPPED,
+            State.RESTARTING,
+            State.SUSPENDING,
+            State.UPDATING,
+            State.FAILED,
+            State.DESTROYING,
+        }
+    ),
+    State.SUSPENDING: frozenset({State.SUSPENDED, State.STARTED, State.STOPPING, State.STOPPED, State.DESTROYING}),
+    State.SUSPENDED: frozenset({State.STARTING, State.STOPPING, State.STOPPED, State.UPDATING, State.DESTROYING}),
+    State.LAUNCH_FAILED: frozenset({State.STARTING, State.UPDATING, State.DESTROYING}),
     State.RESTARTING: frozenset({State.STARTING, State.STOPPED, State.FAILED, State.UPDATING, State.DESTROYING}),
     State.STOPPING: frozenset({State.STOPPED, State.FAILED, State.DESTROYING}),
     State.STOPPED: frozenset({State.STARTING, State.UPDATING, State.FAILED, State.DESTROYING}),
@@ -71,7 +87,6 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.DESTROYED: frozenset(),
     State.MIGRATED: frozenset(),
 }
-"""Suspend is not offered yet, so its states have no row."""
 
 
 def may_follow(state: State, following: State) -> bool:
@@ -83,6 +98,7 @@ class Verb(StrEnum):
     START = "start"
     STOP = "stop"
     RESTART = "restart"
+    SUSPEND = "suspend"
     UPDATE = "update"
     DESTROY = "destroy"
 
@@ -106,12 +122,14 @@ Judgement = Accepted | Ignored | Refused
 
 _UP = frozenset({State.STARTED, State.STARTING, State.RESTARTING})
 _DOWN = frozenset({State.STOPPED, State.STOPPING})
+_ASLEEP = frozenset({State.SUSPENDED, State.SUSPENDING})
+_DIRECTIONS = (Verb.START, Verb.STOP, Verb.RESTART, Verb.SUSPEND)
 
 
 def judge(state: State, queued: tuple[Verb, ...], verb: Verb, *, force: bool = False) -> Judgement:
     """Whether a request may be taken, seen what the machine is and what was accepted but is not done yet.
 
-    `queued` is in order of arrival; of start and stop the last one decides where the machine will end.
+    `queued` is in order of arrival; of start, stop and suspend the last one decides where the machine will end.
     """
     if state in TERMINAL:
         return Ignored("already destroyed") if verb is Verb.DESTROY else Refused("machine not found", NotFound)
@@ -120,7 +138,7 @@ def judge(state: State, queued: tuple[Verb, ...], verb: Verb, *, force: bool = F
             return Ignored("already being destroyed")
         return Refused("machine is being destroyed", WrongState)
 
-    last = next((v for v in reversed(queued) if v in (Verb.START, Verb.STOP, Verb.RESTART)), None)
+    last = next((v for v in reversed(queued) if v in _DIRECTIONS), None)
     will_run = last in (Verb.START, Verb.RESTART) if last else state in _UP
     if verb is Verb.START:
         return Ignored("already started, or on its way") if will_run else Accepted()
@@ -131,6 +149,10 @@ def judge(state: State, queued: tuple[Verb, ...], verb: Verb, *, force: bool = F
         if last is Verb.RESTART:
             return Ignored("already restarting")
         return Accepted() if will_run else Refused(f"machine is {state}; start it instead", WrongState)
+    if verb is Verb.SUSPEND:
+        if last is Verb.SUSPEND or (last is None and state in _ASLEEP):
+            return Ignored("already suspended, or on its way")
+        return Accepted() if will_run else Refused(f"machine is {state}; only a started one suspends", WrongState)
     if verb is Verb.DESTROY and not force and (will_run or state in RUNS):
         return Refused(f"machine is {state}; stop it first, or destroy it with force", WrongState)
     return Accepted()

@@ -42,6 +42,9 @@ def validate_config(config: MachineConfig) -> None:
         raise InvalidRequest(f"{config.schedule!r} is not one of {', '.join(SCHEDULES)}", field="config.schedule")
     if config.schedule:
         raise InvalidRequest("scheduled machines are not offered yet; leave it out", field="config.schedule")
+    for name in ("processes", "containers", "volumes", "cache_drive", "spot"):
+        if getattr(config, name):
+            raise InvalidRequest("is not offered yet; leave it out", field=f"config.{name}")
     if config.standbys:
         raise InvalidRequest("standby machines are not offered yet; leave it out", field="config.standbys")
 

@@ -38,7 +38,7 @@ from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock, SystemClock, rfc3339, unix_ms
 from pantala.kit.sealing import Opener
 from pantala.wire import node as wire
-from pantala.wire.api import Lease, ListenSocket, LogLine, ProcessStat, WaitResponse
+from pantala.wire.api import Lease, ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
 from pantala.wire.feed import MachineRow
 from pantala.wire.machine import (
     CheckStatus,
@@ -67,6 +67,8 @@ class FakeMachine:
         self.config: MachineConfig = call.config
         self.image: ImageRef = call.image
         self.instance_id = ids.ulid()
+        self.older: list[MachineVersion] = []
+        self.signals: list[int] = []
         self.state = State.CREATED
         self.cordoned = call.cordoned
         self.hidden = False
@@ -129,6 +131,7 @@ class FakeAgent:
         self.answers = True
         self.workers_end = False
         self.exit_at_start: int | None = None
+        self.executed = wire.ExecResult(exit_code=0, signal=0, stdout_base64="", stderr_base64="")
         self.last_words = ""
         self._app_secrets: dict[str, dict[str, str]] = {}
         self._outcomes: dict[str, bytes] = {}
@@ -180,6 +183,17 @@ class FakeAgent:
                 machine = self._held(request.machine_id, request.nonce)
                 self._exit(machine, requested=True)
                 self._start(machine, "restart")
+            case wire.SuspendMachine():
+                machine = self._held(request.machine_id, request.nonce)
+                if machine.state is not State.STARTED:
+                    raise WrongState(f"machine is {machine.state}; only a started one suspends")
+                self._move(machine, State.SUSPENDED, "suspend")
+            case wire.SignalMachine():
+                self._held(request.machine_id, request.nonce).signals.append(request.signal)
+            case wire.ExecMachine():
+                if self._held(request.machine_id, request.nonce).state is not State.STARTED:
+                    raise WrongState("the machine does not run")
+                return self.executed
             case wire.DestroyMachine():
                 self._destroy(request)
             case wire.CordonMachine():
@@ -214,6 +228,8 @@ class FakeAgent:
                 return await self._wait(request)
             case wire.ListEvents():
                 return self._machine(request.machine_id).events[: request.limit]
+            case wire.ListVersions():
+                return self._versions(self._machine(request.machine_id))
             case wire.ListProcesses():
                 return self._processes(self._machine(request.machine_id))
             case wire.ReadLogs():
@@ -274,6 +290,7 @@ class FakeAgent:
         if request.secrets is not None:
             self._take_secrets(request.secrets)
         before = machine.state
+        machine.older.insert(0, self._version(machine, "replaced"))
         machine.config, machine.image, machine.instance_id = request.config, request.image, ids.ulid()
         self._record(machine, "update", machine.state)
         if before == State.STARTED and not request.skip_launch:
@@ -283,6 +300,14 @@ class FakeAgent:
         if request.lease_ttl_s and machine.lease is None:
             machine.lease = self._new_lease(machine, request.lease_ttl_s, request.owner, "")
         return machine.document(nonce=machine.lease.nonce if machine.lease else None)
+
+    def _version(self, machine: FakeMachine, status: str) -> MachineVersion:
+        return MachineVersion(
+            version=machine.instance_id, user_config=machine.config, status=status, created_at=machine.updated_at
+        )
+
+    def _versions(self, machine: FakeMachine) -> list[MachineVersion]:
+        return [self._version(machine, "current"), *machine.older]
 
     def _destroy(self, request: wire.DestroyMachine) -> None:
         machine = self._held(request.machine_id, request.nonce)

@@ -151,6 +151,42 @@ class MetadataValue(_Body, frozen=True, kw_only=True):
     value: str
 
 
+class SignalRequest(_Body, frozen=True, kw_only=True):
+    """A name, with or without SIG, or (flyctl) a number."""
+
+    signal: str | int
+
+
+class ExecRequest(_Body, frozen=True, kw_only=True):
+    """`cmd` is a command line that is split as a shell would, without running one; `command` is argv. `timeout` in
+    seconds. `machine`: in the machine's own root instead of a container's."""
+
+    command: list[str] | None = None
+    cmd: str | None = None
+    container: str | None = None
+    machine: bool | None = None
+    stdin: str | None = None
+    timeout: int | None = None
+
+
+class ExecResponse(_Whole, frozen=True, kw_only=True):
+    """`exit_signal` is 0 unless a signal ended it. Output is text; bytes that are not are replaced."""
+
+    exit_code: int
+    exit_signal: int
+    stdout: str
+    stderr: str
+
+
+class MachineVersion(_Whole, frozen=True, kw_only=True):
+    """`status`: `current`, `pending` (accepted, not there yet) or `replaced`. Newest first in lists."""
+
+    version: str
+    user_config: MachineConfig
+    status: str
+    created_at: str
+
+
 class WaitResponse(_Whole, frozen=True, kw_only=True):
     ok: bool
     state: str

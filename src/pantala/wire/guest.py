@@ -53,6 +53,68 @@ class Statics(msgspec.Struct, frozen=True, kw_only=True):
     paths: list[StaticPath]
 
 
+class GuestProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """Another process beside the app, in the same root. The machine ends when the first of them all does."""
+
+    argv: list[str]
+    env: dict[str, str]
+    user: str = ""
+    cwd: str = "/"
+
+
+class GuestDependency(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    condition: Literal["started", "healthy", "exited_successfully"] = "started"
+
+
+class GuestHealthcheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One of `http_port`, `tcp_port`, `argv`. Answers below 400 are good."""
+
+    name: str
+    kind: Literal["readiness", "liveness"] = "readiness"
+    interval_ms: int = 10_000
+    timeout_ms: int = 5_000
+    grace_ms: int = 0
+    success_threshold: int = 1
+    failure_threshold: int = 3
+    stops: bool = False
+    http_port: int = 0
+    http_method: str = "GET"
+    http_path: str = "/"
+    http_tls: bool = False
+    http_headers: list[tuple[str, str]] = []
+    tcp_port: int = 0
+    argv: list[str] = []
+
+
+class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """A program with a root of its own, which is mounted at `root` in the machine before init is told of it."""
+
+    name: str
+    root: str
+    argv: list[str]
+    env: dict[str, str]
+    user: str = ""
+    cwd: str = "/"
+    files: list[GuestFile] = []
+    depends_on: list[GuestDependency] = []
+    healthchecks: list[GuestHealthcheck] = []
+    restart: Literal["no", "always", "on-failure"] = "always"
+    max_retries: int = 10
+    stop_signal: int = 2
+    stop_grace_ms: int = 5_000
+
+
+class SSH(msgspec.Struct, frozen=True, kw_only=True):
+    """Serve SSH at `listen` to whoever has a certificate that one of `authorities` (OpenSSH public keys) signed for one
+    of `principals`. `host_key` is an OpenSSH ed25519 private key."""
+
+    listen: str
+    authorities: list[str]
+    principals: list[str]
+    host_key: str
+
+
 class Start(_Guest, tag="start", frozen=True, kw_only=True):
     """Run the app. `user`: name, uid, `user:group` or empty (root), looked up in the image's own /etc/passwd.
 
@@ -66,6 +128,9 @@ class Start(_Guest, tag="start", frozen=True, kw_only=True):
     hostname: str = ""
     files: list[GuestFile] = []
     statics: Statics | None = None
+    processes: list[GuestProcess] = []
+    containers: list[GuestContainer] = []
+    ssh: SSH | None = None
 
 
 class Stop(_Guest, tag="stop", frozen=True, kw_only=True):
@@ -84,7 +149,26 @@ class Status(_Guest, tag="status", frozen=True, kw_only=True):
     pass
 
 
-GuestRequest = Start | Stop | Signal | Status
+class Exec(_Guest, tag="exec", frozen=True, kw_only=True):
+    """Run a command beside the app (in the root of `container` if one is named) with the app's environment under `env`;
+    answered by `Executed` or `Failed` when it ended or was killed after `timeout_ms`. Of each stream
+    `output_bytes_max` are kept."""
+
+    argv: list[str]
+    env: dict[str, str] = {}
+    user: str = ""
+    cwd: str = ""
+    stdin_base64: str = ""
+    container: str = ""
+    timeout_ms: int = 60_000
+    output_bytes_max: int = 1 << 20
+
+
+class ListProcesses(_Guest, tag="processes", frozen=True, kw_only=True):
+    pass
+
+
+GuestRequest = Start | Stop | Signal | Status | Exec | ListProcesses
 
 
 class Started(_Guest, tag="started", frozen=True, kw_only=True):
@@ -111,7 +195,43 @@ class StatusReply(_Guest, tag="status", frozen=True, kw_only=True):
     pid: int = 0
 
 
-GuestReply = Started | Failed | Ok | Refused | StatusReply
+class Executed(_Guest, tag="executed", frozen=True, kw_only=True):
+    """`signal` is 0 unless one ended it; then `exit_code` is 128 + signal."""
+
+    exit_code: int
+    signal: int = 0
+    stdout_base64: str = ""
+    stderr_base64: str = ""
+    truncated: bool = False
+    timed_out: bool = False
+
+
+class GuestSocket(msgspec.Struct, frozen=True, kw_only=True):
+    """`address` is `ip:port`, IPv6 in brackets."""
+
+    proto: Literal["tcp", "udp"]
+    address: str
+
+
+class GuestProcessStat(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of ps: times in clock ticks (`cpu`: user and system together; `started`: since the machine's boot),
+    `rss_bytes`, the container it belongs to if there are some."""
+
+    pid: int
+    command: str
+    directory: str
+    cpu: int
+    started: int
+    rss_bytes: int
+    container: str = ""
+    listen_sockets: list[GuestSocket] = []
+
+
+class ProcessList(_Guest, tag="processes", frozen=True, kw_only=True):
+    processes: list[GuestProcessStat]
+
+
+GuestReply = Started | Failed | Ok | Refused | StatusReply | Executed | ProcessList
 
 
 class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -148,6 +148,7 @@ class File(_Doc, frozen=True, kw_only=True):
     guest_path: str
     raw_value: str | None = None
     secret_name: str | None = None
+    image_config: str | None = None
     mode: int | None = None
 
 
@@ -162,13 +163,126 @@ class DNSConfig(_Doc, frozen=True, kw_only=True):
     skip_registration: bool | None = None
     nameservers: list[str] | None = None
     searches: list[str] | None = None
+    options: list[dict[str, str]] | None = None
+    dns_forward_rules: list[dict[str, Any]] | None = None
     hostname: str | None = None
+    hostname_fqdn: str | None = None
 
 
 class Metrics(_Doc, frozen=True, kw_only=True):
     port: int | None = None
     path: str | None = None
     https: bool | None = None
+
+
+class SecretRef(_Doc, frozen=True, kw_only=True):
+    """A secret of the app as an environment variable; `name` is that of the variable if it is left out."""
+
+    env_var: str
+    name: str | None = None
+
+
+class EnvFrom(_Doc, frozen=True, kw_only=True):
+    env_var: str
+    field_ref: Literal["id", "version", "app_name", "private_ip", "region", "image"]
+
+
+class Process(_Doc, frozen=True, kw_only=True):
+    """One of several processes of a machine that share its root."""
+
+    exec: list[str] | None = None
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    env: dict[str, str] | None = None
+    user: str | None = None
+    secrets: list[SecretRef] | None = None
+    ignore_app_secrets: bool | None = None
+    env_from: list[EnvFrom] | None = None
+
+
+class Dependency(_Doc, frozen=True, kw_only=True):
+    name: str
+    condition: Literal["started", "healthy", "exited_successfully"] | None = None
+
+
+class HTTPHealth(_Doc, frozen=True, kw_only=True):
+    port: int
+    method: str | None = None
+    path: str | None = None
+    scheme: Literal["http", "https"] | None = None
+    headers: list[HTTPHeader] | None = None
+    tls_skip_verify: bool | None = None
+    tls_server_name: str | None = None
+
+
+class TCPHealth(_Doc, frozen=True, kw_only=True):
+    port: int
+
+
+class ExecHealth(_Doc, frozen=True, kw_only=True):
+    command: list[str]
+
+
+class Healthcheck(_Doc, frozen=True, kw_only=True):
+    """One of `http`, `tcp`, `exec`. Times in whole seconds."""
+
+    name: str
+    http: HTTPHealth | None = None
+    tcp: TCPHealth | None = None
+    exec: ExecHealth | None = None
+    interval: int | None = None
+    timeout: int | None = None
+    grace_period: int | None = None
+    success_threshold: int | None = None
+    failure_threshold: int | None = None
+    kind: Literal["readiness", "liveness"] | None = None
+    unhealthy: Literal["stop"] | None = None
+
+
+class ContainerMount(_Doc, frozen=True, kw_only=True):
+    """`name` is one of the config's `volumes`."""
+
+    name: str
+    path: str
+
+
+class Container(_Doc, frozen=True, kw_only=True):
+    """One of several roots in a machine: kernel, addresses and localhost are shared, files and processes are not."""
+
+    name: str
+    image: str
+    exec: list[str] | None = None
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    user: str | None = None
+    env: dict[str, str] | None = None
+    env_from: list[EnvFrom] | None = None
+    secrets: list[SecretRef] | None = None
+    ignore_app_secrets: bool | None = None
+    files: list[File] | None = None
+    restart: Restart | None = None
+    stop: StopConfig | None = None
+    depends_on: list[Dependency] | None = None
+    healthchecks: list[Healthcheck] | None = None
+    mounts: list[ContainerMount] | None = None
+
+
+class TempDir(_Doc, frozen=True, kw_only=True):
+    storage_type: Literal["disk", "memory"]
+    size_mb: int | None = None
+
+
+class Volume(_Doc, frozen=True, kw_only=True):
+    """What containers mount besides their own files: a directory that ends with the machine, or an image's files."""
+
+    name: str
+    temp_dir: TempDir | None = None
+    image: str | None = None
+
+
+class RootFS(_Doc, frozen=True, kw_only=True):
+    persist: Literal["never", "restart", "always"] | None = None
+    size_gb: int | None = None
 
 
 class MachineConfig(_Doc, frozen=True, kw_only=True):
@@ -192,6 +306,12 @@ class MachineConfig(_Doc, frozen=True, kw_only=True):
     standbys: list[str] | None = None
     statics: list[Static] | None = None
     dns: DNSConfig | None = None
+    processes: list[Process] | None = None
+    containers: list[Container] | None = None
+    volumes: list[Volume] | None = None
+    rootfs: RootFS | None = None
+    cache_drive: dict[str, Any] | None = None
+    spot: dict[str, Any] | None = None
 
 
 class ImageRef(_Doc, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pantala.wire.api import Lease, LogLine, ProcessStat, WaitResponse
+from pantala.wire.api import Lease, LogLine, MachineVersion, ProcessStat, WaitResponse
 from pantala.wire.machine import Event, ImageRef, Machine, MachineConfig
 
 
@@ -93,6 +93,29 @@ class RestartMachine(_Mutation, tag="restart", frozen=True, kw_only=True):
     signal: str | None = None
     timeout_s: float | None = None
     force_stop: bool = False
+    nonce: str = ""
+
+
+class SuspendMachine(_Mutation, tag="suspend", frozen=True, kw_only=True):
+    machine_id: str
+    nonce: str = ""
+
+
+class SignalMachine(_Mutation, tag="signal", frozen=True, kw_only=True):
+    machine_id: str
+    signal: int
+    nonce: str = ""
+
+
+class ExecMachine(_Mutation, tag="exec", frozen=True, kw_only=True):
+    """Run a command beside the app; answered when it ended, or killed and a 408 after `timeout_s`. Of a container
+    when one is named. Its outcome is kept like any other's: a repetition does not run it again."""
+
+    machine_id: str
+    argv: list[str]
+    stdin_base64: str = ""
+    container: str = ""
+    timeout_s: float = 60.0
     nonce: str = ""
 
 
@@ -183,6 +206,10 @@ class ListEvents(_Request, tag="events", frozen=True, kw_only=True):
     limit: int = 20
 
 
+class ListVersions(_Request, tag="versions", frozen=True, kw_only=True):
+    machine_id: str
+
+
 class ListProcesses(_Request, tag="ps", frozen=True, kw_only=True):
     machine_id: str
 
@@ -206,6 +233,9 @@ NodeRequest = (
     | StartMachine
     | StopMachine
     | RestartMachine
+    | SuspendMachine
+    | SignalMachine
+    | ExecMachine
     | DestroyMachine
     | CordonMachine
     | SetMetadata
@@ -219,6 +249,7 @@ NodeRequest = (
     | ListMachines
     | WaitMachine
     | ListEvents
+    | ListVersions
     | ListProcesses
     | ReadLogs
     | GetNode
@@ -229,6 +260,9 @@ MUTATIONS = (
     StartMachine,
     StopMachine,
     RestartMachine,
+    SuspendMachine,
+    SignalMachine,
+    ExecMachine,
     DestroyMachine,
     CordonMachine,
     SetMetadata,
@@ -262,6 +296,16 @@ class StartResult(msgspec.Struct, frozen=True, kw_only=True):
     previous_state: str
 
 
+class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`signal` is 0 unless one ended it; `truncated`: more was written than is kept (1 MiB of each)."""
+
+    exit_code: int
+    signal: int
+    stdout_base64: str
+    stderr_base64: str
+    truncated: bool = False
+
+
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Capacity and free resources in MiB and whole CPUs; `sealing_key` is base64 of an X25519 public key."""
 
@@ -285,6 +329,9 @@ RESULTS: dict[type, Any] = {
     StartMachine: StartResult,
     StopMachine: None,
     RestartMachine: None,
+    SuspendMachine: None,
+    SignalMachine: None,
+    ExecMachine: ExecResult,
     DestroyMachine: None,
     CordonMachine: None,
     SetMetadata: None,
@@ -298,6 +345,7 @@ RESULTS: dict[type, Any] = {
     ListMachines: list[Machine],
     WaitMachine: WaitResponse,
     ListEvents: list[Event],
+    ListVersions: list[MachineVersion],
     ListProcesses: list[ProcessStat],
     ReadLogs: list[LogLine],
     GetNode: NodeInfo,
