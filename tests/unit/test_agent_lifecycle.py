@@ -32,9 +32,11 @@ def story(machine: Machine) -> list[tuple[str, str]]:
     return [(event.type, event.status) for event in reversed(machine.events)]
 
 
-async def prepared(world: World) -> None:
+async def prepared(agent: RunningAgent) -> None:
+    """The agent knows, and has written, that it is."""
+
     async def look() -> str:
-        return world.driver.machines[ID].phase if ID in world.driver.machines else "none"
+        return agent.host.machines[ID].record.runtime
 
     await until(look, lambda phase: phase == "prepared", within_s=5, every_s=0.005)
 
@@ -365,7 +367,7 @@ async def asleep(agent: RunningAgent, world: World) -> None:
     await agent.wait("started")
     await agent.do(node.StopMachine)
     await agent.wait("stopped")
-    await prepared(world)
+    await prepared(agent)
 
 
 async def test_a_stopped_machine_is_prepared_so_that_a_wake_is_one_write_and_one_message(world: World) -> None:
