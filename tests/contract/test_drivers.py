@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pantala.errors import DriverError
 from pantala.testing import driver_harness as h
 from pantala.testing.driver_harness import ContainerHarness, FakeHarness
 from pantala.testing.poll import until
-from pantala.wire.guest import Start
+from pantala.wire.guest import Exec, Start
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +35,10 @@ async def running(harness: Harness, start: Start, **spec: str | int) -> tuple[Dr
     await driver.prepare(wanted)
     await driver.start(wanted.machine_id, start)
     return driver, wanted.machine_id
+
+
+def command(start: Start, *, timeout_ms: int = 20_000) -> Exec:
+    return Exec(argv=start.argv, timeout_ms=timeout_ms)
 
 
 async def ended(driver: Driver, machine_id: str) -> Runtime:
@@ -174,10 +179,41 @@ async def test_a_signal_before_the_start_is_refused(harness: Harness) -> None:
 
 async def test_the_processes_of_what_runs_are_told_by_their_numbers_inside(harness: Harness) -> None:
     driver, machine_id = await running(harness, h.RUNS)
-    assert 1 in await driver.pids(machine_id)
-    assert len(await driver.pids(machine_id)) > 1, "the app is missing beside its PID 1"
+    init, app = await driver.processes(machine_id)
+    assert (init.pid, app.command, app.directory) == (1, "sleep 1000", "/")
+    assert app.rss_bytes > 0
     await driver.destroy(machine_id)
-    assert await driver.pids(machine_id) == set()
+    assert await driver.processes(machine_id) == []
+
+
+async def test_a_command_runs_beside_the_app(harness: Harness) -> None:
+    driver, machine_id = await running(harness, h.RUNS)
+    ended = await driver.exec(machine_id, command(h.PRINTS_AND_FAILS))
+    assert (ended.exit_code, ended.signal, ended.timed_out) == (3, 0, False)
+    assert (base64.b64decode(ended.stdout_base64), base64.b64decode(ended.stderr_base64)) == (b"one\n", b"oops\n")
+    found = await driver.inspect(machine_id)
+    assert found is not None
+    assert found.phase == "running"
+
+
+async def test_a_command_that_takes_too_long_is_killed(harness: Harness) -> None:
+    driver, machine_id = await running(harness, h.RUNS)
+    ended = await driver.exec(machine_id, command(h.RUNS, timeout_ms=50))
+    assert (ended.exit_code, ended.signal, ended.timed_out) == (137, h.KILL, True)
+
+
+async def test_a_command_that_cannot_run_says_why(harness: Harness) -> None:
+    driver, machine_id = await running(harness, h.RUNS)
+    with pytest.raises(DriverError, match="not found") as refused:
+        await driver.exec(machine_id, command(h.MISSING))
+    assert refused.value.guest_fault
+
+
+async def test_no_command_runs_before_the_app(harness: Harness) -> None:
+    driver, spec = harness.driver(), harness.spec()
+    await driver.prepare(spec)
+    with pytest.raises(DriverError, match="not started"):
+        await driver.exec(spec.machine_id, command(h.PRINTS_AND_FAILS))
 
 
 async def test_another_caller_adopts_what_runs(harness: Harness) -> None:

@@ -339,7 +339,7 @@ async def test_an_app_on_the_wrong_address_is_named(
         assert sentence in (event.request.reason or "")
         assert any(sentence in line for _, line in world.logs.lines)
         processes = await agent.call(node.ListProcesses(machine_id=ID))
-        assert [s.address for s in processes[0].listen_sockets] == [f"{a}:{p}" for a, p in listens]
+        assert [s.address for s in processes[1].listen_sockets] == [f"{a}:{p}" for a, p in listens]
 
 
 async def test_service_checks_gate_and_report(world: World) -> None:

@@ -70,10 +70,50 @@ impl fmt::Debug for Start {
     }
 }
 
+/// A command beside the app; see `wire/guest.py`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    pub argv: Vec<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub user: String,
+    #[serde(default)]
+    pub cwd: String,
+    #[serde(default)]
+    pub stdin_base64: String,
+    #[serde(default)]
+    pub container: String,
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u64,
+    #[serde(default = "default_output_bytes_max")]
+    pub output_bytes_max: usize,
+}
+
+fn default_timeout_ms() -> u64 {
+    60_000
+}
+
+fn default_output_bytes_max() -> usize {
+    256 * 1024
+}
+
+/// As with `Start`, what it is given may be secret.
+impl fmt::Debug for Exec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exec")
+            .field("user", &self.user)
+            .field("cwd", &self.cwd)
+            .field("container", &self.container)
+            .finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum GuestRequest {
     Start(Start),
+    Exec(Exec),
     Stop { signal: i32, grace_ms: u64 },
     Signal { signal: i32 },
     Status,
@@ -107,6 +147,23 @@ pub enum GuestReply {
         #[serde(default)]
         pid: i32,
     },
+    Executed(Executed),
+}
+
+/// How a command ended and what it wrote; see `wire/guest.py`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    pub exit_code: i32,
+    #[serde(default)]
+    pub signal: i32,
+    #[serde(default)]
+    pub stdout_base64: String,
+    #[serde(default)]
+    pub stderr_base64: String,
+    #[serde(default)]
+    pub truncated: bool,
+    #[serde(default)]
+    pub timed_out: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +246,10 @@ mod tests {
                 },
             ),
             ("Signal", GuestRequest::Signal { signal: 1 }),
+            (
+                "Exec",
+                serde_json::from_value(json!({"type": "exec", "argv": ["ls"], "user": "u"})).unwrap(),
+            ),
             ("Status", GuestRequest::Status),
         ] {
             let document = serde_json::to_value(&request).unwrap();
@@ -215,6 +276,8 @@ mod tests {
         ] {
             assert_matches(name, &serde_json::to_value(&reply).unwrap());
         }
+        let executed = GuestReply::Executed(serde_json::from_value(json!({"exit_code": 1})).unwrap());
+        assert_matches("Executed", &serde_json::to_value(&executed).unwrap());
         let record = ExitRecord {
             exit_code: 1,
             signal: 0,

@@ -19,15 +19,30 @@ from pantala.agent.keeper import Outcome
 from pantala.agent.queries import Queries
 from pantala.domain import guests, signals, validate
 from pantala.domain.machine import TERMINAL, State, Verb
-from pantala.errors import Conflict, InternalError, PantalaError, RateLimited, TransientError, UserError
+from pantala.errors import (
+    Conflict,
+    DriverError,
+    InternalError,
+    InvalidRequest,
+    PantalaError,
+    RateLimited,
+    RequestTimeout,
+    TransientError,
+    UserError,
+    WrongState,
+)
 from pantala.journal import Change, Desired, MachineRecord, Version
 from pantala.kit.clock import unix_ms
 from pantala.kit.ids import ulid
 from pantala.wire import node
+from pantala.wire.guest import Exec
 
 log = structlog.get_logger()
 
 _REQUEST = msgspec.json.Decoder(node.NodeRequest)
+EXEC_S_MAX = 60.0
+OUTCOME_BYTES_MAX = 64 * 1024
+"""Of what is kept for a repetition; a longer output of a command is not."""
 METADATA_KEYS_MAX = 100
 METADATA_VALUE_MAX = 4096
 
@@ -82,6 +97,8 @@ class NodeApi:
                 return await self._start(request)
             case node.StopMachine() | node.RestartMachine() | node.DestroyMachine():
                 return await self._wind_down(request)
+            case node.SignalMachine() | node.ExecMachine():
+                return await self._meddle(request)
             case node.CordonMachine() | node.SetMetadata():
                 return await self._alter(request)
             case node.PutSecrets():
@@ -200,6 +217,52 @@ class NodeApi:
             outcome=lambda met, wanted: answer.keep(None),
         )
         return answer.bytes
+
+    async def _meddle(self, request: node.SignalMachine | node.ExecMachine) -> bytes:
+        """What is done to the processes of a started machine. Nothing of the machine's record changes."""
+        record = self._host.get(request.machine_id).record
+        leases.check(record, request.nonce, self._now_ms())
+        if record.state is not State.STARTED:
+            raise WrongState(f"machine is {record.state}, not started")
+        try:
+            if isinstance(request, node.SignalMachine):
+                await self._host.context.driver.signal(request.machine_id, request.signal)
+                answer = kept = encode(None)
+            else:
+                result = await self._exec(request)
+                answer = kept = encode(result)
+                if len(answer) > OUTCOME_BYTES_MAX:
+                    kept = encode(replace(result, stdout_base64="", stderr_base64="", truncated=True))
+        except RequestTimeout as error:
+            answer = kept = encode_error(error)
+        except DriverError as error:
+            if error.guest_fault:
+                raise UserError(error.message) from error
+            raise
+        await self._host.context.journal.commit(Change(outcome=(request.request_id, kept), at_ms=self._now_ms()))
+        return answer
+
+    async def _exec(self, request: node.ExecMachine) -> node.ExecResult:
+        if not request.argv:
+            raise InvalidRequest("a command is required", field="command")
+        if not 0 < request.timeout_s <= EXEC_S_MAX:
+            raise InvalidRequest(f"is not between 1 and {EXEC_S_MAX:g} seconds", field="timeout")
+        command = Exec(
+            argv=request.argv,
+            stdin_base64=request.stdin_base64,
+            container=request.container,
+            timeout_ms=int(request.timeout_s * 1000),
+        )
+        ended = await self._host.context.driver.exec(request.machine_id, command)
+        if ended.timed_out:
+            raise RequestTimeout(f"the command did not end within {request.timeout_s:g} s and was killed")
+        return node.ExecResult(
+            exit_code=ended.exit_code,
+            signal=ended.signal,
+            stdout_base64=ended.stdout_base64,
+            stderr_base64=ended.stderr_base64,
+            truncated=ended.truncated,
+        )
 
     async def _alter(self, request: node.CordonMachine | node.SetMetadata) -> bytes:
         answer = _Answer(request.request_id)

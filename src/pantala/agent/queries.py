@@ -113,26 +113,29 @@ class Queries:
         )
 
     async def _processes(self, machine_id: str) -> list[ProcessStat]:
-        """Which processes live; what each is and does is not told yet: the first has every socket of the machine."""
+        """What lives in a started machine, each with the sockets that it holds open."""
         record = self._host.get(machine_id).record
         if record.state is not State.STARTED:
             return []
-        sockets = [
-            ListenSocket(proto=socket.proto, address=shown(socket))
-            for socket in await self._host.context.network.listening(machine_id)
-        ]
+        context = self._host.context
+        sockets = await context.network.listening(machine_id)
+        now_s = int(context.clock.now().timestamp())
         return [
             ProcessStat(
-                pid=pid,
-                command="",
-                directory="",
-                cpu=0,
-                rss=0,
-                rtime=0,
-                stime=0,
-                listen_sockets=sockets if number == 0 else [],
+                pid=process.pid,
+                command=process.command,
+                directory=process.directory,
+                cpu=process.cpu_ticks,
+                rss=process.rss_bytes,
+                rtime=int(process.runs_s),
+                stime=now_s - int(process.runs_s),
+                listen_sockets=[
+                    ListenSocket(proto=socket.proto, address=shown(socket))
+                    for socket in sockets
+                    if socket.inode in process.sockets
+                ],
             )
-            for number, pid in enumerate(sorted(await self._host.context.driver.pids(machine_id)) or [0])
+            for process in await context.driver.processes(machine_id)
         ]
 
     def node(self) -> node.NodeInfo:

@@ -71,6 +71,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     disk_mib: int = 8192
 
 
+class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a machine as it is numbered inside; `sockets` by inode, CPU time in clock ticks."""
+
+    pid: int
+    command: str
+    directory: str
+    cpu_ticks: int
+    runs_s: float
+    rss_bytes: int
+    sockets: frozenset[int] = frozenset()
+
+
 class ListenSocket(msgspec.Struct, frozen=True, kw_only=True):
     """`address` without brackets; `inode` ties it to a process."""
 

@@ -10,13 +10,13 @@ import anyio.abc
 import msgspec
 
 from pantala.errors import DriverError
-from pantala.wire.guest import Failed, GuestReply, GuestRequest, Ok, Refused, Started, StatusReply
+from pantala.wire.guest import EXEC_OUTPUT_BYTES_MAX, GuestReply, GuestRequest
 
-REPLY_BYTES_MAX = 64 * 1024
+REPLY_BYTES_MAX = 64 * 1024 + 3 * EXEC_OUTPUT_BYTES_MAX  # two outputs in base64
 CALL_DEADLINE_S = 5.0
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Started | Failed | Ok | Refused | StatusReply).decode
+_decode = msgspec.json.Decoder(GuestReply).decode
 
 
 class GuestGone(DriverError):

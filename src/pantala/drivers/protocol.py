@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from pantala.domain.runtime import Limits, NetworkHandle, UnpackedImage
-from pantala.wire.guest import ExitRecord, Start
+from pantala.domain.runtime import Limits, NetworkHandle, ProcessInfo, UnpackedImage
+from pantala.wire.guest import Exec, Executed, ExitRecord, Start
 
 
 class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,8 +98,15 @@ class Driver(Protocol):
         """What is there now, also after the caller was replaced; None if nothing is."""
         ...
 
-    async def pids(self, machine_id: str) -> set[int]:
-        """Processes that live in the machine, as they are numbered inside; empty where nothing runs."""
+    async def exec(self, machine_id: str, command: Exec) -> Executed:
+        """Run a command beside the app until it ends or its time is over.
+
+        Raises DriverError, with guest_fault when it cannot run, and when the machine ends before it.
+        """
+        ...
+
+    async def processes(self, machine_id: str) -> list[ProcessInfo]:
+        """What lives in the machine, PID 1 first; empty where nothing runs."""
         ...
 
     async def destroy(self, machine_id: str) -> None:

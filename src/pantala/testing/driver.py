@@ -10,10 +10,10 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from pantala.domain.runtime import ListenSocket
+from pantala.domain.runtime import ListenSocket, ProcessInfo
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
-from pantala.wire.guest import ExitRecord, Start
+from pantala.wire.guest import Exec, Executed, ExitRecord, Start
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared with and reported, never bound
 
@@ -55,6 +55,8 @@ class ScriptedDriver:
         self.by_machine: dict[str, Behaviour] = {}
         self.machines: dict[str, _Machine] = {}
         self.starts: dict[str, int] = {}
+        self.executed: list[Exec] = []
+        self.answer = Executed(exit_code=0)
 
     # -- what a test does to machines -------------------------------------------------------------------------------
 
@@ -78,7 +80,7 @@ class ScriptedDriver:
     def listening(self, machine_id: str) -> list[ListenSocket]:
         if machine_id not in self.running():
             return []
-        return [ListenSocket(proto="tcp", address=a, port=p) for a, p in self._of(machine_id).listens]
+        return [ListenSocket(proto="tcp", address=a, port=p, inode=p) for a, p in self._of(machine_id).listens]
 
     # -- Driver -----------------------------------------------------------------------------------------------------
 
@@ -137,8 +139,20 @@ class ScriptedDriver:
         await anyio.lowlevel.checkpoint()
         return self._runtime(machine_id) if machine_id in self.machines else None
 
-    async def pids(self, machine_id: str) -> set[int]:
-        return {1, 2} if machine_id in self.running() else set()
+    async def exec(self, machine_id: str, command: Exec) -> Executed:
+        await anyio.lowlevel.checkpoint()
+        self._get(machine_id)
+        self.executed.append(command)
+        return self.answer
+
+    async def processes(self, machine_id: str) -> list[ProcessInfo]:
+        if machine_id not in self.running():
+            return []
+        app = frozenset(port for _, port in self._of(machine_id).listens)
+        return [
+            ProcessInfo(pid=pid, command="", directory="/", cpu_ticks=0, runs_s=0.0, rss_bytes=0, sockets=sockets)
+            for pid, sockets in ((1, frozenset[int]()), (2, app))
+        ]
 
     async def destroy(self, machine_id: str) -> None:
         await anyio.lowlevel.checkpoint()

@@ -37,6 +37,7 @@ RUNS = Start(argv=["sleep", "1000"], env={"PATH": "/bin"})
 EXITS_3 = shell("exit 3")
 KILLS_ITSELF = shell("kill -9 $$")
 PRINTS = shell("echo one; echo two; echo three; echo oops >&2; sleep 1000")
+PRINTS_AND_FAILS = shell("echo one; echo oops >&2; exit 3")
 STUBBORN = shell("trap '' TERM; echo ready; while :; do sleep 0.02; done")
 GRACEFUL = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done")
 MISSING = Start(argv=["/no/such/program"], env={})
@@ -46,6 +47,7 @@ SCRIPTS = {
     tuple(EXITS_3.argv): FakeApp(exit_code=3, ends_after_s=0.0),
     tuple(KILLS_ITSELF.argv): FakeApp(ends_by_signal=KILL, ends_after_s=0.0),
     tuple(PRINTS.argv): FakeApp(output=("one", "two", "three"), errors=("oops",)),
+    tuple(PRINTS_AND_FAILS.argv): FakeApp(output=("one",), errors=("oops",), exit_code=3, ends_after_s=0.0),
     tuple(STUBBORN.argv): FakeApp(ignored=(TERM,), output=("ready",)),
     tuple(GRACEFUL.argv): FakeApp(stop_exit_code=7, output=("ready",)),
     tuple(MISSING.argv): FakeApp(refusal="the command /no/such/program was not found", exit_code=127),

@@ -200,7 +200,7 @@ class ListenSocket(_Whole, frozen=True, kw_only=True):
 
 
 class ProcessStat(_Whole, frozen=True, kw_only=True):
-    """`cpu` and `rss` as the original's: ticks and bytes."""
+    """`cpu` in clock ticks, `rss` in bytes, `stime` the Unix second it began, `rtime` the seconds since."""
 
     pid: int
     command: str

@@ -29,6 +29,8 @@ STATICS_PORT = 4282
 RING_HEADER_BYTES = 4096
 RING_MAGIC = b"PNTLRING"
 RING_LINE_BYTES_MAX = 16 * 1024
+EXEC_OUTPUT_BYTES_MAX = 256 * 1024
+"""Of each stream of a command: the answer fits into one message of the bus."""
 
 
 class _Guest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -161,14 +163,10 @@ class Exec(_Guest, tag="exec", frozen=True, kw_only=True):
     stdin_base64: str = ""
     container: str = ""
     timeout_ms: int = 60_000
-    output_bytes_max: int = 1 << 20
+    output_bytes_max: int = EXEC_OUTPUT_BYTES_MAX
 
 
-class ListProcesses(_Guest, tag="processes", frozen=True, kw_only=True):
-    pass
-
-
-GuestRequest = Start | Stop | Signal | Status | Exec | ListProcesses
+GuestRequest = Start | Stop | Signal | Status | Exec
 
 
 class Started(_Guest, tag="started", frozen=True, kw_only=True):
@@ -206,32 +204,7 @@ class Executed(_Guest, tag="executed", frozen=True, kw_only=True):
     timed_out: bool = False
 
 
-class GuestSocket(msgspec.Struct, frozen=True, kw_only=True):
-    """`address` is `ip:port`, IPv6 in brackets."""
-
-    proto: Literal["tcp", "udp"]
-    address: str
-
-
-class GuestProcessStat(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of ps: times in clock ticks (`cpu`: user and system together; `started`: since the machine's boot),
-    `rss_bytes`, the container it belongs to if there are some."""
-
-    pid: int
-    command: str
-    directory: str
-    cpu: int
-    started: int
-    rss_bytes: int
-    container: str = ""
-    listen_sockets: list[GuestSocket] = []
-
-
-class ProcessList(_Guest, tag="processes", frozen=True, kw_only=True):
-    processes: list[GuestProcessStat]
-
-
-GuestReply = Started | Failed | Ok | Refused | StatusReply | Executed | ProcessList
+GuestReply = Started | Failed | Ok | Refused | StatusReply | Executed
 
 
 class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):

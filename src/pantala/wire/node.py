@@ -297,7 +297,7 @@ class StartResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`signal` is 0 unless one ended it; `truncated`: more was written than is kept (1 MiB of each)."""
+    """`signal` is 0 unless one ended it; `truncated`: more was written than is kept (256 KiB of each)."""
 
     exit_code: int
     signal: int

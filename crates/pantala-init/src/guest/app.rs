@@ -1,5 +1,6 @@
 //! Bringing the app up: identity, working directory, files, environment, execution.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,46 +25,60 @@ pub struct Running {
 
 /// Run the app of `start`. Whatever cannot be done is a sentence for the owner of the image.
 pub fn start(start: &Start) -> Result<Running, CannotRun> {
-    let read = |path| {
-        fs::read(path)
-            .map(|text| String::from_utf8_lossy(&text).into_owned())
-            .unwrap_or_default()
-    };
-    let identity = users::identify(&start.user, &read("/etc/passwd"), &read("/etc/group")).map_err(|error| {
-        CannotRun::new(
-            CODE_CANNOT_RUN,
-            format!("the app cannot run as user {:?}: {error}", start.user),
-        )
-    })?;
+    let identity = identify(&start.user)?;
     take_hostname(&start.hostname);
     let cwd = Path::new(if start.cwd.is_empty() { "/" } else { &start.cwd });
     make_cwd(cwd, &identity)?;
     for file in &start.files {
         write_file(file)?;
     }
-    let Some(name) = start.argv.first() else {
-        return Err(command::resolve("", None, cwd)
-            .err()
-            .unwrap_or_else(|| CannotRun::new(CODE_CANNOT_RUN, "no command")));
-    };
-    let program = command::resolve(name, start.env.get("PATH").map(String::as_str), cwd)?;
-    spawn(start, &identity, cwd, &program).map_err(|error| command::explain(&program, &error))
+    run(&start.argv, &start.env, &identity, cwd, Stdio::null())
 }
 
-fn spawn(start: &Start, identity: &Identity, cwd: &Path, program: &Path) -> io::Result<Running> {
+pub fn identify(user: &str) -> Result<Identity, CannotRun> {
+    let read = |path| {
+        fs::read(path)
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .unwrap_or_default()
+    };
+    users::identify(user, &read("/etc/passwd"), &read("/etc/group"))
+        .map_err(|error| CannotRun::new(CODE_CANNOT_RUN, format!("the app cannot run as user {user:?}: {error}")))
+}
+
+/// A program in a session of its own, with the ends of its output that we read.
+pub fn run(
+    argv: &[String],
+    env: &BTreeMap<String, String>,
+    identity: &Identity,
+    cwd: &Path,
+    stdin: Stdio,
+) -> Result<Running, CannotRun> {
+    let name = argv.first().map_or("", String::as_str);
+    let program = command::resolve(name, env.get("PATH").map(String::as_str), cwd)?;
+    spawn(&program, argv, env, identity, cwd, stdin).map_err(|error| command::explain(&program, &error))
+}
+
+fn spawn(
+    program: &Path,
+    argv: &[String],
+    env: &BTreeMap<String, String>,
+    identity: &Identity,
+    cwd: &Path,
+    stdin: Stdio,
+) -> io::Result<Running> {
     let (out_read, out_write) = pipe()?;
     let (err_read, err_write) = pipe()?;
     let mut command = Command::new(program);
     command
-        .arg0(&start.argv[0])
-        .args(&start.argv[1..])
+        .arg0(&argv[0])
+        .args(&argv[1..])
         .env_clear()
-        .envs(&start.env)
+        .envs(env)
         .current_dir(cwd)
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(out_write)
         .stderr(err_write);
-    if !start.env.contains_key("HOME") {
+    if !env.contains_key("HOME") {
         command.env("HOME", &identity.home);
     }
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
@@ -99,6 +114,13 @@ fn unblock_signals() -> nix::Result<()> {
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((read, write))
+}
+
+/// The other way round: for what a program reads.
+pub fn input_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((read, write))
 }
 

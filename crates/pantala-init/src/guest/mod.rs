@@ -5,11 +5,13 @@
 
 mod app;
 mod command;
+mod exec;
 mod lines;
 mod peers;
 mod ring;
 mod users;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, FromRawFd};
@@ -22,7 +24,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use pantala_wire::guest::{ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Statics};
+use pantala_wire::guest::{Exec, ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Statics};
 
 use command::CannotRun;
 use lines::LineReader;
@@ -31,6 +33,8 @@ use ring::{Ring, Stream};
 
 /// How long output of processes that outlive their SIGKILL is waited for.
 const DRAIN: Duration = Duration::from_secs(2);
+/// Commands beside the app at the same time; one more is refused.
+const RUNS_MAX: usize = 16;
 /// Signals to PID 1 that mean "end": handed to the app.
 const FORWARDED: [Signal; 6] = [
     Signal::SIGTERM,
@@ -71,8 +75,13 @@ struct Init {
     record: File,
     signals: SignalFd,
     peers: Vec<Peer>,
+    last_peer_id: u64,
     pipes: Vec<LineReader>,
     app_pid: i32,
+    /// What commands beside the app begin with: its environment and working directory.
+    app_env: BTreeMap<String, String>,
+    app_cwd: String,
+    runs: Vec<exec::Run>,
     started_at_ms: u64,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -108,8 +117,12 @@ impl Init {
             record,
             signals,
             peers: Vec::new(),
+            last_peer_id: 0,
             pipes: Vec::new(),
             app_pid: 0,
+            app_env: BTreeMap::new(),
+            app_cwd: String::new(),
+            runs: Vec::new(),
             started_at_ms: unix_ms(),
             kill_at: None,
             stop_requested: false,
@@ -127,6 +140,7 @@ impl Init {
             self.reap();
             self.pump();
             self.take_requests();
+            self.finish_runs();
             if self.kill_at.is_some_and(|at| Instant::now() >= at) {
                 self.kill_at = None;
                 kill_everything();
@@ -149,7 +163,9 @@ impl Init {
                 .map(|peer| PollFd::new(peer.socket.as_fd(), PollFlags::POLLIN)),
         );
         fds.extend(self.pipes.iter().map(|pipe| PollFd::new(pipe.fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, poll_timeout(self.kill_at)) {
+        fds.extend(self.runs.iter().flat_map(exec::Run::poll_fds));
+        let deadlines = self.runs.iter().map(exec::Run::wakes_at).chain(self.kill_at);
+        match poll(&mut fds, poll_timeout(deadlines.min())) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
@@ -187,6 +203,10 @@ impl Init {
                         reason: String::new(),
                     });
                 }
+                Ok(WaitStatus::Exited(pid, code)) => self.run_ended(pid.as_raw(), code, 0),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    self.run_ended(pid.as_raw(), 128 + signal as i32, signal as i32);
+                }
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => {}
             }
@@ -196,14 +216,45 @@ impl Init {
     fn pump(&mut self) {
         let Init { pipes, ring, .. } = self;
         pipes.retain_mut(|pipe| pipe.pump(ring));
+        for run in &mut self.runs {
+            run.pump();
+        }
+    }
+
+    fn run_ended(&mut self, pid: i32, exit_code: i32, signal: i32) {
+        if let Some(run) = self.runs.iter_mut().find(|run| run.pid == pid) {
+            run.ended(exit_code, signal);
+        }
+    }
+
+    /// Answer for commands that ended; end those whose caller went away or whose time is over.
+    fn finish_runs(&mut self) {
+        let peers = &mut self.peers;
+        self.runs.retain_mut(|run| {
+            let Some(peer) = peers.iter_mut().find(|peer| peer.id == run.peer && peer.is_open()) else {
+                run.kill();
+                return run.is_alive();
+            };
+            match run.answer() {
+                Some(reply) => {
+                    peer.answer(&reply);
+                    false
+                }
+                None => true,
+            }
+        });
     }
 
     fn take_requests(&mut self) {
-        peers::accept(&self.listener, &mut self.peers);
+        peers::accept(&self.listener, &mut self.peers, &mut self.last_peer_id);
         let mut peers = std::mem::take(&mut self.peers);
         for peer in &mut peers {
             for request in peer.receive() {
                 let reply = match request {
+                    Ok(GuestRequest::Exec(exec)) => match self.begin(&exec, peer.id) {
+                        Ok(()) => continue, // answered by `finish_runs`
+                        Err(reply) => reply,
+                    },
                     Ok(request) => self.answer(request),
                     Err(reason) => GuestReply::Refused { reason },
                 };
@@ -214,8 +265,30 @@ impl Init {
         self.peers = peers;
     }
 
+    fn begin(&mut self, exec: &Exec, peer: u64) -> Result<(), GuestReply> {
+        let refuse = |reason: &str| GuestReply::Refused {
+            reason: reason.to_owned(),
+        };
+        if self.app_pid == 0 {
+            return Err(refuse("the app was not started"));
+        }
+        if !exec.container.is_empty() {
+            return Err(refuse("this machine has no containers"));
+        }
+        if self.runs.len() >= RUNS_MAX {
+            return Err(refuse(&format!("{RUNS_MAX} commands run already")));
+        }
+        let run = exec::begin(exec, &self.app_env, &self.app_cwd, peer)
+            .map_err(|CannotRun { reason, .. }| GuestReply::Failed { reason })?;
+        self.runs.push(run);
+        Ok(())
+    }
+
     fn answer(&mut self, request: GuestRequest) -> GuestReply {
         match request {
+            GuestRequest::Exec(_) => GuestReply::Refused {
+                reason: "a command is begun by a connection that waits for it".to_owned(),
+            },
             GuestRequest::Status => GuestReply::Status {
                 protocol: GUEST_PROTOCOL,
                 phase: self.phase(),
@@ -228,6 +301,8 @@ impl Init {
                 Ok(running) => {
                     self.serve_statics(start.statics.as_ref());
                     self.app_pid = running.pid;
+                    self.app_env = start.env;
+                    self.app_cwd = start.cwd;
                     self.started_at_ms = unix_ms();
                     self.pipes.push(LineReader::new(running.stdout, Stream::Stdout));
                     self.pipes.push(LineReader::new(running.stderr, Stream::Stderr));

@@ -13,13 +13,15 @@ const PEERS_MAX: usize = 16;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub struct Peer {
+    /// Tells it from all others of this machine, also later ones.
+    pub id: u64,
     pub socket: UnixStream,
     input: Vec<u8>,
     is_open: bool,
 }
 
 /// Take every waiting connection.
-pub fn accept(listener: &UnixListener, peers: &mut Vec<Peer>) {
+pub fn accept(listener: &UnixListener, peers: &mut Vec<Peer>, next_id: &mut u64) {
     while let Ok((socket, _)) = listener.accept() {
         if socket.set_nonblocking(true).is_err() || socket.set_write_timeout(Some(WRITE_TIMEOUT)).is_err() {
             continue;
@@ -27,7 +29,9 @@ pub fn accept(listener: &UnixListener, peers: &mut Vec<Peer>) {
         if peers.len() == PEERS_MAX {
             peers.remove(0);
         }
+        *next_id += 1;
         peers.push(Peer {
+            id: *next_id,
             socket,
             input: Vec::new(),
             is_open: true,

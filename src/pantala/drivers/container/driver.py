@@ -20,8 +20,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from pantala.domain.runtime import ImageConfig, Limits, UnpackedImage
+from pantala.domain.runtime import ImageConfig, Limits, ProcessInfo, UnpackedImage
 from pantala.drivers import guest, ring
+from pantala.drivers.container import processes
 from pantala.drivers.container import spec as oci
 from pantala.drivers.container.cgroups import Cgroups
 from pantala.drivers.container.disk import DiskTemplates
@@ -30,7 +31,21 @@ from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError, PantalaError
 from pantala.kit.clock import Clock, SystemClock
 from pantala.kit.disk import disk_full, is_full
-from pantala.wire.guest import Failed, Ok, Refused, Signal, Start, Started, Status, StatusReply, Stop
+from pantala.wire.guest import (
+    Exec,
+    Executed,
+    Failed,
+    GuestReply,
+    GuestRequest,
+    Ok,
+    Refused,
+    Signal,
+    Start,
+    Started,
+    Status,
+    StatusReply,
+    Stop,
+)
 
 RING_BYTES = 512 * 1024
 HELPER_DEADLINE_S = 30.0
@@ -220,11 +235,22 @@ class ContainerDriver:
     async def signal(self, machine_id: str, signal: int) -> None:
         await self._call(machine_id, Signal(signal=signal))
 
-    async def _call(self, machine_id: str, request: Start | Stop | Signal | Status) -> Any:
+    async def exec(self, machine_id: str, command: Exec) -> Executed:
+        match await self._call(machine_id, command, deadline_s=command.timeout_ms / 1000 + guest.CALL_DEADLINE_S):
+            case Executed() as ended:
+                return ended
+            case Failed(reason=reason):
+                raise DriverError(reason, guest_fault=True)
+            case reply:
+                raise DriverError(f"init answered a command with {type(reply).__name__}")
+
+    async def _call(
+        self, machine_id: str, request: GuestRequest, *, deadline_s: float = guest.CALL_DEADLINE_S
+    ) -> GuestReply:
         folder = self._folder(machine_id)
         if not folder.socket.exists():
             raise guest.GuestGone(f"machine {machine_id} is not prepared")
-        reply = await guest.call(folder.socket, request)
+        reply = await guest.call(folder.socket, request, deadline_s=deadline_s)
         if isinstance(reply, Refused) and not isinstance(request, Start):
             raise DriverError(reply.reason)
         if isinstance(request, Stop | Signal) and not isinstance(reply, Ok):
@@ -310,9 +336,8 @@ class ContainerDriver:
                 raise DriverError(f"a loop device of {disk} is still in use", retry=True)
             await self._clock.sleep(0.002)
 
-    async def pids(self, machine_id: str) -> set[int]:
-        inside = {_inside(pid) for pid in self._cgroups.pids(machine_id)}
-        return {pid for pid in inside if pid is not None}
+    async def processes(self, machine_id: str) -> list[ProcessInfo]:
+        return await anyio.to_thread.run_sync(processes.read, self._cgroups.pids(machine_id))
 
     async def list(self) -> list[str]:
         found = self._cgroups.list()
@@ -410,13 +435,3 @@ def _tail(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace").strip()[-STDERR_SHOWN:]
     return "it said nothing"
-
-
-def _inside(pid: int) -> int | None:
-    """The number a process has in its own pid namespace; None when it is gone meanwhile."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    numbers = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
-    return int(numbers[-1]) if numbers else None

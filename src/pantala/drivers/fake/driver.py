@@ -6,16 +6,18 @@ the same world is the agent that adopts.
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Literal
 
 import anyio
 
-from pantala.drivers.fake.world import SIGKILL, Due, FakeMachine, FakeWorld
+from pantala.domain.runtime import ProcessInfo
+from pantala.drivers.fake.world import SIGKILL, Due, FakeApp, FakeMachine, FakeWorld
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
 from pantala.kit.clock import unix_ms
-from pantala.wire.guest import Start
+from pantala.wire.guest import Exec, Executed, Start
 
 LOGS_MAX = 1000
 # Signals whose default is not to end a process.
@@ -145,10 +147,37 @@ class FakeDriver:
         machine = self._world.machines.get(machine_id)
         return self._world.runtime(machine) if machine else None
 
-    async def pids(self, machine_id: str) -> set[int]:
+    async def exec(self, machine_id: str, command: Exec) -> Executed:
+        world = self._world
+        machine = self._get(machine_id)
+        runtime = world.runtime(machine)
+        if runtime is None or runtime.phase != "running":
+            raise DriverError("the app was not started")
+        app = world.apps.get(tuple(command.argv)) or FakeApp()
+        if app.refusal:
+            raise DriverError(app.refusal, guest_fault=True)
+        takes_s = command.timeout_ms / 1000 if app.ends_after_s is None else app.ends_after_s
+        await world.clock.sleep(min(takes_s, command.timeout_ms / 1000))
+        timed_out = app.ends_after_s is None
+        signal = SIGKILL if timed_out else app.ends_by_signal
+        return Executed(
+            exit_code=128 + signal if signal else app.exit_code,
+            signal=signal,
+            stdout_base64=_base64_lines(app.output),
+            stderr_base64=_base64_lines(app.errors),
+            timed_out=timed_out,
+        )
+
+    async def processes(self, machine_id: str) -> list[ProcessInfo]:
         machine = self._world.machines.get(machine_id)
         runtime = self._world.runtime(machine) if machine else None
-        return {1, 2} if runtime is not None and runtime.phase == "running" else set()
+        if machine is None or machine.start is None or runtime is None or runtime.phase != "running":
+            return []
+        names = ("/.pantala/init", " ".join(machine.start.argv))
+        return [
+            ProcessInfo(pid=pid, command=name, directory="/", cpu_ticks=0, runs_s=0.0, rss_bytes=4096)
+            for pid, name in enumerate(names, 1)
+        ]
 
     async def destroy(self, machine_id: str) -> None:
         self._world.check("destroy")
@@ -175,3 +204,7 @@ class FakeDriver:
         if machine is None or not machine.is_prepared:
             raise DriverError(f"machine {machine_id} is not prepared", retry=True)
         return machine
+
+
+def _base64_lines(lines: tuple[str, ...]) -> str:
+    return base64.b64encode("".join(f"{line}\n" for line in lines).encode()).decode()
