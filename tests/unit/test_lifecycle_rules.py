@@ -170,12 +170,12 @@ IMAGE = ImageConfig(entrypoint=("/entry",), cmd=("run",), env={"A": "image", "PA
     ],
 )
 def test_argv(init: Init | None, wanted: list[str]) -> None:
-    assert process.argv(IMAGE, MachineConfig(init=init)) == wanted
+    assert process.argv(IMAGE, init) == wanted
 
 
 def test_an_image_without_a_command_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"config\.init\.cmd"):
-        process.argv(ImageConfig(), MachineConfig())
+        process.argv(ImageConfig(), None)
 
 
 def test_environment_precedence() -> None:

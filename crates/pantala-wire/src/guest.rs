@@ -54,6 +54,19 @@ pub struct Start {
     pub files: Vec<GuestFile>,
     #[serde(default)]
     pub statics: Option<Statics>,
+    #[serde(default)]
+    pub processes: Vec<GuestProcess>,
+}
+
+/// Another process beside the app; see `wire/guest.py`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestProcess {
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub user: String,
+    #[serde(default = "default_cwd")]
+    pub cwd: String,
 }
 
 fn default_cwd() -> String {
@@ -225,6 +238,12 @@ mod tests {
                 guest_path: "/app/static".into(),
             }],
         };
+        let process = GuestProcess {
+            argv: vec!["a".into()],
+            env: BTreeMap::new(),
+            user: "u".into(),
+            cwd: "/".into(),
+        };
         let start = Start {
             argv: vec!["a".into()],
             env: BTreeMap::new(),
@@ -233,7 +252,9 @@ mod tests {
             hostname: "h".into(),
             files: vec![file.clone()],
             statics: Some(statics.clone()),
+            processes: vec![process.clone()],
         };
+        assert_matches("GuestProcess", &serde_json::to_value(&process).unwrap());
         assert_matches("Statics", &serde_json::to_value(&statics).unwrap());
         assert_matches("GuestFile", &serde_json::to_value(&file).unwrap());
         for (name, request) in [

@@ -10,8 +10,8 @@ import msgspec
 
 from pantala.domain.runtime import ImageConfig
 from pantala.errors import InvalidRequest
-from pantala.wire.guest import STATICS_PORT, GuestFile, Start, StaticPath, Statics
-from pantala.wire.machine import ImageRef, MachineConfig
+from pantala.wire.guest import STATICS_PORT, GuestFile, GuestProcess, Start, StaticPath, Statics
+from pantala.wire.machine import EnvFrom, ImageRef, Init, MachineConfig, Process, SecretRef
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -28,9 +28,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: int
 
 
-def argv(image: ImageConfig, config: MachineConfig) -> list[str]:
-    """`init.exec` replaces everything; `init.entrypoint` also drops the image's command, as `docker run` does."""
-    init = config.init
+def argv(image: ImageConfig, init: Init | Process | None, field: str = "config.init") -> list[str]:
+    """`exec` replaces everything; `entrypoint` also drops the image's command, as `docker run` does."""
     if init is not None and init.exec:
         return list(init.exec)
     entrypoint = list(image.entrypoint)
@@ -40,7 +39,7 @@ def argv(image: ImageConfig, config: MachineConfig) -> list[str]:
     if init is not None and init.cmd is not None:
         command = list(init.cmd)
     if not entrypoint and not command:
-        raise InvalidRequest("the image has no command; say what to run", field="config.init.cmd")
+        raise InvalidRequest("the image has no command; say what to run", field=f"{field}.cmd")
     return entrypoint + command
 
 
@@ -74,6 +73,46 @@ def environment(
     return defaults | image.env | (config.env or {}) | dict(secrets) | platform
 
 
+def beside(
+    image: ImageConfig, config: MachineConfig, identity: Identity, secrets: Mapping[str, str]
+) -> list[GuestProcess]:
+    """What runs beside the app. A process has the app's environment, without its secrets if it ignores them."""
+    made: list[GuestProcess] = []
+    for index, process in enumerate(config.processes or []):
+        field = f"config.processes[{index}]"
+        given = {} if process.ignore_app_secrets else secrets
+        env = environment(image, config, identity, given) | (process.env or {})
+        env |= _named_secrets(process.secrets or [], secrets, field) | _fields(process.env_from or [], identity)
+        made.append(
+            GuestProcess(
+                argv=argv(image, process, field), env=env, user=process.user or image.user, cwd=image.cwd or "/"
+            )
+        )
+    return made
+
+
+def _named_secrets(wanted: list[SecretRef], secrets: Mapping[str, str], field: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for index, one in enumerate(wanted):
+        name = one.name or one.env_var
+        if name not in secrets:
+            raise InvalidRequest(f"there is no secret {name!r}", field=f"{field}.secrets[{index}].name")
+        found[one.env_var] = secrets[name]
+    return found
+
+
+def _fields(wanted: list[EnvFrom], identity: Identity) -> dict[str, str]:
+    known = {
+        "id": identity.machine_id,
+        "version": identity.instance_id,
+        "app_name": identity.app,
+        "private_ip": identity.private_ip,
+        "region": identity.region,
+        "image": image_name(identity.image),
+    }
+    return {one.env_var: known[one.field_ref] for one in wanted}
+
+
 def files(config: MachineConfig, secrets: Mapping[str, str]) -> list[GuestFile]:
     """Files of the config; a secret that holds one is base64 text."""
     out: list[GuestFile] = []
@@ -101,13 +140,14 @@ def statics(config: MachineConfig) -> Statics | None:
 def start_message(image: ImageConfig, config: MachineConfig, identity: Identity, secrets: Mapping[str, str]) -> Start:
     """Everything PID 1 needs to run the app. Raises InvalidRequest naming what is missing."""
     return Start(
-        argv=argv(image, config),
+        argv=argv(image, config.init),
         env=environment(image, config, identity, secrets),
         user=image.user,
         cwd=image.cwd or "/",
         hostname=hostname(config, identity.machine_id),
         files=files(config, secrets),
         statics=statics(config),
+        processes=beside(image, config, identity, secrets),
     )
 
 

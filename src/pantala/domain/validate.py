@@ -10,7 +10,7 @@ import msgspec
 from pantala.domain import guests, restart, signals
 from pantala.domain.durations import seconds
 from pantala.errors import InvalidRequest
-from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Service, Static
+from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Process, Service, Static
 
 HANDLERS = ("http", "tls", "pg_tls", "proxy_proto", "edge_http")
 CHECK_TYPES = ("tcp", "http")
@@ -19,6 +19,7 @@ ENV_BYTES_MAX = 512 * 1024
 FILES_BYTES_MAX = 1024 * 1024
 SERVICES_MAX = 64
 STATICS_MAX = 10
+PROCESSES_MAX = 16
 
 
 def validate_config(config: MachineConfig) -> None:
@@ -35,14 +36,15 @@ def validate_config(config: MachineConfig) -> None:
     _mounts(config.mounts or [])
     _restart(config)
     _stop(config)
-    _env(config)
+    _variables(config.env or {}, "config.env")
     _files(config)
     _statics(config.statics or [])
     if config.schedule and config.schedule not in SCHEDULES:
         raise InvalidRequest(f"{config.schedule!r} is not one of {', '.join(SCHEDULES)}", field="config.schedule")
     if config.schedule:
         raise InvalidRequest("scheduled machines are not offered yet; leave it out", field="config.schedule")
-    for name in ("processes", "containers", "volumes", "cache_drive", "spot"):
+    _processes(config.processes or [])
+    for name in ("containers", "volumes", "cache_drive", "spot"):
         if getattr(config, name):
             raise InvalidRequest("is not offered yet; leave it out", field=f"config.{name}")
     if config.standbys:
@@ -137,6 +139,16 @@ def _check(check: Check, field: str, *, port_required: bool) -> None:
                 raise InvalidRequest(f"{value!r} is not between {low_s:g}s and 1h", field=f"{field}.{name}")
 
 
+def _processes(processes: list[Process]) -> None:
+    if len(processes) > PROCESSES_MAX:
+        raise InvalidRequest(f"at most {PROCESSES_MAX} processes", field="config.processes")
+    for index, process in enumerate(processes):
+        field = f"config.processes[{index}]"
+        _variables(process.env or {}, f"{field}.env")
+        _variables({one.env_var: "" for one in process.secrets or []}, f"{field}.secrets")
+        _variables({one.env_var: "" for one in process.env_from or []}, f"{field}.env_from")
+
+
 def _mounts(mounts: list[Mount]) -> None:
     if len(mounts) > 1:
         raise InvalidRequest("a machine has at most one mount", field="config.mounts")
@@ -164,16 +176,16 @@ def _stop(config: MachineConfig) -> None:
         raise InvalidRequest(f"is above {signals.TIMEOUT_MAX_S:g}s", field=field)
 
 
-def _env(config: MachineConfig) -> None:
+def _variables(env: dict[str, str], field: str) -> None:
     total = 0
-    for name, value in (config.env or {}).items():
+    for name, value in env.items():
         if not name or "=" in name or "\0" in name:
-            raise InvalidRequest(f"{name!r} is not a variable name", field="config.env")
+            raise InvalidRequest(f"{name!r} is not a variable name", field=field)
         if "\0" in value:
-            raise InvalidRequest("contains a NUL byte", field=f"config.env.{name}")
+            raise InvalidRequest("contains a NUL byte", field=f"{field}.{name}")
         total += len(name) + len(value)
     if total > ENV_BYTES_MAX:
-        raise InvalidRequest(f"{total} bytes; at most {ENV_BYTES_MAX}", field="config.env")
+        raise InvalidRequest(f"{total} bytes; at most {ENV_BYTES_MAX}", field=field)
 
 
 def _files(config: MachineConfig) -> None:

@@ -23,16 +23,38 @@ pub struct Running {
     pub stderr: OwnedFd,
 }
 
-/// Run the app of `start`. Whatever cannot be done is a sentence for the owner of the image.
-pub fn start(start: &Start) -> Result<Running, CannotRun> {
+/// Run the app of `start` and what is to run beside it, the app first. Whatever cannot be done is a sentence for the
+/// owner of the image; what had begun by then ends with the machine.
+pub fn start(start: &Start) -> Result<Vec<Running>, CannotRun> {
     let identity = identify(&start.user)?;
     take_hostname(&start.hostname);
-    let cwd = Path::new(if start.cwd.is_empty() { "/" } else { &start.cwd });
-    make_cwd(cwd, &identity)?;
+    make_cwd(folder(&start.cwd), &identity)?;
     for file in &start.files {
         write_file(file)?;
     }
-    run(&start.argv, &start.env, &identity, cwd, Stdio::null())
+    let mut running = vec![run(
+        &start.argv,
+        &start.env,
+        &identity,
+        folder(&start.cwd),
+        Stdio::null(),
+    )?];
+    for process in &start.processes {
+        let identity = identify(&process.user)?;
+        make_cwd(folder(&process.cwd), &identity)?;
+        running.push(run(
+            &process.argv,
+            &process.env,
+            &identity,
+            folder(&process.cwd),
+            Stdio::null(),
+        )?);
+    }
+    Ok(running)
+}
+
+fn folder(cwd: &str) -> &Path {
+    Path::new(if cwd.is_empty() { "/" } else { cwd })
 }
 
 pub fn identify(user: &str) -> Result<Identity, CannotRun> {

@@ -35,6 +35,8 @@ use ring::{Ring, Stream};
 const DRAIN: Duration = Duration::from_secs(2);
 /// Commands beside the app at the same time; one more is refused.
 const RUNS_MAX: usize = 16;
+/// What the other processes of a machine have to end when one of them did.
+const GRACE_OF_OTHERS: Duration = Duration::from_secs(5);
 /// Signals to PID 1 that mean "end": handed to the app.
 const FORWARDED: [Signal; 6] = [
     Signal::SIGTERM,
@@ -78,6 +80,10 @@ struct Init {
     last_peer_id: u64,
     pipes: Vec<LineReader>,
     app_pid: i32,
+    /// The app's process and those beside it that still run.
+    running: Vec<i32>,
+    /// How the first of them ended; the machine ends when the last did.
+    first_end: Option<End>,
     /// What commands beside the app begin with: its environment and working directory.
     app_env: BTreeMap<String, String>,
     app_cwd: String,
@@ -120,6 +126,8 @@ impl Init {
             last_peer_id: 0,
             pipes: Vec::new(),
             app_pid: 0,
+            running: Vec::new(),
+            first_end: None,
             app_env: BTreeMap::new(),
             app_cwd: String::new(),
             runs: Vec::new(),
@@ -176,7 +184,7 @@ impl Init {
             let number = i32::try_from(info.ssi_signo).unwrap_or(0);
             match Signal::try_from(number) {
                 Ok(Signal::SIGCHLD) | Err(_) => {}
-                Ok(_) if self.app_pid != 0 => send(self.app_pid, number),
+                Ok(_) if self.app_pid != 0 => self.running.iter().for_each(|&pid| send(pid, number)),
                 Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => self.end_unstarted(),
                 Ok(_) => {}
             }
@@ -184,32 +192,44 @@ impl Init {
         Ok(())
     }
 
-    /// Collect every process that ended; the app's end is the machine's.
+    /// Collect every process that ended.
     fn reap(&mut self) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == self.app_pid => {
-                    self.end = Some(End {
-                        exit_code: code,
-                        signal: 0,
-                        reason: String::new(),
-                    });
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == self.app_pid => {
-                    let signal = signal as i32;
-                    self.end = Some(End {
-                        exit_code: 128 + signal,
-                        signal,
-                        reason: String::new(),
-                    });
-                }
-                Ok(WaitStatus::Exited(pid, code)) => self.run_ended(pid.as_raw(), code, 0),
+                Ok(WaitStatus::Exited(pid, code)) => self.ended(pid.as_raw(), code, 0),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.run_ended(pid.as_raw(), 128 + signal as i32, signal as i32);
+                    self.ended(pid.as_raw(), 128 + signal as i32, signal as i32);
                 }
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => {}
             }
+        }
+    }
+
+    /// The end of the app, or of a process beside it, is the machine's: the others are asked to end too.
+    fn ended(&mut self, pid: i32, exit_code: i32, signal: i32) {
+        if let Some(run) = self.runs.iter_mut().find(|run| run.pid == pid) {
+            run.ended(exit_code, signal);
+        }
+        if !self.running.contains(&pid) {
+            return;
+        }
+        self.running.retain(|&other| other != pid);
+        let reason = if pid == self.app_pid {
+            String::new()
+        } else {
+            "a process beside the app ended".to_owned()
+        };
+        self.first_end.get_or_insert(End {
+            exit_code,
+            signal,
+            reason,
+        });
+        if self.running.is_empty() {
+            self.end = self.first_end.take();
+        } else if self.kill_at.is_none() {
+            self.running.iter().for_each(|&pid| send(pid, libc::SIGTERM));
+            self.kill_at = Some(Instant::now() + GRACE_OF_OTHERS);
         }
     }
 
@@ -218,12 +238,6 @@ impl Init {
         pipes.retain_mut(|pipe| pipe.pump(ring));
         for run in &mut self.runs {
             run.pump();
-        }
-    }
-
-    fn run_ended(&mut self, pid: i32, exit_code: i32, signal: i32) {
-        if let Some(run) = self.runs.iter_mut().find(|run| run.pid == pid) {
-            run.ended(exit_code, signal);
         }
     }
 
@@ -300,13 +314,17 @@ impl Init {
             GuestRequest::Start(start) => match app::start(&start) {
                 Ok(running) => {
                     self.serve_statics(start.statics.as_ref());
-                    self.app_pid = running.pid;
+                    let pid = running.first().map_or(0, |app| app.pid);
+                    self.app_pid = pid;
                     self.app_env = start.env;
                     self.app_cwd = start.cwd;
                     self.started_at_ms = unix_ms();
-                    self.pipes.push(LineReader::new(running.stdout, Stream::Stdout));
-                    self.pipes.push(LineReader::new(running.stderr, Stream::Stderr));
-                    GuestReply::Started { pid: running.pid }
+                    for process in running {
+                        self.running.push(process.pid);
+                        self.pipes.push(LineReader::new(process.stdout, Stream::Stdout));
+                        self.pipes.push(LineReader::new(process.stderr, Stream::Stderr));
+                    }
+                    GuestReply::Started { pid }
                 }
                 Err(CannotRun { code, reason }) => {
                     self.ring
@@ -353,7 +371,7 @@ impl Init {
         if self.app_pid == 0 {
             self.end_unstarted();
         } else {
-            send(self.app_pid, signal);
+            self.running.iter().for_each(|&pid| send(pid, signal));
             let at = Instant::now() + Duration::from_millis(grace_ms);
             // A second stop may shorten the grace, never prolong it.
             self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
