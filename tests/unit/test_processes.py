@@ -64,3 +64,10 @@ def test_names_of_variables_are_checked_and_the_number_is_bounded() -> None:
     many = MachineConfig(image="r.test/hello:t", processes=[Process()] * 17)
     with pytest.raises(InvalidRequest, match=r"config\.processes"):
         validate.validate_config(many)
+
+
+def test_the_names_of_the_machine_in_its_hosts_file() -> None:
+    text = process.hosts_file("d8d9510a295118", ip4="172.19.0.2", private_ip="fdaa::2", host="web")
+    names = {name: line.split()[0] for line in text.splitlines() for name in line.split()[1:]}
+    assert names["fly-local-6pn"] == names["d8d9510a295118"] == names["web"] == "fdaa::2"
+    assert names["fly-global-services"] == "172.19.0.2"

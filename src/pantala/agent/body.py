@@ -64,7 +64,7 @@ class Body:
                     limits=guests.resolve(config).limits(),
                     uid_base=record.uid_base,
                     hostname=host,
-                    hosts=process.hosts_file(self._id, record.ip6, host),
+                    hosts=process.hosts_file(self._id, ip4=record.ip4, private_ip=record.ip6, host=host),
                     resolv_conf=process.resolv_conf(
                         context.nameserver, list((config.dns.searches if config.dns else None) or [])
                     ),
