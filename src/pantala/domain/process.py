@@ -159,7 +159,8 @@ def hosts_file(machine_id: str, *, ip4: str, private_ip: str, host: str) -> str:
     """`fly-global-services` is where a UDP service binds, so that it answers from the address it was asked at."""
     return (
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        f"{ip4}\tfly-global-services\n{private_ip}\tfly-local-6pn\n{private_ip}\t{host}{f' {machine_id}' if host != machine_id else ''}\n"
+        f"{ip4}\tfly-global-services\n{private_ip}\tfly-local-6pn\n"
+        f"{private_ip}\t{host}{f' {machine_id}' if host != machine_id else ''}\n"
     )
 
 
