@@ -16,8 +16,9 @@ import pytest
 
 from pantala.domain.runtime import UnpackedImage
 from pantala.errors import InvalidRequest, NotFound, TransientError
+from pantala.images.platforms import host_architecture
 from pantala.images.reference import parse
-from pantala.images.registry import Descriptor, RegistryClient, host_architecture
+from pantala.images.registry import Descriptor, RegistryClient
 from pantala.images.store import FileImageStore
 from pantala.testing.poll import until
 from pantala.testing.registry import NAME, OCI, OCI_INDEX, Registry, layer, running_registry
@@ -115,7 +116,9 @@ async def test_a_layer_that_must_not_be_unpacked_names_the_image(
     registry: Registry, store: FileImageStore, tmp_path: Path
 ) -> None:
     await registry.push(f"{NAME}/app:1", [layer(**{"../escape": "x"})])
-    with pytest.raises(InvalidRequest, match=rf"config.image: {NAME}/app:1: the path '../escape' points out"):
+    with pytest.raises(
+        InvalidRequest, match=rf"config.image: {NAME}/app:1: its layer sha256:\w+: the path '../escape'"
+    ):
         await store.ensure(image(f"{NAME}/app:1"), pull_token="")
     assert folders(tmp_path / "store", "layers") == folders(tmp_path / "store", "tmp") == set()
 

@@ -108,7 +108,7 @@ def _host_network(settings: AgentSettings, clock: Clock) -> Network:
 
 
 def _image_store(settings: AgentSettings, clock: Clock) -> ImageStore:
-    """`pantala.images:open_store(state_dir, registries)`."""
+    """`pantala.images:open_store(state_dir, registries, limits)`."""
     del clock
     made = _attribute("pantala.images", "open_store", "images")
-    return made(state_dir=settings.state_dir / "images", registries=settings.registries)
+    return made(state_dir=settings.state_dir / "images", registries=settings.registries, limits=settings.image_limits)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from pantala.domain.runtime import ImageLimits
 from pantala.errors import InvalidRequest
 from pantala.wire.server import BusSettings
 
@@ -14,17 +15,17 @@ from pantala.wire.server import BusSettings
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`state_dir` survives reboots, `run_dir` does not. `trusted_keys`: owner to base64 verify key (control's; nodes
     are believed by their member rows). `edge_key`: a file of 32 bytes, the edge key that the host joined with (newer
-    ones come by the catalogue). `node_key` and `signing_key` are made on first use. `identity`: folder of what control
-    gave (default `state_dir/identity`; its private halves are `node.key` and `bus.seed` in `state_dir/keys`); the
-    certificate is renewed when less than `renew_before_s` remains, looked at every `renew_every_s`. `mesh`: `ip:port`
-    of this host's proxy for other proxies. `registries`: registry name to base URL. `cpus` and `memory_mib`
-    0 mean what the machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`.
-    The catalogue: own proofs every `beat_s`, others' holdings compared every `gossip_s`, deletions kept
-    `tombstones_kept_s`, looked at every `tidy_every_s`. `links`: how 6PN goes to other hosts, by `link_device`: plain
-    (next hop `link_via`, where the hosts share a router) or wireguard (UDP `wireguard_port`; `wireguard_endpoint` is
-    `ip:port` for the others, by default that port of `address`, empty behind NAT). `entrances`: connections to other
-    ports than 80 and 443, and to Flycast, are led to the proxy; `edge_addresses`: where this host takes public
-    traffic."""
+    ones come by the catalogue). `node_key` and `signing_key` are made on first use. `identity`: folder of what
+    control gave (default `state_dir/identity`; its private halves are `node.key` and `bus.seed` in
+    `state_dir/keys`); the certificate is renewed when less than `renew_before_s` remains, looked at every
+    `renew_every_s`. `mesh`: `ip:port` of this host's proxy for other proxies. `registries`: registry name to base
+    URL; `image_limits`: what images may be (`docs/reference/images.md`). `cpus` and `memory_mib` 0 mean what the
+    machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`. The catalogue:
+    own proofs every `beat_s`, others' holdings compared every `gossip_s`, deletions kept `tombstones_kept_s`, looked
+    at every `tidy_every_s`. `links`: how 6PN goes to other hosts, by `link_device`: plain (next hop `link_via`,
+    where the hosts share a router) or wireguard (UDP `wireguard_port`; `wireguard_endpoint` is `ip:port` for the
+    others, by default that port of `address`, empty behind NAT). `entrances`: connections to other ports than 80 and
+    443, and to Flycast, are led to the proxy; `edge_addresses`: where this host takes public traffic."""
 
     node: str
     region: str
@@ -49,6 +50,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     images: str = "store"
     cgroup_root: str = "pantala"
     registries: dict[str, str] = {}
+    image_limits: ImageLimits = ImageLimits()
     pool4: str = "172.19.0.0/16"
     allow_private_ranges: bool = False
     closed_addresses: list[str] = []

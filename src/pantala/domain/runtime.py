@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +22,23 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
     exposed_ports: tuple[int, ...] = ()
     labels: dict[str, str] = {}
+
+
+class ImageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an image may be; one beyond is refused before it costs more than this. `layer_bytes` bounds a layer both
+    compressed and unpacked, `image_bytes` all of them unpacked. Beyond `ratio_from_bytes` a layer may be at most
+    `ratio` times as large as what it was compressed to.
+    """
+
+    manifest_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 * 1024**2
+    config_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 * 1024**2
+    layers: Annotated[int, msgspec.Meta(ge=1, le=127)] = 127
+    layer_bytes: Annotated[int, msgspec.Meta(ge=1)] = 8 * 1024**3
+    layer_entries: Annotated[int, msgspec.Meta(ge=1)] = 500_000
+    image_bytes: Annotated[int, msgspec.Meta(ge=1)] = 32 * 1024**3
+    ratio: Annotated[int, msgspec.Meta(ge=1)] = 200
+    ratio_from_bytes: Annotated[int, msgspec.Meta(ge=0)] = 256 * 1024**2
+    unpack_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
 
 
 class UnpackedImage(msgspec.Struct, frozen=True, kw_only=True):

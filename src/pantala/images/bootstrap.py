@@ -22,7 +22,8 @@ from typing import IO, Any
 import msgspec
 
 from pantala.errors import InvalidRequest, TransientError
-from pantala.images.registry import RegistryClient, host_architecture
+from pantala.images.platforms import host_architecture
+from pantala.images.registry import RegistryClient
 from pantala.wire.machine import ImageRef
 
 SUITE = "bookworm"

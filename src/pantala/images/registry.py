@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
+from pantala.domain.runtime import ImageLimits
 from pantala.errors import InvalidRequest, NotFound, TransientError, UserError
+from pantala.images.platforms import Platform, needed, rank
 from pantala.images.reference import DOCKER_HUB, parse, pinned, unparse
 from pantala.kit.disk import check_reserve
 from pantala.wire.machine import ImageRef
@@ -27,6 +28,7 @@ from pantala.wire.machine import ImageRef
 if TYPE_CHECKING:
     import httpx2
 
+FIELD = "config.image"
 INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -35,31 +37,33 @@ MANIFEST_TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
-MANIFEST_BYTES_MAX = 4 * 1024 * 1024
-LAYER_BYTES_MAX = 8 * 1024**3
+SCHEMA_1_TYPES = (
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+)
 RESERVE_EVERY_BYTES = 8 * 1024**2
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+MANIFESTS_ASKED_MAX = 16
+"""Of one reference: an index may name further ones."""
 
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 """A digest names a folder of the store: what a registry sends is none until it looks like one."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """`urls`: where else a foreign layer would be; not asked, since whoever makes an image could have any address
+    asked."""
+
     media_type: str
     digest: Digest
-    size: int
-
-
-class _Platform(msgspec.Struct, frozen=True):
-    os: str = ""
-    architecture: str = ""
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    urls: list[str] | None = None
 
 
 class _IndexEntry(msgspec.Struct, frozen=True):
     digest: Digest
-    platform: _Platform | None = None
+    platform: Platform | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,15 +74,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     layers: list[Descriptor]
 
 
-def host_architecture() -> str:
-    return ARCHITECTURES.get(platform.machine(), platform.machine())
-
-
 class RegistryClient:
     """`endpoints`: registry name to base URL. One client may be shared by many tasks."""
 
-    def __init__(self, *, endpoints: dict[str, str] | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, *, endpoints: dict[str, str] | None = None, timeout_s: float = 30.0, limits: ImageLimits | None = None
+    ) -> None:
         self._endpoints = endpoints or {}
+        self._limits = limits or ImageLimits()
         self._timeout_s = timeout_s
 
     @cached_property
@@ -100,24 +103,29 @@ class RegistryClient:
     async def manifest(self, image: ImageRef, *, token: str = "") -> Manifest:
         """The manifest for this host's platform. Raises NotFound, InvalidRequest (no such platform, unreadable)."""
         headers, document = await self._manifest(image, image.digest or image.tag, token)
-        digest = headers["digest"]
-        if headers["type"] in INDEX_TYPES or "manifests" in document:
-            entry = _for_this_host(image, document)
-            headers, document = await self._manifest(image, entry, token)
-        try:
-            return Manifest(
-                digest=digest,
-                config=msgspec.convert(document["config"], Descriptor),
-                layers=msgspec.convert(document["layers"], list[Descriptor]),
-            )
-        except (KeyError, msgspec.ValidationError) as error:
-            raise InvalidRequest(f"{unparse(image)} has no readable manifest", field="config.image") from error
+        digest, asked, offered = headers["digest"], 1, list[str]()
+        waiting: list[str] = []
+        while _is_index(headers, document):
+            chosen, others = _for_this_host(image, document)
+            waiting = chosen + waiting
+            offered += others
+            if not waiting:
+                said = ", ".join(dict.fromkeys(offered)) or "no platform"
+                raise InvalidRequest(f"{unparse(image)} is made for {said}, this host needs {needed()}", field=FIELD)
+            if (asked := asked + 1) > MANIFESTS_ASKED_MAX:
+                raise InvalidRequest(f"{unparse(image)}: its index leads to too many others", field=FIELD)
+            headers, document = await self._manifest(image, waiting.pop(0), token)
+        return _read_manifest(image, digest, headers["type"], document)
 
     async def blob(self, image: ImageRef, descriptor: Descriptor, destination: Path, *, token: str = "") -> None:
         """Fetch one blob into a file; size and digest are checked. Raises InvalidRequest, NotFound, TransientError;
         OSError when the disk is full."""
-        if descriptor.size > LAYER_BYTES_MAX:
-            raise InvalidRequest(f"a layer of {descriptor.size} bytes is above the limit", field="config.image")
+        if descriptor.size > self._limits.layer_bytes:
+            raise InvalidRequest(
+                f"{unparse(image)}: its layer {descriptor.digest} has {descriptor.size} bytes, "
+                f"at most {self._limits.layer_bytes} are taken",
+                field=FIELD,
+            )
         hasher, written = hashlib.sha256(), 0
         check_reserve(destination.parent)
         async with self._get(image, f"blobs/{descriptor.digest}", token) as response:
@@ -130,10 +138,18 @@ class RegistryClient:
                     file.write(chunk)
                     if written % RESERVE_EVERY_BYTES < len(chunk):
                         check_reserve(destination.parent)
-        if written != descriptor.size or f"sha256:{hasher.hexdigest()}" != descriptor.digest:
+        if written != descriptor.size:
+            sent = f"more than {descriptor.size}" if written > descriptor.size else f"{written}"
             raise InvalidRequest(
-                f"{unparse(image)}: what the registry sent for {descriptor.digest} is not that blob",
-                field="config.image",
+                f"{unparse(image)}: what the registry sent for {descriptor.digest} is not that blob: "
+                f"it has {sent} bytes, the manifest says {descriptor.size}",
+                field=FIELD,
+            )
+        if (found := f"sha256:{hasher.hexdigest()}") != descriptor.digest:
+            raise InvalidRequest(
+                f"{unparse(image)}: what the registry sent for {descriptor.digest} is not that blob: "
+                f"its digest is {found}",
+                field=FIELD,
             )
 
     async def push(
@@ -168,23 +184,28 @@ class RegistryClient:
         return f"https://{'registry-1.docker.io' if image.registry == DOCKER_HUB else image.registry}"
 
     async def _manifest(self, image: ImageRef, reference: str, token: str) -> tuple[dict[str, str], dict[str, Any]]:
-        accept = ", ".join(MANIFEST_TYPES + INDEX_TYPES)
+        accept, bytes_max = ", ".join(MANIFEST_TYPES + INDEX_TYPES), self._limits.manifest_bytes
         async with self._get(image, f"manifests/{reference}", token, accept=accept) as response:
             body = bytearray()
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw(1 << 16):
                 body += chunk
-                if len(body) > MANIFEST_BYTES_MAX:
-                    raise InvalidRequest(f"{unparse(image)}: its manifest is too large", field="config.image")
+                if len(body) > bytes_max:
+                    raise InvalidRequest(
+                        f"{unparse(image)}: its manifest is too large, at most {bytes_max} bytes are taken", field=FIELD
+                    )
             digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
             media_type = response.headers.get("content-type", "").partition(";")[0]
         if reference.startswith("sha256:") and digest != reference:
-            raise InvalidRequest(f"{unparse(image)}: the registry sent another manifest", field="config.image")
+            raise InvalidRequest(
+                f"{unparse(image)}: for the manifest {reference} the registry sent another manifest, {digest}",
+                field=FIELD,
+            )
         try:
             document = json.loads(body)
-        except ValueError as error:
-            raise InvalidRequest(f"{unparse(image)}: its manifest is not JSON", field="config.image") from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{unparse(image)}: its manifest is not JSON", field=FIELD) from error
         if not isinstance(document, dict):
-            raise InvalidRequest(f"{unparse(image)}: its manifest is not an object", field="config.image")
+            raise InvalidRequest(f"{unparse(image)}: its manifest is not an object", field=FIELD)
         found = cast("dict[str, Any]", document)
         return {"digest": digest, "type": str(found.get("mediaType") or media_type)}, found
 
@@ -197,13 +218,16 @@ class RegistryClient:
 
         url = f"{self._base(image)}/v2/{image.repository}/{path}"
         for attempt in range(2):
-            headers = {"Accept": accept} | ({"Authorization": f"Bearer {token}"} if token else {})
+            # Whatever is sent is compared with its digest as it comes; nobody inflates it on the way.
+            headers = {"Accept": accept, "Accept-Encoding": "identity"} | (
+                {"Authorization": f"Bearer {token}"} if token else {}
+            )
             try:
                 async with self._http.stream("GET", url, headers=headers) as response:
                     if response.status_code == 401 and attempt == 0 and not token:
                         token = await self._anonymous(response.headers.get("www-authenticate", ""))
                         continue
-                    _raise_for(response, image)
+                    _raise_for(response, image, path)
                     yield response
                     return
             except httpx2.HTTPError as error:
@@ -237,32 +261,61 @@ async def _chunks(path: Path) -> AsyncGenerator[bytes]:
             yield chunk
 
 
-def _for_this_host(image: ImageRef, index: dict[str, Any]) -> str:
-    """The digest of this host's manifest in an index."""
+def _is_index(headers: dict[str, str], document: dict[str, Any]) -> bool:
+    return headers["type"] in INDEX_TYPES or "manifests" in document
+
+
+def _for_this_host(image: ImageRef, index: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Of an index: digests to look at, the best first, and the platforms of the others. An entry that names none (an
+    index in an index, an image on its own) has to be looked at."""
     try:
-        entries = msgspec.convert(index.get("manifests", []), list[_IndexEntry])
+        entries = msgspec.convert(index.get("manifests") or [], list[_IndexEntry])
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"{unparse(image)} has no readable index: {error}", field="config.image") from error
+        raise InvalidRequest(f"{unparse(image)} has no readable index: {error}", field=FIELD) from error
+    chosen: list[tuple[int, str]] = []
+    unnamed: list[str] = []
     offered: list[str] = []
     for entry in entries:
-        wanted = entry.platform or _Platform()
-        if wanted.os == "linux" and wanted.architecture == host_architecture():
-            return entry.digest
-        offered.append(f"{wanted.os}/{wanted.architecture}")
-    raise InvalidRequest(
-        f"{unparse(image)} is made for {', '.join(offered) or 'no platform'}, this host needs linux/"
-        f"{host_architecture()}",
-        field="config.image",
-    )
+        wanted = entry.platform
+        if wanted is None or not wanted.architecture:
+            unnamed.append(entry.digest)
+        elif (suits := rank(wanted)) is not None:
+            chosen.append((suits, entry.digest))
+        elif wanted.architecture != "unknown":  # what signs or describes the others
+            offered.append(str(wanted))
+    chosen.sort(key=lambda one: one[0])
+    return [digest for _, digest in chosen[:1]] or unnamed, offered
 
 
-def _raise_for(response: httpx2.Response, image: ImageRef) -> None:
+def _read_manifest(image: ImageRef, digest: str, media_type: str, document: dict[str, Any]) -> Manifest:
+    if media_type in SCHEMA_1_TYPES or document.get("schemaVersion") == 1:
+        raise InvalidRequest(
+            f"{unparse(image)} is an image of Docker's schema 1, which is not read any more",
+            field=FIELD,
+            hint="pull and push it once with a current tool, which makes it schema 2 or OCI",
+        )
+    try:
+        return Manifest(
+            digest=digest,
+            config=msgspec.convert(document["config"], Descriptor),
+            layers=msgspec.convert(document["layers"], list[Descriptor]),
+        )
+    except KeyError as error:
+        raise InvalidRequest(f"{unparse(image)} has no readable manifest: {error} is missing", field=FIELD) from error
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{unparse(image)} has no readable manifest: {error}", field=FIELD) from error
+
+
+def _raise_for(response: httpx2.Response, image: ImageRef, path: str = "") -> None:
     code = response.status_code
     if code < 300:
         return
     name = unparse(image)
     if code in (401, 403):
         raise NotFound(f"image {name} does not exist, or this token may not read it")
+    if code == 404 and path.startswith("blobs/"):
+        digest = path.removeprefix("blobs/")
+        raise NotFound(f"image {name} is not whole: the registry does not have its blob {digest}", hint="push it again")
     if code == 404:
         raise NotFound(f"image {name} does not exist", hint="check its name and tag, or deploy again")
     if code >= 500 or code == 429:

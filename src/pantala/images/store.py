@@ -2,6 +2,7 @@
 
     <root>/layers/<sha256 of the blob>/    a layer as a directory
     <root>/marks/                          which layers are known to be on disk (`durable.py`)
+    <root>/facts/<sha256 of the blob>      what the layer's directory does not show (`unpack.Facts`)
     <root>/images/<sha256>.json            an image: its layers and config; written last, so it is whole
     <root>/tmp/                            swept at start
 
@@ -12,34 +13,44 @@ a power cut may have left half written is dropped when the store is opened, with
 from __future__ import annotations
 
 import errno
+import json
 import os
-import shutil
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 import structlog
 
-from pantala.domain.runtime import ImageConfig, UnpackedImage
-from pantala.errors import DiskFull, InvalidRequest, TransientError
+from pantala.domain.runtime import ImageConfig, ImageLimits, UnpackedImage
+from pantala.errors import DiskFull, InvalidRequest, TransientError, UserError
+from pantala.images import union
+from pantala.images.config import image_config, read_diff_ids
 from pantala.images.durable import Marks, replace
 from pantala.images.reference import unparse
-from pantala.images.registry import Descriptor, RegistryClient, host_architecture
+from pantala.images.registry import FIELD, Descriptor, Manifest, RegistryClient
 from pantala.kit.clock import Clock
-from pantala.kit.disk import room_for
+from pantala.kit.disk import check_reserve, remove_tree, room_for
 from pantala.kit.ids import ulid
 from pantala.kit.tasks import KeyedLocks, first_error
 from pantala.wire.machine import ImageRef
 
 log = structlog.get_logger()
 
-LAYERS_MAX = 127
-UNPACK_TIMEOUT_S = 300
 UNPACKS_AT_ONCE = 2
+CONFIG_TYPES = (
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+)
+LAYER_TYPES = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+)
+PACKED = ("", "+gzip", "+zstd", ".gzip", ".zstd")
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -47,15 +58,27 @@ class _Record(msgspec.Struct, frozen=True):
     config: ImageConfig
 
 
+class _Facts(msgspec.Struct, frozen=True):
+    """`unpack.Facts`, as this store keeps them. A layer from before they were kept has none."""
+
+    diff_id: str = ""
+    bytes: int = 0
+    implicit: list[str] = []
+    opaque_root: bool = False
+
+
 class FileImageStore:
-    def __init__(self, root: Path, registry: RegistryClient, *, boot: str = "") -> None:
+    def __init__(
+        self, root: Path, registry: RegistryClient, *, boot: str = "", limits: ImageLimits | None = None
+    ) -> None:
         self._root = root
+        self._limits = limits or ImageLimits()
         self._registry = registry
         self._locks = KeyedLocks()
         self._unpacks = anyio.CapacityLimiter(UNPACKS_AT_ONCE)
-        for folder in ("layers", "images"):
+        for folder in ("layers", "images", "facts"):
             (root / folder).mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(root / "tmp", ignore_errors=True)
+        remove_tree(root / "tmp")
         (root / "tmp").mkdir(mode=0o700)
         self._marks = Marks(root, root / "tmp", boot=boot)
         self._drop_lost()
@@ -76,13 +99,16 @@ class FileImageStore:
             if record is None or not all(self._layer_path(layer).is_dir() for layer in record.layers):
                 path.unlink()
         for left in (self._root / "tmp").iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
+        for facts in (self._root / "facts").iterdir():
+            if not (self._root / "layers" / facts.name).exists():
+                facts.unlink()
 
     async def ensure(self, image: ImageRef, *, pull_token: str) -> UnpackedImage:
         try:
             return await self._ensure(image, pull_token)
-        except DiskFull:
-            await self._drop_layers(self._named())  # what came of the image before there was no room
+        except (DiskFull, UserError):
+            await self._drop_layers(self._named())  # what came of the image before it failed
             raise
 
     async def _ensure(self, image: ImageRef, pull_token: str) -> UnpackedImage:
@@ -92,13 +118,11 @@ class FileImageStore:
         async with self._locks.hold(manifest.digest):
             if found := await self.find(manifest.digest):
                 return found
-            if len(manifest.layers) > LAYERS_MAX:
-                raise InvalidRequest(f"{unparse(image)} has more than {LAYERS_MAX} layers", field="config.image")
-            config = await self._config(image, manifest.config, pull_token)
-            async with first_error(), anyio.create_task_group() as tasks:
-                for layer in {layer.digest: layer for layer in manifest.layers}.values():
-                    tasks.start_soon(self._layer, image, layer, pull_token)
-            record = _Record(layers=[layer.digest for layer in manifest.layers], config=config)
+            self._judge(image, manifest)
+            config, diff_ids = await self._config(image, manifest, pull_token)
+            await self._layers(image, manifest, diff_ids, pull_token)
+            layers = await self._fitted([layer.digest for layer in _distinct(manifest.layers)], image)
+            record = _Record(layers=layers, config=config)
             with self._room_for(image):
                 self._write(self._image_path(manifest.digest), msgspec.json.encode(record))
             log.info("image unpacked", image=unparse(image), digest=manifest.digest, layers=len(record.layers))
@@ -133,23 +157,125 @@ class FileImageStore:
         ).iterdir():  # without a pause: a pull that begins meanwhile sees none of them
             if f"sha256:{layer.name}" not in used:
                 self._marks.forget(layer.name)
+                self._facts_path(f"sha256:{layer.name}").unlink(missing_ok=True)
                 doomed.append(layer.rename(self._root / "tmp" / ulid()))
         for tree in doomed:
             await _remove_tree(tree)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    async def _config(self, image: ImageRef, descriptor: Descriptor, token: str) -> ImageConfig:
+    def _judge(self, image: ImageRef, manifest: Manifest) -> None:
+        """What can be said before anything is fetched. Raises InvalidRequest."""
+        name, limits = unparse(image), self._limits
+        if manifest.config.media_type not in CONFIG_TYPES:
+            raise InvalidRequest(
+                f"{name} is no container image: its config is of the type {manifest.config.media_type[:200]!r}",
+                field=FIELD,
+            )
+        if manifest.config.size > limits.config_bytes:
+            raise InvalidRequest(
+                f"{name}: its config {manifest.config.digest} has {manifest.config.size} bytes, "
+                f"at most {limits.config_bytes} are taken",
+                field=FIELD,
+            )
+        if not manifest.layers:
+            raise InvalidRequest(f"{name} has no layers: there is nothing in it to run", field=FIELD)
+        if len(manifest.layers) > limits.layers:
+            raise InvalidRequest(
+                f"{name} has {len(manifest.layers)} layers, at most {limits.layers} are taken", field=FIELD
+            )
+        for layer in manifest.layers:
+            if not any(layer.media_type == kind + packed for kind in LAYER_TYPES for packed in PACKED):
+                raise InvalidRequest(
+                    f"{name}: its layer {layer.digest} is of the type {layer.media_type[:200]!r}, which holds no files",
+                    field=FIELD,
+                )
+
+    async def _config(self, image: ImageRef, manifest: Manifest, token: str) -> tuple[ImageConfig, list[str]]:
+        """What the image says of itself, and what each layer has to be when it is unpacked."""
         path = self._root / "tmp" / ulid()
         try:
             with self._room_for(image):
-                await self._registry.blob(image, descriptor, path, token=token)
+                await self._registry.blob(image, manifest.config, path, token=token)
             document = msgspec.json.decode(path.read_bytes())
-        except msgspec.DecodeError as error:
-            raise InvalidRequest(f"{unparse(image)}: its config is not JSON", field="config.image") from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidRequest(
+                f"{unparse(image)}: its config {manifest.config.digest} is not JSON: {error}", field=FIELD
+            ) from error
         finally:
             path.unlink(missing_ok=True)
-        return image_config(image, document)
+        found = image_config(image, document)
+        diff_ids = read_diff_ids(document)
+        if diff_ids and len(diff_ids) != len(manifest.layers):
+            raise InvalidRequest(
+                f"{unparse(image)}: its config names {len(diff_ids)} layers (rootfs.diff_ids), "
+                f"its manifest {len(manifest.layers)}",
+                field=FIELD,
+            )
+        return found, diff_ids
+
+    async def _layers(self, image: ImageRef, manifest: Manifest, diff_ids: list[str], token: str) -> None:
+        """All layers are there and are those that the config names."""
+        total = 0
+
+        async def one(layer: Descriptor, diff_id: str) -> None:
+            nonlocal total
+            await self._layer(image, layer, token)
+            facts = self._facts(layer.digest)
+            if diff_id and facts.diff_id and facts.diff_id != diff_id:
+                raise InvalidRequest(
+                    f"{unparse(image)}: its layer {layer.digest} unpacks to {facts.diff_id}, its config "
+                    f"(rootfs.diff_ids) says {diff_id}",
+                    field=FIELD,
+                )
+            total += facts.bytes
+            if total > self._limits.image_bytes:
+                raise InvalidRequest(
+                    f"{unparse(image)} unpacks to more than {self._limits.image_bytes} bytes", field=FIELD
+                )
+
+        expected = diff_ids or [""] * len(manifest.layers)
+        wanted = {(layer.digest, diff_id): layer for layer, diff_id in zip(manifest.layers, expected, strict=True)}
+        async with first_error(), anyio.create_task_group() as tasks:
+            for (_, diff_id), layer in wanted.items():
+                tasks.start_soon(one, layer, diff_id)
+
+    async def _fitted(self, digests: list[str], image: ImageRef) -> list[str]:
+        """The layers to mount: none that a later one hides whole, and each as it has to be over those below it."""
+        hidden = max((index for index, digest in enumerate(digests) if self._facts(digest).opaque_root), default=0)
+        layers: list[str] = []
+        for digest in digests[hidden:]:
+            implicit = self._facts(digest).implicit
+            lower = [self._layer_path(layer) for layer in layers]
+            fits = await anyio.to_thread.run_sync(union.plan, lower, implicit) if lower and implicit else []
+            if fits:
+                layers.append(await self._fit(digest, fits, image))
+            else:
+                layers.append(digest)
+        return layers
+
+    async def _fit(self, digest: str, fits: list[union.Fit], image: ImageRef) -> str:
+        name = union.name(digest, fits)
+        final = self._layer_path(name)
+        async with self._locks.hold(name):
+            if not final.exists():
+                tree = self._root / "tmp" / f"{ulid()}.tree"
+                try:
+                    with self._room_for(image):
+                        copied = await anyio.run_process(
+                            ["cp", "-al", "--", str(self._layer_path(digest)), str(tree)], check=False
+                        )
+                        if copied.returncode != 0:
+                            check_reserve(self._root)
+                            said = copied.stderr.decode(errors="replace").strip()[-300:]
+                            raise TransientError(f"a layer of {unparse(image)} cannot be fitted: {said}")
+                        await anyio.to_thread.run_sync(union.apply, tree, fits)
+                        self._marks.add(final.name)
+                        tree.rename(final)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await _remove_tree(tree)
+        return name
 
     async def _layer(self, image: ImageRef, layer: Descriptor, token: str) -> None:
         """One layer, unless it is there; shared by all images that have it."""
@@ -162,7 +288,8 @@ class FileImageStore:
                     with self._room_for(image):
                         await self._registry.blob(image, layer, blob, token=token)
                         tree.mkdir(mode=0o755)
-                        await self._unpack(image, blob, tree)
+                        facts = await self._unpack(image, layer, blob, tree)
+                        self._write(self._facts_path(layer.digest), facts)
                         self._marks.add(final.name)
                         tree.rename(final)
                 finally:
@@ -170,23 +297,37 @@ class FileImageStore:
                     with anyio.CancelScope(shield=True):
                         await _remove_tree(tree)
 
-    async def _unpack(self, image: ImageRef, blob: Path, tree: Path) -> None:
+    async def _unpack(self, image: ImageRef, layer: Descriptor, blob: Path, tree: Path) -> bytes:
+        """The layer's facts, as JSON."""
+        limits, name = self._limits, f"{unparse(image)}: its layer {layer.digest}"
+        bounds = {
+            "entries": limits.layer_entries,
+            "bytes": limits.layer_bytes,
+            "ratio": limits.ratio,
+            "ratio_from_bytes": limits.ratio_from_bytes,
+        }
+        command = [sys.executable, "-X", "utf8", "-m", "pantala.images.unpack", str(tree), json.dumps(bounds)]
         with blob.open("rb") as source:
             try:
-                with anyio.fail_after(UNPACK_TIMEOUT_S):
-                    done = await anyio.run_process(
-                        [sys.executable, "-m", "pantala.images.unpack", str(tree)], stdin=source, check=False
-                    )
+                with anyio.fail_after(limits.unpack_s):
+                    done = await anyio.run_process(command, stdin=source, check=False)
             except TimeoutError as error:
-                raise InvalidRequest(
-                    f"{unparse(image)}: a layer takes more than {UNPACK_TIMEOUT_S} s to unpack", field="config.image"
-                ) from error
+                raise InvalidRequest(f"{name} takes more than {limits.unpack_s:g} s to unpack", field=FIELD) from error
+        said = done.stderr.decode(errors="replace").strip()
         if done.returncode == 2:
-            raise InvalidRequest(f"{unparse(image)}: {done.stderr.decode().strip()}", field="config.image")
+            raise InvalidRequest(f"{name}: {said}", field=FIELD)
         if done.returncode == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tree))
         if done.returncode != 0:
-            raise TransientError(f"unpacking {unparse(image)} failed: {done.stderr.decode()[-300:].strip()}")
+            raise TransientError(f"unpacking {unparse(image)} failed: {said[-300:]}")
+        return done.stdout
+
+    def _facts(self, digest: str) -> _Facts:
+        try:
+            # Paths may hold bytes that are no text, which only this reader takes.
+            return msgspec.convert(json.loads(self._facts_path(digest).read_bytes()), _Facts)
+        except (FileNotFoundError, ValueError, msgspec.ValidationError):
+            return _Facts()
 
     def _room_for(self, image: ImageRef) -> AbstractContextManager[None]:
         """Around the writing itself, so that what is said of the disk was true when it failed."""
@@ -201,6 +342,9 @@ class FileImageStore:
     def _image_path(self, digest: str) -> Path:
         return self._root / "images" / f"{digest.removeprefix('sha256:')}.json"
 
+    def _facts_path(self, digest: str) -> Path:
+        return self._root / "facts" / digest.removeprefix("sha256:")
+
     def _layer_path(self, digest: str) -> Path:
         return self._root / "layers" / digest.removeprefix("sha256:")
 
@@ -210,49 +354,10 @@ class FileImageStore:
         )
 
 
-class _RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
-    """`config` of an OCI image config; every part may be missing or null."""
-
-    entrypoint: list[str] | None = None
-    cmd: list[str] | None = None
-    env: list[str] | None = None
-    user: str | None = None
-    working_dir: str | None = None
-    stop_signal: str | None = None
-    exposed_ports: dict[str, Any] | None = None
-    labels: dict[str, str] | None = None
-
-
-class _ImageDocument(msgspec.Struct, frozen=True):
-    architecture: str | None = None
-    os: str | None = None
-    config: _RunConfig | None = None
-
-
-def image_config(image: ImageRef, document: Any) -> ImageConfig:
-    """The parts of an OCI image config that count. Raises InvalidRequest for another platform."""
-    try:
-        found = msgspec.convert(document, _ImageDocument)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"{unparse(image)} has no readable config: {error}", field="config.image") from error
-    system, architecture = found.os or "linux", found.architecture or host_architecture()
-    if system != "linux" or architecture != host_architecture():
-        raise InvalidRequest(
-            f"{unparse(image)} is made for {system}/{architecture}, this host needs linux/{host_architecture()}",
-            field="config.image",
-        )
-    config = found.config or _RunConfig()
-    ports = (entry.partition("/") for entry in config.exposed_ports or {})
-    return ImageConfig(
-        entrypoint=tuple(config.entrypoint or ()),
-        cmd=tuple(config.cmd or ()),
-        env={name: value for name, _, value in (entry.partition("=") for entry in config.env or ())},
-        user=config.user or "",
-        cwd=config.working_dir or "/",
-        stop_signal=config.stop_signal or "",
-        exposed_ports=tuple(sorted(int(port) for port, _, kind in ports if port.isdigit() and kind in ("", "tcp"))),
-        labels=config.labels or {},
-    )
+def _distinct(layers: list[Descriptor]) -> list[Descriptor]:
+    """A layer that comes again covers all that it brought before, and cannot be mounted twice."""
+    last = {layer.digest: index for index, layer in enumerate(layers)}
+    return [layer for index, layer in enumerate(layers) if last[layer.digest] == index]
 
 
 def _short(image: ImageRef) -> str:
@@ -267,4 +372,4 @@ def _read(path: Path) -> _Record | None:
 
 
 async def _remove_tree(path: Path) -> None:
-    await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+    await anyio.to_thread.run_sync(remove_tree, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,3 +91,9 @@ def _readable(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.1f} {name}"
     return f"{size} bytes"
+
+
+def remove_tree(path: Path) -> None:
+    """A foreign tree, which may be deeper than Python can go; what cannot be removed stays, nothing is raised."""
+    if path.is_dir() and not path.is_symlink():
+        subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], stderr=subprocess.DEVNULL, check=False)

@@ -8,14 +8,15 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
 
+from pantala.images.platforms import host_architecture
 from pantala.images.reference import parse
-from pantala.images.registry import RegistryClient, host_architecture
+from pantala.images.registry import RegistryClient
 from pantala.testing.poll import until
 from pantala.testing.ports import free_port
 
@@ -95,21 +96,38 @@ async def running_registry(parent: Path) -> AsyncGenerator[Registry]:
     process = _serve(folder, port)
     made = Registry(folder, port)
     try:
-
-        async def answers() -> bool:
-            try:
-                stream = await anyio.connect_tcp("127.0.0.1", port)
-            except OSError:
-                return False
-            await stream.aclose()
-            return True
-
-        await until(answers, bool, within_s=30)
+        await _answers(port)
         yield made
     finally:
         await made.client.aclose()
         process.kill()
         process.wait()
+
+
+@contextmanager
+def registry_process(folder: Path) -> Generator[str]:
+    """For many tests, each with a client of its own: the registry's URL."""
+    port = free_port()
+    folder.mkdir()
+    process = _serve(folder, port)
+    try:
+        anyio.run(_answers, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _answers(port: int) -> None:
+    async def answers() -> bool:
+        try:
+            stream = await anyio.connect_tcp("127.0.0.1", port)
+        except OSError:
+            return False
+        await stream.aclose()
+        return True
+
+    await until(answers, bool, within_s=30)
 
 
 def layer(**files: str) -> bytes:

@@ -1,9 +1,11 @@
 //! Bringing the app up: identity, working directory, files, environment, execution.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,11 +13,13 @@ use std::process::{Command, Stdio};
 
 use base64::Engine;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
+use nix::unistd::{Gid, Uid, execve, setgid, setgroups, setsid, setuid};
 use pantala_wire::guest::{GuestFile, Start};
 
 use super::command::{self, CODE_CANNOT_RUN, CannotRun};
 use super::users::{self, Identity};
+
+const TABLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 pub struct Running {
     pub pid: i32,
@@ -58,13 +62,22 @@ fn folder(cwd: &str) -> &Path {
 }
 
 pub fn identify(user: &str) -> Result<Identity, CannotRun> {
-    let read = |path| {
-        fs::read(path)
-            .map(|text| String::from_utf8_lossy(&text).into_owned())
-            .unwrap_or_default()
-    };
-    users::identify(user, &read("/etc/passwd"), &read("/etc/group"))
+    users::identify(user, &table("/etc/passwd"), &table("/etc/group"))
         .map_err(|error| CannotRun::new(CODE_CANNOT_RUN, format!("the app cannot run as user {user:?}: {error}")))
+}
+
+/// A file of the image that PID 1 reads itself: what is no file, or endless, is as good as absent.
+fn table(path: &str) -> String {
+    let mut text = Vec::new();
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    let read = opened.and_then(|file| match file.metadata()?.is_file() {
+        true => file.take(TABLE_BYTES_MAX).read_to_end(&mut text),
+        false => Ok(0),
+    });
+    read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A program in a session of its own, with the ends of its output that we read.
@@ -90,19 +103,19 @@ fn spawn(
 ) -> io::Result<Running> {
     let (out_read, out_write) = pipe()?;
     let (err_read, err_write) = pipe()?;
+    let path = CString::new(program.as_os_str().as_bytes())?;
+    let words = argv.iter().map(|word| CString::new(word.as_str()));
+    let words = words.collect::<Result<Vec<_>, _>>()?;
+    let mut env = env.clone();
+    env.entry("HOME".to_owned()).or_insert_with(|| identity.home.clone());
+    let env = env.iter().map(|(name, value)| CString::new(format!("{name}={value}")));
+    let env = env.collect::<Result<Vec<_>, _>>()?;
     let mut command = Command::new(program);
     command
-        .arg0(&argv[0])
-        .args(&argv[1..])
-        .env_clear()
-        .envs(env)
         .current_dir(cwd)
         .stdin(stdin)
         .stdout(out_write)
         .stderr(err_write);
-    if !env.contains_key("HOME") {
-        command.env("HOME", &identity.home);
-    }
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     let groups: Vec<Gid> = identity.groups.iter().map(|&id| Gid::from_raw(id)).collect();
     let become_the_app = move || {
@@ -113,9 +126,10 @@ fn spawn(
         setgroups(&groups)?;
         setgid(gid)?;
         setuid(uid)?;
-        Ok(())
+        // Not by `Command`, which has a shell run what the kernel does not: a program of another processor, say.
+        match execve(&path, &words, &env)? {}
     };
-    // SAFETY: runs in the forked child of a process with one thread, makes only system calls and allocates nothing.
+    // SAFETY: runs in the forked child of a process with one thread, so that no lock is held, also not the allocator's.
     unsafe { command.pre_exec(become_the_app) };
     let child = command.spawn()?;
     // The write ends live in `command`; the pipes must end when the app ends.

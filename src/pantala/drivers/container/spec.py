@@ -70,7 +70,8 @@ def build(
             "terminal": False,
             "user": {"uid": 0, "gid": 0},
             "args": [INIT_IN_MACHINE],
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            # Without HOME the runtime looks for one in the image's /etc/passwd, which may be a pipe or without an end.
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"],
             "cwd": "/",
             "noNewPrivileges": True,
             "capabilities": {name: list(CAPABILITIES) for name in ("bounding", "effective", "permitted")},
