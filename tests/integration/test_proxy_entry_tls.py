@@ -82,6 +82,18 @@ async def test_the_suites_of_tls_1_2(rig: EntryRig, suites: str) -> None:
     return None
 
 
+@pytest.mark.parametrize("suites", [suite.replace("ECDSA", "RSA") for suite in sorted(SUITES_12)])
+async def test_a_user_s_rsa_certificate_with_tls_1_2(rig: EntryRig, suites: str) -> None:
+    await rig.rows(row("certs", "cert/web", rig.ca.issue(NAME, by_rsa=True)))
+    context = rig.ca.context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(suites)
+    async with line(SHARED, rig.rig.ports.https, ssl=context, server_hostname=NAME) as client:
+        assert client.tls.cipher()[0] == suites  # type: ignore[index]
+    context.set_ciphers("ECDHE-RSA-AES128-SHA:AES128-GCM-SHA256")  # no AEAD, no ephemeral key
+    await refused(SHARED, rig.rig.ports.https, context, NAME)
+
+
 async def test_self_signed_only_where_the_port_says_so(rig: EntryRig) -> None:
     options = TLSOptions(default_self_signed=True)
     service = ServiceRow(

@@ -103,6 +103,10 @@ def test_an_unknown_key_warns_with_its_line_and_the_nearest_name() -> None:
         pytest.param('[http_service]\ninternal_port = 80\nforce_https = "yes"', "http_service.force_https", id="type"),
         pytest.param('[http_service]\ninternal_port = 80\nauto_stop_machines = "x"', "http_service.auto_stop_machines",
                      id="autostop"),
+        pytest.param(
+            '[[services]]\ninternal_port = 80\n[[services.ports]]\nport = 80\nhandlers = ["proxy_proto", "http"]',
+            "services[0].ports[0].handlers", id="a PROXY header before HTTP",
+        ),
         pytest.param('kill_signal = "SIGFOO"', "kill_signal", id="signal"),
         pytest.param('kill_timeout = "10m"', "kill_timeout", id="kill timeout above 300 s"),
         pytest.param('[deploy]\nstrategy = "magic"', "deploy.strategy", id="strategy"),

@@ -56,6 +56,7 @@ async fn converse(worker: &Rc<Worker>, expects: Expects, stream: TcpStream, peer
         local,
         tls: false,
         private: false,
+        by_host: false,
     };
     let entry = worker.shared.view().snapshot.entry(peer, local);
     match entry {
@@ -94,8 +95,12 @@ async fn by_address(worker: &Rc<Worker>, client: Client, way: Way, mut stream: T
 
 /// The address says nothing, so the client has to: SNI, or `Host` in plain HTTP.
 async fn by_words(worker: &Rc<Worker>, client: Client, expects: Expects, mut stream: TcpStream) {
+    let by_host = Client {
+        by_host: true,
+        ..client
+    };
     match expects {
-        Expects::Http => return Box::pin(http_1(worker, client, stream)).await,
+        Expects::Http => return Box::pin(http_1(worker, by_host, stream)).await,
         Expects::Bytes => return,
         Expects::Tls | Expects::Anything => {}
     }
@@ -109,7 +114,7 @@ async fn by_words(worker: &Rc<Worker>, client: Client, expects: Expects, mut str
                 Ok(()) => opening = Opening::Postgres,
                 Err(failed) => return unsecured(worker, None, &failed),
             },
-            Some(_) => return Box::pin(http_1(worker, client, stream)).await,
+            Some(_) => return Box::pin(http_1(worker, by_host, stream)).await,
         }
     }
     let pages = expects == Expects::Tls || client.local.port() == HTTPS_PORT;
@@ -311,7 +316,7 @@ fn closed(worker: &Worker, local: SocketAddr, name: Option<&str>, why: Closed) {
 }
 
 /// One of the connections that the app may have at this edge.
-fn place(worker: &Worker, app: &Arc<str>) -> Option<Place> {
+pub fn place(worker: &Worker, app: &Arc<str>) -> Option<Place> {
     let shared = &worker.shared;
     match shared.limits.enter(app) {
         Ok(place) => Some(place),

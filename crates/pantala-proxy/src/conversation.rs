@@ -15,6 +15,8 @@ use pantala_wire::feed::HTTPOptions;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
+use crate::limits::Place;
+
 /// Fly Proxy's documented keep-alive, and its time for the head of a request.
 pub const IDLE_MAX: Duration = Duration::from_secs(60);
 pub const HEAD_MAX: Duration = Duration::from_secs(60);
@@ -65,6 +67,8 @@ pub struct Conversation {
     hints_came: Notify,
     /// bytes of an answer are on their way, so that nothing may come between
     unflushed: AtomicBool,
+    /// where only `Host` says whose connection this is: among those of the app that its latest request was for
+    place: Mutex<Option<Place>>,
 }
 
 impl Conversation {
@@ -81,6 +85,7 @@ impl Conversation {
             hinted: AtomicBool::new(false),
             hints_came: Notify::new(),
             unflushed: AtomicBool::new(false),
+            place: Mutex::default(),
         })
     }
 
@@ -93,6 +98,18 @@ impl Conversation {
         self.busy.fetch_add(1, Relaxed);
         self.head.store(false, Relaxed);
         Busy(self.clone())
+    }
+
+    /// From now on it counts as a connection of that app, unless `enter` finds no place there.
+    pub fn belong(&self, app: &str, enter: impl FnOnce() -> Option<Place>) -> bool {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.as_ref().is_some_and(|place| place.app() == app) {
+            return true;
+        }
+        let entered = enter();
+        let belongs = entered.is_some();
+        *place = entered;
+        belongs
     }
 
     pub fn limit(&self, limits: Limits) {

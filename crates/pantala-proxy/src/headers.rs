@@ -52,6 +52,8 @@ pub struct Client {
     pub tls: bool,
     /// by a Flycast address, from a machine
     pub private: bool,
+    /// nothing but `Host` says whose connection it is
+    pub by_host: bool,
 }
 
 pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, version: Version, region: &str, id: &str) {
@@ -282,6 +284,7 @@ mod tests {
             local: "10.0.0.1:443".parse().unwrap(),
             tls: true,
             private: false,
+            by_host: false,
         };
         to_app(&mut map, &checked, &client, Version::HTTP_2, "iad", "01J-iad");
         map

@@ -123,8 +123,9 @@ async fn handle(
     if hinted {
         request.extensions_mut().insert(Hints(conversation.clone()));
     }
+    let by_host = client.by_host.then(|| conversation.clone());
     // hyper keeps room for what this function holds as long as the connection lives; the request brings its own.
-    let mut served = Box::pin(service::serve(worker, client, request));
+    let mut served = Box::pin(service::serve(worker, client, by_host, request));
     let mut response = if hinted {
         tokio::select! {
             biased;

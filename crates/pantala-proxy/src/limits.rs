@@ -41,6 +41,12 @@ pub struct Place {
     app: Arc<str>,
 }
 
+impl Place {
+    pub fn app(&self) -> &str {
+        &self.app
+    }
+}
+
 impl Limits {
     pub fn new(settings: &ProxySettings) -> Arc<Limits> {
         Arc::new(Limits {

@@ -27,27 +27,32 @@ use crate::select::Selection;
 use crate::service::Worker;
 use crate::shared::Shared;
 use crate::slot::Slot;
+use crate::{ids, timing};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = pantala_route::retry::ATTEMPTS_MAX;
 
 pub async fn carry<S: AsyncRead + AsyncWrite + Unpin>(worker: &Rc<Worker>, client: Client, way: &Way, mut stream: S) {
     let shared = &worker.shared;
+    let id = ids::request_id(&shared.settings.wire.region);
     let mut selection = Selection::new(shared, &way.app.name, way.port);
     let refusal = match connect(worker, &mut selection, &client).await {
-        Ok((slot, mut upstream)) => match announce(&client, way, &mut upstream).await {
-            Ok(()) => return couple(shared, &slot, &mut stream, &mut upstream).await,
-            Err(error) => refused(&slot, &ConnectError::Socket(error)),
-        },
+        Ok((slot, mut upstream)) => {
+            timing::connected(shared, &selection.waited, &slot.target.machine, &id);
+            match announce(&client, way, &mut upstream).await {
+                Ok(()) => return couple(shared, &slot, &mut stream, &mut upstream).await,
+                Err(error) => refused(&slot, &ConnectError::Socket(error)),
+            }
+        }
         Err(refusal) => refusal,
     };
     shared.metrics.failed.fetch_add(1, Relaxed);
     shared.tell_agent(ProxyLog {
         app: way.app.name.to_string(),
         code: refusal.code.to_owned(),
-        message: refusal.line(),
+        message: refusal.line("connection"),
         machine: refusal.machine,
-        request_id: String::new(),
+        request_id: id,
     });
 }
 
@@ -88,9 +93,17 @@ async fn connect(worker: &Rc<Worker>, selection: &mut Selection, client: &Client
         let (attempt, call) = (slot.attempt, selection.call(&slot, client.peer));
         let pool = worker.mesh.as_ref().ok_or_else(|| selection.unmeshed())?;
         match edge::tunnel(pool, &worker.shared, slot, &call).await {
-            Ok(coupled) => return Ok(coupled),
+            Ok((slot, wire, waited)) => {
+                selection.waited.merge(&waited);
+                return Ok((slot, wire));
+            }
             // The connection carries nothing yet, so another machine may take it whatever happened.
-            Err(failed) => selection.turned(&machine, attempt, failed.reason, failed.refusal)?,
+            Err(failed) => {
+                let waited = failed.refusal.waited.as_deref();
+                waited.iter().for_each(|there| selection.waited.merge(there));
+                let turned = selection.turned(&machine, attempt, failed.reason, failed.refusal);
+                turned.map_err(|why| why.after(selection.waited))?;
+            }
         }
     }
     Err(Refusal::new(

@@ -67,9 +67,9 @@ impl Refusal {
         }
     }
 
-    /// For the app's log.
-    pub fn line(&self) -> String {
-        let waited = self.waited.as_ref().map(|waited| format!(" {}", waited.sentence()));
+    /// For the app's log. `what` waited: the request, or the connection.
+    pub fn line(&self, what: &str) -> String {
+        let waited = self.waited.as_ref().map(|waited| format!(" {}", waited.sentence(what)));
         let waited = waited.unwrap_or_default();
         // The owner of the app reads it.
         let todo = match self.advice.split_once("If you run this app: ") {

@@ -16,7 +16,7 @@ use pantala_wire::feed::{HTTPOptions, ProxyLog};
 
 use crate::body::{ClientBody, OutBody};
 use crate::compress::{self, Wanted};
-use crate::conversation::Limits;
+use crate::conversation::{Conversation, Limits};
 use crate::forward::Exchange;
 use crate::headers::{self, Client};
 use crate::mesh::pool::MeshPool;
@@ -27,7 +27,7 @@ use crate::request::{self, Checked};
 use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
 use crate::shared::Shared;
-use crate::{ids, instruction, log, timing, upgrade};
+use crate::{connection, ids, instruction, log, timing, upgrade};
 
 /// RFC 8555, section 8.3.
 const ACME_CHALLENGE: &str = "/.well-known/acme-challenge/";
@@ -39,14 +39,19 @@ pub struct Worker {
     pub mesh: Option<Rc<MeshPool>>,
 }
 
-/// Never fails: what goes wrong is a page.
-pub async fn serve(worker: Rc<Worker>, client: Client, request: Request<Incoming>) -> Response<OutBody> {
+/// Never fails: what goes wrong is a page. `by_host`: the connection belongs to whom the request names.
+pub async fn serve(
+    worker: Rc<Worker>,
+    client: Client,
+    by_host: Option<Arc<Conversation>>,
+    request: Request<Incoming>,
+) -> Response<OutBody> {
     let shared = &worker.shared;
     shared.metrics.requests.fetch_add(1, Relaxed);
     let id = ids::request_id(&shared.settings.wire.region);
     let (version, accept) = (request.version(), Accept::of(request.headers()));
     let mut manner = Manner::default();
-    let (mut response, upgraded) = match answer(&worker, &client, &id, request, &mut manner).await {
+    let (mut response, upgraded) = match answer(&worker, &client, by_host, &id, request, &mut manner).await {
         Ok(response) => {
             let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             (response, upgraded)
@@ -108,6 +113,7 @@ impl Manner {
 async fn answer(
     worker: &Rc<Worker>,
     client: &Client,
+    by_host: Option<Arc<Conversation>>,
     id: &str,
     mut request: Request<Incoming>,
     manner: &mut Manner,
@@ -133,6 +139,11 @@ async fn answer(
             return exchange.with_backend(backend).await;
         }
         Matched::App(app) => {
+            if let Some(conversation) = by_host
+                && !conversation.belong(&app.name, || connection::place(worker, &app.name))
+            {
+                return Err(crowded(&app.name));
+            }
             let offer = app.offer(port).ok_or_else(|| no_service(&app.name, port))?;
             if !client.tls && !client.private && offer.force_https() {
                 return respond::redirect(&https_address(&checked, &parts));
@@ -226,7 +237,7 @@ fn refused(shared: &Shared, refusal: &Refusal, id: &str, accept: Accept) -> Resp
         shared.tell_agent(ProxyLog {
             app: refusal.app.clone(),
             code: refusal.code.to_owned(),
-            message: refusal.line(),
+            message: refusal.line("request"),
             machine: refusal.machine.clone(),
             request_id: id.to_owned(),
         });
@@ -269,6 +280,17 @@ fn nothing_serves(app: &str) -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "PR01", happened, advice)
         .of_app(app)
         .retry_after(5)
+}
+
+/// Told in the app's log with the number of those dropped, like connections by address or SNI.
+fn crowded(app: &str) -> Refusal {
+    let happened = "The app has as many connections at this edge as it may have.";
+    let advice = "Try again in a moment, on a connection that is kept open.";
+    let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "", happened, advice);
+    Refusal {
+        close: true,
+        ..refusal.of_app(app).retry_after(1)
+    }
 }
 
 fn no_service(app: &str, port: u16) -> Refusal {

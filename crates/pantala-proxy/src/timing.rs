@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::Response;
 use hyper::header::{HeaderName, HeaderValue};
+use pantala_route::snapshot::Machine;
 use pantala_wire::feed::{HTTPOptions, ProxyLog};
 use tokio::time::Instant;
 
@@ -110,10 +111,11 @@ impl Waited {
         self.parts().map(one).collect::<Vec<_>>().join(", ")
     }
 
-    pub fn sentence(&self) -> String {
+    /// `what`: the request, or the connection of a port without HTTP.
+    pub fn sentence(&self, what: &str) -> String {
         let one = |(word, why, ms): (&str, &str, f64)| format!("{ms:.0} ms ({word}: {why})");
         let parts: Vec<String> = self.parts().map(one).collect();
-        format!("The request waited {}.", parts.join(", then "))
+        format!("The {what} waited {}.", parts.join(", then "))
     }
 }
 
@@ -130,8 +132,21 @@ pub fn finish(shared: &Shared, response: &mut Response<OutBody>, options: Option
         shared.tell_agent(ProxyLog {
             app: wait.app,
             code: String::new(),
-            message: wait.waited.sentence(),
+            message: wait.waited.sentence("request"),
             machine: wait.machine,
+            request_id: id.to_owned(),
+        });
+    }
+}
+
+/// A connection without HTTP has its machine; nothing but the log can say that it waited.
+pub fn connected(shared: &Shared, waited: &Waited, machine: &Machine, id: &str) {
+    if waited.any() && shared.lines.take() {
+        shared.tell_agent(ProxyLog {
+            app: machine.app.to_string(),
+            code: String::new(),
+            message: waited.sentence("connection"),
+            machine: machine.id.to_string(),
             request_id: id.to_owned(),
         });
     }
@@ -179,7 +194,7 @@ mod tests {
             "wait;desc=\"cold\";dur=812.0, wait;desc=\"queue\";dur=3.1"
         );
         assert_eq!(
-            waited.sentence(),
+            waited.sentence("request"),
             "The request waited 812 ms (cold: a stopped machine was started), then 3 ms (queue: every machine was at its \
              hard limit)."
         );

@@ -18,14 +18,17 @@ use tokio_rustls::rustls::{self, ServerConfig, SupportedCipherSuite, SupportedPr
 use crate::certificates::{ACME, Certificates};
 use crate::tickets::Tickets;
 
-/// Fly Proxy's list: `reference` section 9.
-const SUITES: [SupportedCipherSuite; 6] = [
+/// Fly Proxy's list, and for RSA certificates of users the same three: which of both is spoken follows from the certificate.
+const SUITES: [SupportedCipherSuite; 9] = [
     suite::TLS13_AES_128_GCM_SHA256,
     suite::TLS13_AES_256_GCM_SHA384,
     suite::TLS13_CHACHA20_POLY1305_SHA256,
     suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
     suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
     suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
 /// Distinct options of apps; beyond, all but the usual ones are made anew.
 const OPTIONS_MAX: usize = 256;

@@ -6,6 +6,7 @@ from typing import Any
 
 from pantala.appconfig.model import GroupCheck, GroupService
 from pantala.appconfig.reading import Table
+from pantala.domain.validate import PROXY_PROTO_WITH_HTTP, speaks_http
 from pantala.kit.units import format_go_duration
 from pantala.wire.machine import (
     Check,
@@ -143,6 +144,8 @@ def _port(table: Table) -> Port:
     for handler in handlers:
         if handler not in HANDLERS:
             table.error("handlers", f"{handler!r} is not one of {', '.join(HANDLERS)}")
+    if "proxy_proto" in handlers and speaks_http(handlers):
+        table.error("handlers", PROXY_PROTO_WITH_HTTP)
     force_https = table.boolean("force_https")
     if force_https and not {"http", "edge_http"} & set(handlers):
         table.error("force_https", "is only valid with the http handler")

@@ -5,6 +5,8 @@ Called by control when a request arrives and by the agent before it journals one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from pantala.domain import guests, restart, signals
@@ -13,6 +15,10 @@ from pantala.errors import InvalidRequest
 from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Process, Service, Static
 
 HANDLERS = ("http", "tls", "pg_tls", "proxy_proto", "edge_http")
+PROXY_PROTO_WITH_HTTP = (
+    "proxy_proto does not go with http, whose requests say who calls in Fly-Client-IP and X-Forwarded-For; leave out "
+    "proxy_proto, or http for an app that reads the PROXY header itself"
+)
 CHECK_TYPES = ("tcp", "http")
 SCHEDULES = ("hourly", "daily", "weekly", "monthly")
 ENV_BYTES_MAX = 512 * 1024
@@ -49,6 +55,10 @@ def validate_config(config: MachineConfig) -> None:
             raise InvalidRequest("is not offered yet; leave it out", field=f"config.{name}")
     if config.standbys:
         raise InvalidRequest("standby machines are not offered yet; leave it out", field="config.standbys")
+
+
+def speaks_http(handlers: Sequence[str] | None) -> bool:
+    return not {"http", "edge_http"}.isdisjoint(handlers or ())
 
 
 def autostop(service: Service, field: str = "autostop") -> str:
@@ -101,6 +111,9 @@ def _port(port: Port, field: str) -> None:
             raise InvalidRequest(
                 f"{handler!r} is not a handler; one of {', '.join(HANDLERS)}", field=f"{field}.handlers[{index}]"
             )
+    for index, handler in enumerate(port.handlers or []):
+        if handler == "proxy_proto" and speaks_http(port.handlers):
+            raise InvalidRequest(PROXY_PROTO_WITH_HTTP, field=f"{field}.handlers[{index}]")
     if port.force_https and "http" not in (port.handlers or []):
         raise InvalidRequest("needs the http handler on this port", field=f"{field}.force_https")
 

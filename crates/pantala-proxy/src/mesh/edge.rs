@@ -172,17 +172,21 @@ async fn turned(reason: Reason, response: Response<Incoming>, slot: &Slot, waite
     }
 }
 
-/// A TCP connection to the machine through its host.
-pub async fn tunnel(pool: &MeshPool, shared: &Shared, slot: Slot, call: &Call) -> Result<(Slot, Wire), Failed> {
+/// A TCP connection to the machine through its host, and how long it waited there.
+pub async fn tunnel(pool: &MeshPool, shared: &Shared, slot: Slot, call: &Call) -> Result<(Slot, Wire, Waited), Failed> {
     let answered = send(pool, shared, slot, call, &Kind::Tcp, connect(HeaderMap::new())).await?;
     let Answered {
         mut response,
+        said,
         stream,
         slot,
-        ..
     } = answered;
     match hyper::upgrade::on(&mut response).await {
-        Ok(upgraded) => Ok((slot, Wire::There(TokioIo::new(upgraded), stream))),
+        Ok(upgraded) => Ok((
+            slot,
+            Wire::There(TokioIo::new(upgraded), stream),
+            said.waited.unwrap_or_default(),
+        )),
         Err(error) => Err(lost(&slot, &error.to_string(), Fault::Died)),
     }
 }

@@ -245,7 +245,10 @@ async fn tunnel(count: &Count, mut selection: Selection, client: OnUpgrade) -> R
         refusal,
     })?;
     let shared = selection.shared();
-    let said = count.said(&slot.target.machine);
+    let said = Said {
+        waited: Some(selection.waited),
+        ..count.said(&slot.target.machine)
+    };
     spawn_local(async move {
         if let Ok(client) = client.await {
             raw::couple(&shared, &slot, &mut TokioIo::new(client), &mut upstream).await;
