@@ -86,6 +86,27 @@ async def test_waiting_in_line_is_told(rig: Rig) -> None:
     assert list(waits((await second).headers.get("server-timing"))) == ["queue"]
 
 
+async def test_who_wants_one_machine_alone_holds_up_nobody_else(rig: Rig) -> None:
+    gates, port, other = {"m1": Gate(), "m2": Gate()}, free_port(), "127.0.5.4"
+    await rig.backend("m1", IP, port, gates["m1"])
+    await rig.backend("m2", other, port, gates["m2"])
+    limits = Concurrency(type="requests", soft_limit=1, hard_limit=1)
+    await web(rig, port, machine_row("web", "m1", IP), machine_row("web", "m2", other), concurrency=limits)
+    first = [asyncio.create_task(rig.get(HOST, **{"fly-force-instance-id": machine})) for machine in gates]
+    for gate in gates.values():
+        await gate.wait_for(1)
+    forced = asyncio.create_task(rig.get(HOST, **{"fly-force-instance-id": "m1"}))
+    await queued(rig, 1)
+    anywhere = asyncio.create_task(rig.get(HOST))
+    await queued(rig, 2)
+    gates["m2"].open.set()
+    assert (await anywhere).text == "m2"
+    assert not forced.done()
+    gates["m1"].open.set()
+    assert (await forced).text == "m1"
+    assert {response.status_code for response in await asyncio.gather(*first)} == {200}
+
+
 async def test_a_wait_at_another_host_is_told_too(tmp_path: Path) -> None:
     async with cluster(tmp_path, "iad", "lhr") as pair:
         here, there = pair.hosts

@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use pantala_route::choose::{Choice, Failure, Knowledge, Reach, choose};
 use pantala_route::gauge::UNLIMITED;
+use pantala_route::line::{Condition, in_turn};
 use pantala_route::prefer::Wishes;
 use pantala_route::snapshot::{App, Machine, Target};
 use pantala_route::turn::{Attempt, Reason, turn};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::mesh::Mesh;
 use crate::mesh::guests::Guest;
 use crate::mesh::wire::{Call, HOPS_MAX};
+use crate::queue::Place;
 use crate::respond::Refusal;
 use crate::room::Inside;
 use crate::shared::Shared;
@@ -222,7 +224,7 @@ impl Selection {
     /// The view is asked anew at each turn, because every wait may have changed it.
     async fn search(&mut self) -> Result<Slot, Refusal> {
         let shared = self.shared.clone();
-        let mut place = None;
+        let mut place: Option<Place> = None;
         loop {
             let view = shared.view();
             let app = view.snapshot.apps.get(&self.app).cloned();
@@ -231,15 +233,10 @@ impl Selection {
                 self.reason = Reason::Unknown;
                 return Err(self.refuse("PR01", "The app no longer serves this port."));
             };
-            let in_turn = match &place {
-                None => !shared.queues.waits(&self.app),
-                Some(place) => crate::queue::Place::first(place),
-            };
-            let choice = if in_turn {
-                Some(self.choose(&offer.targets)?)
-            } else {
-                None
-            };
+            place.iter_mut().for_each(Place::heed);
+            let before = shared.queues.before(&self.app, place.as_ref());
+            let now_ms = self.now_ms();
+            let choice = in_turn(&app, self.port, &offer.targets, &before, now_ms, |some| self.choose(some))?;
             if let Some(refusal) = self.elsewhere(choice.as_ref(), &app) {
                 return Err(refusal);
             }
@@ -275,7 +272,10 @@ impl Selection {
                     place = None;
                     self.change(why, view.seq, &app).await?;
                 }
-                Choice::Exhausted => self.breathe(view.seq).await?,
+                Choice::Exhausted => {
+                    place = None; // it may use others afterwards
+                    self.breathe(view.seq).await?;
+                }
                 Choice::Fail(failure) => return Err(self.fail(failure)),
             }
         }
@@ -283,6 +283,21 @@ impl Selection {
 
     pub fn with_wishes(self, wishes: Wishes) -> Selection {
         Selection { wishes, ..self }
+    }
+
+    /// For its place in line.
+    pub fn condition(&self) -> Condition {
+        let (here, only) = match &self.scope {
+            Scope::Client => (false, None),
+            Scope::Peer { machine, only, .. } => (true, only.then(|| machine.clone())),
+        };
+        Condition {
+            port: self.port,
+            here,
+            only,
+            wishes: self.wishes.demands(),
+            tried: self.tried.clone(),
+        }
     }
 
     fn choose(&mut self, targets: &[Target]) -> Result<Choice, Refusal> {

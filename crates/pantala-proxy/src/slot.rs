@@ -69,6 +69,7 @@ impl Drop for Slot {
         if left.draining && left.in_flight == 0 {
             self.shared.emptied.notify_one();
         }
-        self.shared.queues.call(&self.target.machine.app);
+        let machine = &self.target.machine;
+        self.shared.queues.call(&self.shared, &machine.app, &machine.id, None);
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::body::OutBody;
 use crate::codes;
+use crate::queue::Place;
 use crate::respond::Refusal;
 use crate::select::{REFUSING_MAX, Scope, Selection};
 use crate::shared::{Command, Shared};
@@ -23,7 +24,7 @@ use crate::timing::{Cause, Wait, Waited};
 const NEWER_VIEW_MAX: Duration = Duration::from_secs(2);
 /// Wakes that one request waits for.
 const WAKES_MAX: u32 = 20;
-/// How often the first in line asks whether another host has room.
+/// How often those in line ask whether another host has room.
 const LOOK_ABROAD: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
@@ -152,7 +153,7 @@ impl Selection {
     pub async fn stand<'a>(
         &mut self,
         shared: &'a Shared,
-        place: &mut Option<crate::queue::Place<'a>>,
+        place: &mut Option<Place<'a>>,
     ) -> Result<(), Refusal> {
         self.reason = Reason::Full;
         self.enter()?;
@@ -161,10 +162,11 @@ impl Selection {
                 let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
                 self.queue_by.get_or_insert_with(|| Instant::now() + limit);
                 shared.metrics.queued.fetch_add(1, Relaxed);
-                *place = Some(shared.queues.join(&self.app));
+                *place = Some(Place::join(shared, &self.app, self.condition()));
                 Ok(())
             }
             Some(place) => {
+                place.pass_by();
                 let since = Instant::now();
                 let called = self.called(place.called()).await;
                 self.waited.add(Cause::Queue, since);

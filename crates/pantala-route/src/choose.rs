@@ -196,5 +196,6 @@ impl Verdict {
 
 /// A machine of the app, for frames that name only its id.
 pub fn machine<'a>(app: &'a App, id: &str) -> Option<&'a Arc<Machine>> {
-    app.machines.iter().find(|m| &*m.id == id)
+    let at = app.machines.binary_search_by(|machine| (*machine.id).cmp(id)).ok()?;
+    app.machines.get(at)
 }

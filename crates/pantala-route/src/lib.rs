@@ -9,6 +9,7 @@
 //! - [`replay`]: what an app says when a request should be answered elsewhere; [`replay_cache`] remembers it;
 //!   [`geography`] knows the names for several regions
 //! - [`internal`]: names of the private network
+//! - [`line`]: who waits for a place while all are at their limit, and who is next
 //! - [`gauge`]: what is in flight on a machine, shared by all threads; also the drain switch
 //! - [`turn`]: which requests of other hosts' edges a machine's host turns away
 //! - [`retry`]: whether another attempt is allowed
@@ -20,6 +21,7 @@ pub mod entry;
 pub mod gauge;
 pub mod geography;
 pub mod internal;
+pub mod line;
 pub mod matching;
 pub mod names;
 pub mod prefer;

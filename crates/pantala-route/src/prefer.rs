@@ -3,9 +3,9 @@
 
 use crate::choose::{Choice, Knowledge, choose};
 use crate::geography;
-use crate::snapshot::Target;
+use crate::snapshot::{Machine, Target};
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Wishes {
     pub prefer_instance: Option<String>,
     pub force_instance: Option<String>,
@@ -33,6 +33,22 @@ impl Wishes {
         self.force_instance.is_some() || !self.force_region.is_empty() || self.exclude.is_some()
     }
 
+    /// Without what is only preferred.
+    pub fn demands(&self) -> Wishes {
+        Wishes {
+            prefer_instance: None,
+            prefer_region: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// No condition excludes the machine.
+    pub fn admit(&self, machine: &Machine) -> bool {
+        self.force_instance.as_ref().is_none_or(|id| **id == *machine.id)
+            && self.exclude.as_ref().is_none_or(|id| **id != *machine.id)
+            && self.in_region(machine)
+    }
+
     pub fn choose(&self, targets: &[Target], known: &impl Knowledge) -> Wished {
         let Some(excluded) = &self.exclude else {
             return self.choose_among(targets, known);
@@ -51,7 +67,7 @@ impl Wishes {
             // With both conditions both must hold.
             let only: Vec<Target> = targets
                 .iter()
-                .filter(|t| is(t, id) && self.in_region(t))
+                .filter(|t| is(t, id) && self.in_region(&t.machine))
                 .cloned()
                 .collect();
             return if only.is_empty() {
@@ -67,7 +83,7 @@ impl Wishes {
         if let Some(id) = &self.prefer_instance {
             let only: Vec<Target> = targets
                 .iter()
-                .filter(|t| is(t, id) && self.in_region(t))
+                .filter(|t| is(t, id) && self.in_region(&t.machine))
                 .cloned()
                 .collect();
             match choose(&only, known) {
@@ -79,8 +95,8 @@ impl Wishes {
         Wished { choice, unavailable }
     }
 
-    fn in_region(&self, target: &Target) -> bool {
-        let region = &target.machine.region;
+    fn in_region(&self, machine: &Machine) -> bool {
+        let region = &machine.region;
         self.force_region.is_empty()
             || self
                 .force_region
@@ -103,7 +119,7 @@ impl Wishes {
         if !forced {
             return Some(choose(targets, known));
         }
-        let only: Vec<Target> = targets.iter().filter(|t| self.in_region(t)).cloned().collect();
+        let only: Vec<Target> = targets.iter().filter(|t| self.in_region(&t.machine)).cloned().collect();
         (!only.is_empty()).then(|| choose(&only, known))
     }
 }

@@ -120,7 +120,7 @@ pub struct Offer {
     pub port: Port,
     /// the port's, shared: requests keep them
     pub http: Option<Arc<HTTPOptions>>,
-    /// those of one region stand together: [`crate::choose`] cuts them there
+    /// by region, so that those of one stand together ([`crate::choose`] cuts them there), and by id within
     pub targets: Vec<Target>,
 }
 
@@ -128,6 +128,15 @@ impl Offer {
     pub fn handles(&self, handler: &str) -> bool {
         let edge = |h: &String| h == handler || (handler == "http" && h == "edge_http");
         self.port.handlers.as_deref().unwrap_or_default().iter().any(edge)
+    }
+
+    pub fn target(&self, machine: &Machine) -> Option<&Target> {
+        let order = |target: &Target| {
+            let (other, id) = (&target.machine.region, &target.machine.id);
+            other.cmp(&machine.region).then_with(|| id.cmp(&machine.id))
+        };
+        let at = self.targets.binary_search_by(order).ok()?;
+        self.targets.get(at)
     }
 
     pub fn force_https(&self) -> bool {
@@ -142,6 +151,7 @@ pub struct App {
     pub network: Option<u64>,
     /// likewise
     pub org: Option<Arc<str>>,
+    /// by id
     pub machines: Vec<Arc<Machine>>,
     pub offers: Vec<Offer>,
 }

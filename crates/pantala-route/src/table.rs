@@ -482,7 +482,9 @@ fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
     }
     app.offers = offers.into_values().collect();
     for offer in &mut app.offers {
-        offer.targets.sort_by(|a, b| a.machine.region.cmp(&b.machine.region));
+        offer
+            .targets
+            .sort_by(|a, b| (&a.machine.region, &a.machine.id).cmp(&(&b.machine.region, &b.machine.id)));
     }
     app
 }
