@@ -1,5 +1,5 @@
-"""Connections as such: those without HTTP say in the app's log that they waited, and each counts for its app, however the
-app is known."""
+"""Connections as such: those without HTTP say in the app's log that they waited, and each counts for its app, however
+the app is known."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ async def rig(tmp_path: Path) -> AsyncIterator[EntryRig]:
 
 async def waited(agent: Any) -> Any:
     """The one line about a wait."""
-    [found] = await agent.frames_of("ProxyLog", lambda frames: any("waited" in frame.message for frame in frames))
+
+    def said(frames: list[Any]) -> bool:
+        return any("waited" in frame.message for frame in frames)
+
+    [found] = await agent.frames_of("ProxyLog", said)
     return found
 
 
@@ -85,9 +89,7 @@ async def test_a_connection_that_waited_at_another_host_says_so_once(tmp_path: P
 
         async def wake(frame: ProxyFrame) -> None:
             if isinstance(frame, Wake):
-                await there.rig.agent.send(
-                    WakeResult(id=frame.id, machine=frame.machine, ok=True, ip4=there.machines)
-                )
+                await there.rig.agent.send(WakeResult(id=frame.id, machine=frame.machine, ok=True, ip4=there.machines))
 
         there.rig.agent.on_frame = wake
         try:
@@ -145,7 +147,9 @@ async def test_with_limits_by_connections_a_machine_has_one_for_each_request_and
         backend = await rig.backend("one", IP, port)
         limits = Concurrency(type="connections", soft_limit=1, hard_limit=1)
         await rig.agent.rows(
-            *app_rows("web", HOST), service_row(rig.ports, "web", port, concurrency=limits), machine_row("web", "m1", IP)
+            *app_rows("web", HOST),
+            service_row(rig.ports, "web", port, concurrency=limits),
+            machine_row("web", "m1", IP),
         )
         kept = [await clients.enter_async_context(line(rig.address, rig.ports.http)) for _ in range(3)]
         for client in kept + kept:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -177,7 +178,7 @@ class OverTwo:
 
 
 @contextlib.asynccontextmanager
-async def under_load(rig: Rig) -> AsyncGenerator[Clients]:
+async def under_load(rig: Rig, *, more: int = 0) -> AsyncGenerator[Clients]:
     load = Clients()
     async with contextlib.AsyncExitStack() as clients, asyncio.TaskGroup() as tasks:
         kept = await clients.enter_async_context(rig.client(HOST))
@@ -190,7 +191,7 @@ async def under_load(rig: Rig) -> AsyncGenerator[Clients]:
             head = f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"
             return (await rig.raw(head.encode())).partition(b"\r\n\r\n")[2].decode()
 
-        for number in range(2):
+        for number in range(2 + more):
             tasks.create_task(load.run(f"kept{number}", over_kept))
             tasks.create_task(load.run(f"new{number}", over_new))
         tasks.create_task(load.run("two", two.ask))
@@ -293,6 +294,81 @@ async def test_a_hard_limit_holds_over_both(replaced: Replaced, killed: bool) ->
     go_on.set()
     ends = await asyncio.gather(*first, return_exceptions=True)
     assert killed or all(isinstance(end, bytes) and end.endswith(b"done") for end in ends)
+
+
+async def test_a_limit_of_one_is_never_passed(replaced: Replaced) -> None:
+    """By clients that keep their connections to the old process, over HTTP/1 and 2, and new ones."""
+    rig = replaced.rig
+
+    async def works(backend: Backend, request: Request) -> bytes:
+        await asyncio.sleep(0.002)
+        return answer(request.path.encode())
+
+    backend = await web(rig, works, hard=1)
+    async with under_load(rig, more=4) as load:
+        for _ in range(REPLACEMENTS):
+            answered = load.answered
+            await replaced.replace()
+            await until(lambda seen=answered: more(load, seen + 50), bool, within_s=WITHIN_S, every_s=0.01)
+    assert load.lost == []
+    assert backend.busy_max == 1
+
+
+async def test_who_stands_in_line_at_the_old_one_is_served_in_turn(replaced: Replaced) -> None:
+    rig, gate = replaced.rig, asyncio.Semaphore(0)
+
+    async def gated(backend: Backend, request: Request) -> bytes:
+        await gate.acquire()
+        return answer(request.path.encode())
+
+    backend = await web(rig, gated, hard=1)
+    asked: list[asyncio.Task[httpx2.Response]] = []
+    for number in range(3):  # the first is in flight, the others wait at the old one
+        asked.append(asyncio.create_task(rig.get(HOST, f"/{number}")))
+        await until(lambda: waiting(rig, len(asked) - 1), bool, within_s=WITHIN_S, every_s=0.01)
+        await until(lambda: in_flight(rig, 1), bool, within_s=WITHIN_S, every_s=0.01)
+    await replaced.replace()
+    await until(lambda: waiting(rig, 2), bool, within_s=WITHIN_S, every_s=0.01)
+    asked.append(asyncio.create_task(rig.get(HOST, "/3")))
+    await until(lambda: waiting(rig, 3), bool, within_s=WITHIN_S, every_s=0.01)
+    for _ in asked:
+        gate.release()
+    assert [(await one).text for one in asked] == [f"/{number}" for number in range(4)]
+    assert [request.path for request in backend.requests] == [f"/{number}" for number in range(4)]
+    assert backend.busy_max == 1
+
+
+async def waiting(rig: Rig, number: int) -> bool:
+    return f"\npantala_proxy_waiting {number}\n" in (await rig.admin("/metrics") or "")
+
+
+async def test_a_new_one_that_dies_leaves_the_old_one_its_limits(replaced: Replaced) -> None:
+    rig, gate = replaced.rig, asyncio.Semaphore(0)
+
+    async def gated(backend: Backend, request: Request) -> bytes:
+        await gate.acquire()
+        return answer(request.path.encode())
+
+    backend = await web(rig, gated, hard=1)
+    streams = [await asyncio.open_connection(rig.address, rig.ports.http) for _ in range(2)]
+    for reader, writer in streams:  # kept by the old one
+        writer.write(f"GET /before HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        gate.release()
+        assert (await asyncio.wait_for(reader.readuntil(b"/before"), WITHIN_S)).startswith(b"HTTP/1.1 200")
+    await replaced.replace()
+    for number, (_, writer) in enumerate(streams):
+        writer.write(f"GET /{number} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    await until(lambda: waiting(rig, 1), bool, within_s=WITHIN_S, every_s=0.01)
+    assert rig.process is not None
+    rig.process.kill()
+    await rig.process.wait()
+    gate.release()
+    gate.release()
+    for reader, writer in streams:
+        assert b" 200 OK" in await asyncio.wait_for(reader.read(), WITHIN_S)
+        writer.close()
+    assert sorted(request.path for request in backend.requests)[:2] == ["/0", "/1"]
+    assert backend.busy_max == 1
 
 
 async def queued(rig: Rig, number: int) -> bool:

@@ -44,6 +44,16 @@ def test_every_key_that_the_parser_asks_for_is_in_the_guide() -> None:
     assert sorted(known - told) == []
 
 
+def test_every_metric_of_the_proxy_is_in_the_reference() -> None:
+    proxy = ROOT / "crates" / "pantala-proxy" / "src"
+    mesh = (proxy / "mesh" / "report.rs").read_text()
+    known = set(re.findall(r'"pantala_proxy_(\w+)"', (proxy / "admin.rs").read_text() + mesh))
+    known |= {f"mesh_{name}_total" for name in re.findall(r'\(\s*"(\w+)",\s*"[^"]+",\s*&m\.', mesh)}
+    assert {"waiting", "handover_draining", "mesh_requests_total", "mesh_pings_missed_total"} <= known
+    told = set(re.findall(r"`([\w]+)`", (ROOT / "docs" / "reference" / "metrics.md").read_text()))
+    assert sorted(known - told) == []
+
+
 def asked_keys(package: Path) -> set[str]:
     """Keys in the sources: arguments of the reader's look-ups, and the tuples that loops take keys from."""
     keys: set[str] = set()

@@ -95,7 +95,7 @@ fn summary(shared: &Shared) -> String {
 
 fn metrics(shared: &Shared) -> String {
     let m = &shared.metrics;
-    let counters: [(&str, &str, &AtomicU64); 14] = [
+    let counters: [(&str, &str, &AtomicU64); 15] = [
         (
             "pantala_proxy_connections_total",
             "client connections accepted",
@@ -139,6 +139,11 @@ fn metrics(shared: &Shared) -> String {
             &m.queued,
         ),
         (
+            "pantala_proxy_handover_asked_total",
+            "places that processes which this one replaced asked for",
+            &m.places_asked,
+        ),
+        (
             "pantala_proxy_upstream_connections_total",
             "connections opened to machines and services",
             &m.upstream_connects,
@@ -166,6 +171,11 @@ fn metrics(shared: &Shared) -> String {
             "pantala_proxy_waiting",
             "requests that wait for a machine, for whatever reason",
             shared.room.len() as u64,
+        ),
+        (
+            "pantala_proxy_handover_draining",
+            "processes that this one replaced and that still serve",
+            m.lending.load(Relaxed),
         ),
         (
             "pantala_proxy_snapshot_revision",

@@ -28,6 +28,7 @@ mod limits;
 mod link;
 mod log;
 mod mesh;
+mod notify;
 mod pool;
 mod postgres;
 mod queue;
@@ -183,6 +184,9 @@ async fn serve(
             if let Err(error) = give::open(&shared) {
                 log::warning("this proxy cannot be replaced", &[("reason", &error)]);
             }
+            if let Err(error) = notify::serving() {
+                log::warning("not said that this proxy serves", &[("reason", &error)]);
+            }
             control.run(received, commands).await;
         }
     }
@@ -198,7 +202,8 @@ async fn replace_it(shared: Arc<Shared>, before: Before) -> std::io::Result<()> 
     // The view on disk is a good one, should the agent be slow.
     let _ = timeout(INFORMED_WITHIN, informed.wait_for(|informed| *informed)).await;
     let serving = shared.clone();
-    tokio::task::spawn_blocking(move || before.serve_instead(&serving)).await?
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || before.serve_instead(&serving, runtime)).await?
 }
 
 /// Listeners beside the public ones, bound before anything is served.

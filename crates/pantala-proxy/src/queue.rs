@@ -82,10 +82,7 @@ impl<'a> Place<'a> {
     pub fn join(shared: &'a Shared, app: &Arc<str>, condition: Condition) -> Place<'a> {
         let called = Arc::new(Notify::new());
         let mut apps = shared.queues.apps();
-        let ticket = apps
-            .entry(app.clone())
-            .or_default()
-            .join(condition, called.clone());
+        let ticket = apps.entry(app.clone()).or_default().join(condition, called.clone());
         shared.queues.waiting.fetch_add(1, SeqCst);
         Place {
             shared,
@@ -114,9 +111,7 @@ impl<'a> Place<'a> {
     /// It looked, and nothing was for it: perhaps for somebody behind.
     pub fn pass_by(&mut self) {
         for id in std::mem::take(&mut self.heeded).machines {
-            self.shared
-                .queues
-                .call(self.shared, &self.app, &id, Some(&self.ticket));
+            self.shared.queues.call(self.shared, &self.app, &id, Some(&self.ticket));
         }
     }
 }

@@ -3,18 +3,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use pantala_route::choose::{Choice, Failure, Knowledge, Reach, choose};
-use pantala_route::gauge::UNLIMITED;
 use pantala_route::line::{Condition, in_turn};
 use pantala_route::prefer::Wishes;
 use pantala_route::snapshot::{App, Machine, Target};
 use pantala_route::turn::{Attempt, Reason, turn};
 use tokio::time::{Instant, timeout_at};
 
+use crate::handover::asking::Lent;
+use crate::handover::message::Want;
 use crate::mesh::Mesh;
 use crate::mesh::guests::Guest;
 use crate::mesh::wire::{Call, HOPS_MAX};
@@ -121,6 +121,18 @@ impl Selection {
         };
         let limit = Duration::from_millis(call.deadline_ms.min(shared.settings.wire.wake_timeout_ms));
         Selection::of(shared, call.app.as_str().into(), call.port, scope, limit)
+    }
+
+    /// Of the process that this one replaces: like another host's edge.
+    pub fn of_process(shared: &Arc<Shared>, want: &Want) -> Selection {
+        let scope = Scope::Peer {
+            node: shared.settings.wire.node.as_str().into(),
+            machine: want.machine.as_str().into(),
+            attempt: if want.queue { Attempt::Queue } else { Attempt::Take },
+            only: want.only,
+        };
+        let limit = Duration::from_millis(want.deadline_ms.min(shared.settings.wire.wake_timeout_ms));
+        Selection::of(shared, want.app.as_str().into(), want.port, scope, limit)
     }
 
     fn of(shared: &Arc<Shared>, app: Arc<str>, port: u16, scope: Scope, limit: Duration) -> Selection {
@@ -234,9 +246,16 @@ impl Selection {
                 return Err(self.refuse("PR01", "The app no longer serves this port."));
             };
             place.iter_mut().for_each(Place::heed);
-            let before = shared.queues.before(&self.app, place.as_ref());
+            let asks = shared.asking.asks();
+            // There is the line, too.
+            let before = match asks {
+                true => Vec::new(),
+                false => shared.queues.before(&self.app, place.as_ref()),
+            };
             let now_ms = self.now_ms();
-            let choice = in_turn(&app, self.port, &offer.targets, &before, now_ms, |some| self.choose(some))?;
+            let choice = in_turn(&app, self.port, &offer.targets, &before, now_ms, |some| {
+                self.choose(some)
+            })?;
             if let Some(refusal) = self.elsewhere(choice.as_ref(), &app) {
                 return Err(refusal);
             }
@@ -249,7 +268,7 @@ impl Selection {
             };
             match choice {
                 Choice::Use(target) => {
-                    if let Some(slot) = self.take(target) {
+                    if let Some(slot) = self.take(target).await? {
                         return Ok(slot);
                     }
                 }
@@ -259,11 +278,14 @@ impl Selection {
                         return Ok(slot);
                     }
                 }
+                Choice::Queue(target) if target.machine.local && asks => {
+                    if let Some(slot) = self.ask(target, Attempt::Queue, place.take()).await? {
+                        return Ok(slot);
+                    }
+                }
                 Choice::Queue(target) if target.machine.local => self.stand(&shared, &mut place).await?,
                 Choice::Queue(target) => {
-                    let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
-                    self.queue_by.get_or_insert_with(|| Instant::now() + limit);
-                    shared.metrics.queued.fetch_add(1, Relaxed);
+                    self.queued();
                     if let Some(slot) = self.propose(target, Attempt::Queue) {
                         return Ok(slot);
                     }
@@ -283,6 +305,14 @@ impl Selection {
 
     pub fn with_wishes(self, wishes: Wishes) -> Selection {
         Selection { wishes, ..self }
+    }
+
+    /// No machine but the one that is asked for.
+    pub fn alone(&self) -> bool {
+        match &self.scope {
+            Scope::Client => self.wishes.conditions(),
+            Scope::Peer { attempt, only, .. } => *only || *attempt != Attempt::Queue,
+        }
     }
 
     /// For its place in line.
@@ -340,19 +370,27 @@ impl Selection {
         Some(self.last_failure.take().unwrap_or(refusal))
     }
 
-    pub fn take(&mut self, target: Target) -> Option<Slot> {
-        if target.machine.local {
-            let guest = self.guest(&target.machine);
-            let taken = target.machine.gauge.acquire(target.service.hard);
-            return taken.then(|| Slot::new(&self.shared, target, Attempt::Take, guest));
+    pub async fn take(&mut self, target: Target) -> Result<Option<Slot>, Refusal> {
+        if !target.machine.local {
+            let asleep = self.asleep.contains(&target.machine.id);
+            return Ok(self.propose(target, if asleep { Attempt::Wake } else { Attempt::Take }));
         }
-        let asleep = self.asleep.contains(&target.machine.id);
-        self.propose(target, if asleep { Attempt::Wake } else { Attempt::Take })
+        if self.shared.asking.asks() {
+            return self.ask(target, Attempt::Take, None).await;
+        }
+        let guest = self.guest(&target.machine);
+        let taken = target.machine.gauge.acquire(target.service.hard);
+        Ok(taken.then(|| Slot::new(&self.shared, target, Attempt::Take, guest)))
+    }
+
+    pub fn local(&self, target: Target, lent: Lent) -> Slot {
+        let guest = self.guest(&target.machine);
+        Slot::of_lent(&self.shared, target, lent, guest)
     }
 
     /// Its host has the last word on its limit; what this edge has in flight there counts here all the same.
     pub fn propose(&self, target: Target, attempt: Attempt) -> Option<Slot> {
-        let taken = target.machine.gauge.acquire(UNLIMITED);
+        let taken = target.machine.gauge.propose();
         taken.then(|| Slot::new(&self.shared, target, attempt, None))
     }
 

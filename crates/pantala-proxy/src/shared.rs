@@ -11,6 +11,8 @@ use pantala_route::snapshot::Snapshot;
 use pantala_wire::feed::ProxyLog;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::handover::asking::Asking;
+use crate::handover::counts::Beside;
 use crate::handover::sockets::Key;
 use crate::limits::Limits;
 use crate::mesh::Mesh;
@@ -61,6 +63,10 @@ pub struct Shared {
     pub informed: watch::Sender<bool>,
     /// another process asked for the sockets
     pub handing_over: AtomicBool,
+    /// what a second process has in flight
+    pub beside: Beside,
+    /// places are given by another process
+    pub asking: Arc<Asking>,
     /// another process serves instead
     pub handed_over: watch::Sender<bool>,
     listening: Mutex<Vec<(Key, OwnedFd)>>,
@@ -109,6 +115,8 @@ impl Shared {
             withdrawn: AtomicBool::new(false),
             informed: watch::Sender::new(false),
             handing_over: AtomicBool::new(false),
+            beside: Beside::default(),
+            asking: Arc::default(),
             handed_over: watch::Sender::new(false),
             listening: Mutex::new(listening),
             tls,
@@ -137,11 +145,17 @@ impl Shared {
     }
 
     fn replace(&self, make: impl Fn(&View) -> Snapshot) {
-        let before = self.view.rcu(|view| View {
-            seq: view.seq + 1,
-            snapshot: make(view),
+        let seq = self.beside.publish(|settle| {
+            let before = self.view.rcu(|view| {
+                let snapshot = make(view);
+                settle(&snapshot);
+                View {
+                    seq: view.seq + 1,
+                    snapshot,
+                }
+            });
+            before.seq + 1
         });
-        let seq = before.seq + 1;
         self.changed
             .send_if_modified(|now| std::mem::replace(now, seq.max(*now)) < seq);
         self.queues.stir();
@@ -197,6 +211,10 @@ pub struct Metrics {
     pub replay_cache_hits: AtomicU64,
     pub wakes: AtomicU64,
     pub queued: AtomicU64,
+    /// by the process that this one replaces
+    pub places_asked: AtomicU64,
+    /// processes that this one replaced and that live
+    pub lending: AtomicU64,
     pub upstream_connects: AtomicU64,
     pub logs_dropped: AtomicU64,
     pub dns_queries: AtomicU64,

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::log;
 use crate::shared::{Life, Shared};
 use crate::tunnels::SERVICE_RESTART;
+use crate::{log, notify};
 
 /// Clients need a moment to see `Connection: close`; hyper's graceful shutdown at once would cut requests on their way.
 const NOTICE: Duration = Duration::from_secs(2);
@@ -43,6 +43,8 @@ pub fn watch(shared: Arc<Shared>) -> std::io::Result<impl Future<Output = ()>> {
 
 async fn withdraw_and_leave(shared: &Shared, replaced: bool, by: Instant) {
     if !replaced {
+        // Whoever does not hear it sees it end.
+        let _ = notify::stopping();
         shared.withdrawn.store(true, Relaxed);
         // Routers go on sending new connections until they have heard.
         sleep(Duration::from_millis(shared.settings.wire.lame_duck_ms)).await;
@@ -61,7 +63,9 @@ async fn leave(shared: &Shared, by: Instant) {
 
 async fn empty_by(shared: &Shared, by: Instant) -> bool {
     let empty = async {
-        while shared.metrics.connections_open.load(Relaxed) + shared.tunnels.open() > 0 {
+        // Whoever this process replaced has its places from here, and through it from the next one.
+        let lends = || *shared.handed_over.borrow() && shared.metrics.lending.load(Relaxed) > 0;
+        while shared.metrics.connections_open.load(Relaxed) + shared.tunnels.open() > 0 || lends() {
             sleep(LOOK_EVERY).await;
         }
     };

@@ -7,6 +7,7 @@ use pantala_route::turn::Attempt;
 use pantala_wire::feed::ProxyLog;
 
 use crate::codes;
+use crate::handover::asking::Lent;
 use crate::mesh::Waking;
 use crate::mesh::guests::Guest;
 use crate::shared::Shared;
@@ -18,6 +19,8 @@ pub struct Slot {
     waking: Option<Waking>,
     /// came from another host, and counts as its until the gauge has let go
     _guest: Option<Guest>,
+    /// the process that replaces this one gave it and counts it
+    lent: Option<Lent>,
     shared: Arc<Shared>,
 }
 
@@ -33,8 +36,15 @@ impl Slot {
             attempt,
             waking,
             _guest: guest,
+            lent: None,
             shared: shared.clone(),
         }
+    }
+
+    pub fn of_lent(shared: &Arc<Shared>, target: Target, lent: Lent, guest: Option<Guest>) -> Slot {
+        let mut slot = Slot::new(shared, target, Attempt::Take, guest);
+        slot.lent = Some(lent);
+        slot
     }
 
     /// The answer began and will not end; its client sees the connection end.
@@ -65,6 +75,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.lent.take().is_some_and(|lent| !lent.end()) {
+            return;
+        }
         let left = self.target.machine.gauge.release(self.shared.elapsed_ms());
         if left.draining && left.in_flight == 0 {
             self.shared.emptied.notify_one();

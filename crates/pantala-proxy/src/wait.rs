@@ -13,6 +13,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::body::OutBody;
 use crate::codes;
+use crate::handover::asking::Answer;
+use crate::handover::message::Want;
 use crate::queue::Place;
 use crate::respond::Refusal;
 use crate::select::{REFUSING_MAX, Scope, Selection};
@@ -54,14 +56,96 @@ impl Selection {
     ) -> Result<Option<Slot>, Refusal> {
         if target.machine.local {
             let usable = self.wake(target, meanwhile, seq).await?;
-            return Ok(usable.and_then(|target| self.take(target)));
+            return match usable {
+                Some(target) => self.take(target).await,
+                None => Ok(None),
+            };
         }
-        Ok(match meanwhile {
+        match meanwhile {
             Some(target_meanwhile) if self.shared.wakes.refused_lately(&target.machine.id) => {
-                self.take(target_meanwhile)
+                self.take(target_meanwhile).await
             }
-            _ => self.propose(target, Attempt::Wake),
-        })
+            _ => Ok(self.propose(target, Attempt::Wake)),
+        }
+    }
+
+    /// The process that replaces this one gives the places on this host's machines.
+    /// A place in the line here is left for one there, in the same order.
+    pub async fn ask(
+        &mut self,
+        target: Target,
+        attempt: Attempt,
+        place: Option<Place<'_>>,
+    ) -> Result<Option<Slot>, Refusal> {
+        let queue = attempt == Attempt::Queue;
+        self.reason = Reason::Full;
+        let by = match queue {
+            true => {
+                self.enter()?;
+                self.queued()
+            }
+            false => self.reach_by,
+        };
+        let machine = target.machine.clone();
+        let want = Want {
+            app: self.app.to_string(),
+            port: self.port,
+            machine: machine.id.to_string(),
+            queue,
+            only: self.alone(),
+            deadline_ms: by.saturating_duration_since(Instant::now()).as_millis() as u64,
+        };
+        let since = Instant::now();
+        let asked = self.shared.asking.ask(want);
+        drop(place);
+        let answer = match asked {
+            Some(asked) => asked.answer().await,
+            None => None,
+        };
+        if queue {
+            self.waited.add(Cause::Queue, since);
+        }
+        match answer {
+            // It has ended, and this process is about to notice it.
+            None => {
+                tokio::task::yield_now().await;
+                Ok(None)
+            }
+            Some(Answer::Granted(granted, id)) => {
+                let view = self.shared.view();
+                let app = view.snapshot.apps.get(&self.app);
+                let offer = app.and_then(|app| app.offer(self.port));
+                let given = offer.and_then(|offer| offer.targets.iter().find(|target| *target.machine.id == *id));
+                let Some(given) = given.filter(|target| target.machine.local) else {
+                    return Ok(None);
+                };
+                let lent = granted.take(&given.machine.gauge);
+                Ok(lent.map(|lent| self.local(given.clone(), lent)))
+            }
+            Some(Answer::Denied {
+                reason,
+                happened,
+                in_flight,
+            }) => {
+                let code = if reason == Reason::Full { "PR04" } else { "PR01" };
+                let why = self.refuse(code, happened).of_machine(&machine.id).retry_after(1);
+                if reason == Reason::Full {
+                    // Until it tells its counts again.
+                    let hard = target.service.hard.saturating_sub(machine.gauge.read().in_flight);
+                    machine.gauge.set_elsewhere(in_flight.max(hard));
+                }
+                self.turned(&machine, attempt, Some(reason), why)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// A wait in line ends then.
+    pub fn queued(&mut self) -> Instant {
+        let limit = Duration::from_millis(self.shared.settings.wire.queue_timeout_ms);
+        self.shared.metrics.queued.fetch_add(1, Relaxed);
+        let by = *self.queue_by.get_or_insert_with(|| Instant::now() + limit);
+        by.min(self.reach_by)
     }
 
     /// Answers with a machine to use at once if the wake failed and one can help out.
@@ -78,12 +162,13 @@ impl Selection {
             // A full channel is no loss: the control thread looks for unsent wakes with every tick.
             let _ = self.shared.commands.try_send(Command::Wake);
         }
-        let waited = timeout_at(self.reach_by, outcome.wait_for(Option::is_some)).await;
+        let result = timeout_at(self.reach_by, outcome.wait_for(Option::is_some)).await;
+        let waited = result.map(|result| result.map(|result| result.clone()));
         let suspended = target.machine.phase == Phase::of("suspended");
         self.waited
             .add(if suspended { Cause::Resume } else { Cause::Cold }, since);
         let result = match waited {
-            Ok(Ok(result)) => result.clone(),
+            Ok(Ok(result)) => result,
             _ => {
                 return Err(self
                     .refuse("PM03", "The machine did not become ready in time.")
@@ -150,18 +235,12 @@ impl Selection {
     }
 
     /// A place in line, or in the next turn the wait there.
-    pub async fn stand<'a>(
-        &mut self,
-        shared: &'a Shared,
-        place: &mut Option<Place<'a>>,
-    ) -> Result<(), Refusal> {
+    pub async fn stand<'a>(&mut self, shared: &'a Shared, place: &mut Option<Place<'a>>) -> Result<(), Refusal> {
         self.reason = Reason::Full;
         self.enter()?;
         match place {
             None => {
-                let limit = Duration::from_millis(shared.settings.wire.queue_timeout_ms);
-                self.queue_by.get_or_insert_with(|| Instant::now() + limit);
-                shared.metrics.queued.fetch_add(1, Relaxed);
+                self.queued();
                 *place = Some(Place::join(shared, &self.app, self.condition()));
                 Ok(())
             }

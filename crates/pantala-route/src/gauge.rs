@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 const IN_FLIGHT_BITS: u32 = 20;
 const IN_FLIGHT: u64 = (1 << IN_FLIGHT_BITS) - 1;
 const DRAINING: u64 = 1 << 63;
-const SEQ: u64 = !(DRAINING | IN_FLIGHT);
+/// Places are given by another process.
+const HANDED_OVER: u64 = 1 << 62;
+const SEQ: u64 = !(DRAINING | HANDED_OVER | IN_FLIGHT);
 
 /// No limit set: still bounded by the width of the counter.
 pub const UNLIMITED: u32 = IN_FLIGHT as u32;
 
 #[derive(Debug, Default)]
 pub struct Gauge {
-    /// draining (1 bit), requests so far (43 bits, wraps), in flight (20 bits)
+    /// draining (1 bit), handed over (1 bit), requests so far (42 bits, wraps), in flight (20 bits)
     word: AtomicU64,
     last_end_ms: AtomicU64,
     epoch: AtomicU32,
@@ -53,16 +55,25 @@ impl Gauge {
         self.word.load(SeqCst).into()
     }
 
-    /// Takes a slot unless the machine drains or `hard` are taken.
+    /// Takes a slot unless the machine drains, `hard` are taken, or another process gives them.
     pub fn acquire(&self, hard: u32) -> bool {
         let hard = hard.min(UNLIMITED).saturating_sub(self.elsewhere.load(SeqCst));
+        self.count(hard, DRAINING | HANDED_OVER)
+    }
+
+    /// Counts a request whose slot somebody else gives: the proxy of the machine's host, or the process that replaces this one.
+    pub fn propose(&self) -> bool {
+        self.count(UNLIMITED, DRAINING)
+    }
+
+    fn count(&self, hard: u32, unless: u64) -> bool {
         let taken = self.word.fetch_update(SeqCst, SeqCst, |word| {
             let now = Reading::from(word);
-            if now.draining || now.in_flight >= hard {
+            if word & unless != 0 || now.in_flight >= hard {
                 return None;
             }
             let seq = word.wrapping_add(1 << IN_FLIGHT_BITS) & SEQ;
-            Some(seq | ((word & IN_FLIGHT) + 1))
+            Some((word & HANDED_OVER) | seq | ((word & IN_FLIGHT) + 1))
         });
         taken.is_ok()
     }
@@ -101,11 +112,30 @@ impl Gauge {
 
     /// Our own requests and, for a machine on another host, what is known of the others'.
     pub fn load(&self, now_ms: u64) -> u32 {
-        let own = self.read().in_flight + self.elsewhere.load(SeqCst);
+        let own = self.here();
         let word = self.others.load(SeqCst);
         let fresh = word != 0 && now_ms < (word >> IN_FLIGHT_BITS) + REPORT_HOLDS_MS;
         let others = ((word & IN_FLIGHT) + FRACTION / 2) / FRACTION;
         own + if fresh { others as u32 } else { 0 }
+    }
+
+    /// In flight through all processes of this host's proxy.
+    pub fn here(&self) -> u32 {
+        self.read().in_flight + self.elsewhere.load(SeqCst)
+    }
+
+    /// From now on [`Gauge::acquire`] gives nothing here; what is in flight at this moment is the last that it gave.
+    pub fn hand_over(&self) {
+        self.word.fetch_or(HANDED_OVER, SeqCst);
+    }
+
+    pub fn take_back(&self) {
+        self.word.fetch_and(!HANDED_OVER, SeqCst);
+    }
+
+    /// A request that is there already, with a place of the second process, which has ended.
+    pub fn inherit(&self) {
+        self.count(UNLIMITED, 0);
     }
 
     /// The other process of this host's proxy said how much it has in flight. Loads that are reported stay our own: the
@@ -216,6 +246,43 @@ mod tests {
         assert!(!gauge.acquire(3));
         gauge.set_elsewhere(0);
         assert!(gauge.acquire(3));
+    }
+
+    proptest! {
+        /// The old process hands over and asks; what each tells the other arrives late, in order. The second one may end.
+        #[test]
+        fn a_limit_holds_while_one_process_replaces_another(
+            hard in 1u32..5, before in 0u32..5, steps in prop::collection::vec(0u8..8, 0..200), ends in prop::option::of(0usize..200),
+        ) {
+            let (old, new) = (Gauge::default(), Gauge::default());
+            let (mut own, mut lent, mut news) = (0, 0, 0);
+            (0..before).for_each(|_| own += u32::from(old.acquire(hard)));
+            old.hand_over();
+            let mut on_its_way = std::collections::VecDeque::from([old.read().in_flight]);
+            new.set_elsewhere(own);
+            for (at, step) in steps.into_iter().enumerate() {
+                if ends == Some(at) {
+                    (0..lent).for_each(|_| old.inherit());
+                    old.set_elsewhere(0);
+                    old.take_back();
+                    (own, lent, news) = (own + lent, 0, 0);
+                }
+                let over = ends.is_some_and(|ends| ends <= at);
+                match step {
+                    0 if over => own += u32::from(old.acquire(hard)),
+                    0 => prop_assert!(!old.acquire(hard)),
+                    1 if !over => lent += u32::from(new.acquire(hard)),
+                    2 if !over => news += u32::from(new.acquire(hard)),
+                    3 if own > 0 => { old.release(0); own -= 1; }
+                    4 if lent > 0 => { new.release(0); lent -= 1; }
+                    5 if news > 0 => { new.release(0); news -= 1; }
+                    6 => on_its_way.push_back(old.read().in_flight),
+                    7 => on_its_way.pop_front().into_iter().for_each(|told| new.set_elsewhere(told)),
+                    _ => {}
+                }
+                prop_assert!(own + lent + news <= hard);
+            }
+        }
     }
 
     #[test]

@@ -148,10 +148,7 @@ fn machine_row(at: usize, cordoned: bool) -> FeedRow {
 impl World {
     fn new() -> World {
         let mut table = Table::new("n1");
-        let mut rows = vec![row(
-            "app/web".into(),
-            json!({"app": "web", "org": "o", "network": 1}),
-        )];
+        let mut rows = vec![row("app/web".into(), json!({"app": "web", "org": "o", "network": 1}))];
         for (at, hard) in HARDS.into_iter().enumerate() {
             let value = json!({"app": "web", "protocol": "tcp", "internal_port": 1, "ports": [{"port": 80 + at}],
                 "concurrency": {"type": "requests", "soft_limit": 1, "hard_limit": hard}});
@@ -347,4 +344,19 @@ fn who_wants_one_machine_alone_holds_up_nobody() {
         world.settle();
         assert_eq!(world.served.last(), Some(&wanted), "{freed}");
     }
+}
+
+#[test]
+fn whoever_cannot_use_a_place_after_all_is_passed_by() {
+    let mut line = Line::default();
+    let tickets: Vec<_> = (0..3).map(|kind| line.join(condition(kind), kind)).collect();
+    let id: Arc<str> = "a".into();
+    let anybody = |_: &Condition| true;
+    assert_eq!(line.call(&id, None, anybody), Some(&0));
+    assert_eq!(line.call(&id, Some(&tickets[0]), anybody), Some(&1));
+    assert_eq!(line.call(&id, Some(&tickets[1]), |_| false), None);
+    assert_eq!(line.heed(&tickets[1]).machines, std::slice::from_ref(&id));
+    assert_eq!(line.leave(&tickets[1]), Calls::default());
+    assert_eq!(line.call(&id, Some(&tickets[2]), anybody), None);
+    assert_eq!(line.leave(&tickets[0]).machines, [id]);
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -21,13 +20,11 @@ from pantala.box.up import up as bring_up
 from pantala.cli.context import Config, forget_config, load_config, save_config
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import json_option
-from pantala.errors import Conflict, InternalError, InvalidRequest, NotFound
-from pantala.host.replacing import Outcome, Wanted, want
-from pantala.host.supervisor import Held, read_held, read_status, write_held
+from pantala.errors import InternalError, InvalidRequest, NotFound
+from pantala.host.supervisor import Held, read_held, read_status, replace_running, write_held
 from pantala.images.bootstrap import RECIPES, BaseCache, recipe_for
 
 STOPPED_WITHIN_S = 60.0
-REPLACED_WITHIN_S = 90.0
 STATE = Path("/var/lib") / RUN_NAME
 RUN = Path("/run") / RUN_NAME
 
@@ -184,18 +181,7 @@ def start(*, names: tuple[str, ...], state: Path | None) -> None:
 def replace(*, names: tuple[str, ...], state: Path | None) -> None:
     """Put new processes in the place of running proxies; no request is lost, the old ones end when they are empty."""
     known = _running(state)
-    wanted = Wanted(id=secrets.token_hex(8), names=_processes(known, names))
-    want(known.state_dir, wanted)
-    deadline, outcomes = time.monotonic() + REPLACED_WITHIN_S, dict[str, Outcome]()
-    while len(outcomes) < len(wanted.names) and time.monotonic() < deadline:
-        seen = read_status(known.state_dir)
-        mine = [process for process in seen.processes if process.outcome.id == wanted.id] if seen else []
-        outcomes = {process.name: process.outcome for process in mine}
-        time.sleep(0.05)
-    left = [name for name in wanted.names if name not in outcomes]
-    errors = [outcome.error for outcome in outcomes.values() if outcome.error]
-    if left or errors:
-        raise Conflict("; ".join([*errors, *(f"{name} was not replaced in time" for name in left)]))
+    replace_running(known.state_dir, _processes(known, names))
 
 
 def _processes(known: Box, names: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from pantala.host.place import Place
 from pantala.host.record import ROOT, RUN, HostRecord, load_record, save_record
 from pantala.host.settings import Tuning
 from pantala.host.stop import stop_processes, sweep_machines
-from pantala.host.supervisor import is_supervisor, read_status, save_processes
+from pantala.host.supervisor import is_supervisor, read_status, replace_running, save_processes
 
 TOOLS = ("ip", "nft", "nsenter", "crun", "runc", "mkfs.ext4", "wg")
 
@@ -169,6 +169,22 @@ def run(*, root: Path) -> None:
 
 
 @click.command()
+@root_option
+def replace(*, root: Path) -> None:
+    """Put a new process in the place of this host's running proxy, as after an upgrade; no request is lost."""
+    record = _record(root)
+    if record.systemd:
+        systemd.write(_units(record))  # those of an older version know no such reload
+        systemd.reload("proxy")
+    else:
+        status = read_status(record.root_dir)
+        if status is None or not is_supervisor(status.supervisor):
+            raise Conflict("this host's processes do not run", hint="`pantala host run` starts them")
+        replace_running(record.root_dir, [process.name for process in record.processes() if process.replace])
+    say("==> A new proxy serves; the one before it ends when its last connection does")
+
+
+@click.command()
 @yes_option
 @root_option
 def leave(*, root: Path, yes: bool) -> None:
@@ -228,10 +244,14 @@ def _record(root: Path) -> HostRecord:
 
 
 def _start(record: HostRecord) -> None:
-    processes = record.processes()
     if not record.systemd:
+        record.processes()
         say(f"==> Start it with: pantala host run{'' if record.root_dir == ROOT else f' --state {record.root}'}")
         return
-    builds = record.first.builds.setup_command() if record.first is not None else []
-    systemd.install(systemd.units(processes, before_builds=builds))
+    systemd.install(_units(record))
     say("==> Its processes run: systemctl status pantala.target")
+
+
+def _units(record: HostRecord) -> dict[str, str]:
+    builds = record.first.builds.setup_command() if record.first is not None else []
+    return systemd.units(record.processes(), before_builds=builds)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +25,8 @@ import structlog
 from anyio.abc import Process as Child
 from anyio.abc import TaskGroup
 
-from pantala.host.replacing import Outcome, listener_pid, take_wanted
+from pantala.errors import Conflict
+from pantala.host.replacing import Outcome, Wanted, listener_pid, take_wanted, want
 from pantala.telemetry import configure
 
 log = structlog.get_logger()
@@ -37,6 +40,7 @@ LOG_BYTES_MAX = 64 * 1024 * 1024
 LOOK_AT_FILES_EVERY_S = 1.0
 LOOK_AT_HELD_EVERY_S = 0.1
 PROBE_WITHIN_S = 0.5
+REPLACED_WITHIN_S = 90.0
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -411,6 +415,22 @@ def keep_running(state_dir: Path) -> None:
     """In the foreground, until SIGTERM or SIGINT."""
     processes = msgspec.json.decode((state_dir / "processes.json").read_bytes(), type=list[Process])
     anyio.run(Supervisor(state_dir, processes).run)
+
+
+def replace_running(state_dir: Path, names: list[str]) -> None:
+    """Asks the supervisor there and waits. Raises Conflict with the reason of each process that was not replaced."""
+    wanted = Wanted(id=secrets.token_hex(8), names=names)
+    want(state_dir, wanted)
+    deadline, outcomes = time.monotonic() + REPLACED_WITHIN_S, dict[str, Outcome]()
+    while len(outcomes) < len(names) and time.monotonic() < deadline:
+        seen = read_status(state_dir)
+        mine = [process for process in seen.processes if process.outcome.id == wanted.id] if seen else []
+        outcomes = {process.name: process.outcome for process in mine}
+        time.sleep(0.05)
+    left = [name for name in names if name not in outcomes]
+    errors = [outcome.error for outcome in outcomes.values() if outcome.error]
+    if left or errors:
+        raise Conflict("; ".join([*errors, *(f"{name} was not replaced in time" for name in left)]))
 
 
 def save_processes(state_dir: Path, processes: list[Process]) -> None:

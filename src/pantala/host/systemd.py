@@ -2,23 +2,29 @@
 
 pantala.target               all of them
 pantala.slice                their control groups; machines have `pantala-machines.slice` below it
-pantala-<name>.service       one process; KillMode=process, so that machines outlive the agent
+pantala-<name>.service       one process; KillMode=process, so that machines outlive the agent. A reload of the proxy's
+                             replaces its process without losing a request (`replacing.py`)
 pantala-<name>-renew.path    tells a process when certificates or users of the bus were renewed
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pantala.errors import InternalError
+from pantala.host.replacing import SERVES_WITHIN_S
 from pantala.host.supervisor import Process
 
 UNITS = Path("/etc/systemd/system")
 MACHINES_CGROUP = "pantala.slice/pantala-machines.slice"
 TARGET = "pantala.target"
 WITHIN_S = 60
+REPLACED_WITHIN_S = int(SERVES_WITHIN_S) + 30
+STOPPED_WITHIN_S = 120
+"""For requests and WebSockets that are under way; connections that last longer are cut."""
 
 
 def is_running() -> bool:
@@ -57,11 +63,9 @@ def _service(process: Process, *, before: list[str]) -> dict[str, str]:
         "StartLimitIntervalSec=0",
         "",
         "[Service]",
-        "Type=exec",
         *([f"ExecStartPre={_words(before)}"] if before else []),
         f"ExecStart={_words(command)}",
-        "ExecReload=/bin/kill -HUP $MAINPID",
-        "KillMode=process",
+        *_life(process, command),
         "Restart=always",
         "RestartSec=1",
         "Slice=pantala.slice",
@@ -88,6 +92,21 @@ def _service(process: Process, *, before: list[str]) -> dict[str, str]:
     return files
 
 
+def _life(process: Process, command: list[str]) -> list[str]:
+    """How systemd knows that it serves, and how it is reloaded and ended."""
+    if not process.replace:
+        return ["Type=exec", "ExecReload=/bin/kill -HUP $MAINPID", "KillMode=process"]
+    new = [sys.executable, "-m", "pantala.host.replacing", process.replace, *command, "--replace"]
+    return [
+        "Type=notify",
+        "NotifyAccess=all",  # the new process, started by the reload, says that it is the main one now
+        f"ExecReload={_words(new)}",
+        "KillMode=mixed",  # what it replaced and still drains ends with it; no machine lives in this control group
+        f"TimeoutStartSec={REPLACED_WITHIN_S}",
+        f"TimeoutStopSec={STOPPED_WITHIN_S}",
+    ]
+
+
 def unit_name(process: Process) -> str:
     return f"pantala-{process.name}.service"
 
@@ -109,12 +128,22 @@ def _quoted(text: str) -> str:
 
 def install(files: dict[str, str]) -> None:
     """Write, enable and start them."""
-    for name, text in files.items():
-        (UNITS / name).write_text(text)
+    write(files)
     wanted = [name for name, text in files.items() if "[Install]" in text]
-    _systemctl("daemon-reload")
     _systemctl("enable", "--quiet", *wanted)
     _systemctl("restart", TARGET)
+
+
+def write(files: dict[str, str]) -> None:
+    """What runs goes on; what is done to it next is done by these."""
+    for name, text in files.items():
+        (UNITS / name).write_text(text)
+    _systemctl("daemon-reload")
+
+
+def reload(name: str) -> None:
+    """Returns once the process has taken it; of the proxy: once its new process serves. Raises InternalError."""
+    _systemctl("reload", f"pantala-{name}.service", within_s=REPLACED_WITHIN_S + WITHIN_S)
 
 
 def remove() -> None:
@@ -128,8 +157,8 @@ def remove() -> None:
     _systemctl("daemon-reload")
 
 
-def _systemctl(*arguments: str) -> None:
+def _systemctl(*arguments: str, within_s: float = WITHIN_S) -> None:
     command = ["systemctl", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, check=False)
     if done.returncode != 0:
         raise InternalError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}")

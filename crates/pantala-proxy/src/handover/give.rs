@@ -8,12 +8,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
+use pantala_route::turn::Reason;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
 
-use super::counts::{self, Heard};
+use super::asking;
+use super::counts::{self, Side};
 use super::message::{Message, SOCKETS_MAX, receive, send, send_with};
 use crate::log;
 use crate::shared::{Life, Shared};
@@ -61,7 +64,7 @@ fn accept(shared: &Arc<Shared>, listener: &OwnedFd) {
 
 /// Whoever only looks who is here says nothing.
 fn serve(shared: &Arc<Shared>, socket: OwnedFd) {
-    let Ok(Some((Message::Ask { pid, version }, _))) = receive(&socket, Some(ASK_MAX)) else {
+    let Ok(Some((Message::Ask { pid, version, lends }, _))) = receive(&socket, Some(ASK_MAX)) else {
         return;
     };
     let why = if shared.leaving() {
@@ -76,15 +79,21 @@ fn serve(shared: &Arc<Shared>, socket: OwnedFd) {
         return;
     }
     log::info("replacement begins", &[("pid", &pid), ("version", &version)]);
-    match hand_over(shared, &socket) {
+    let (voice, words) = mpsc::channel();
+    match hand_over(shared, &socket, lends.then(|| voice.clone())) {
         Ok(()) => {
             log::info("replaced", &[("pid", &pid)]);
             shared.handed_over.send_replace(true);
-            if let Err(error) = counts::exchange(shared.clone(), Arc::new(socket), Heard::default()) {
+            let exchanged = counts::exchange(shared, Side::Newer, Arc::new(socket), words, |message| {
+                hear(shared, message)
+            });
+            if let Err(error) = exchanged {
                 log::warning("counts not exchanged", &[("reason", &error)]);
             }
+            asking::end(shared);
         }
         Err(error) => {
+            asking::end(shared);
             log::warning(
                 "replacement failed; this proxy goes on",
                 &[("pid", &pid), ("reason", &error)],
@@ -92,9 +101,24 @@ fn serve(shared: &Arc<Shared>, socket: OwnedFd) {
             shared.handing_over.store(false, SeqCst);
         }
     }
+    drop(voice);
 }
 
-fn hand_over(shared: &Shared, socket: &OwnedFd) -> io::Result<()> {
+fn hear(shared: &Shared, message: Message) {
+    match message {
+        Message::Lent { id, machine } => shared.asking.lent(id, machine),
+        Message::Denied {
+            id,
+            reason,
+            happened,
+            in_flight,
+        } => shared.asking.denied(id, Reason::of(&reason), happened, in_flight),
+        other => log::warning("said out of turn", &[("message", &format!("{other:?}"))]),
+    }
+}
+
+/// `voice`: to ask by, if the new one lends.
+fn hand_over(shared: &Shared, socket: &OwnedFd, voice: Option<Sender<Message>>) -> io::Result<()> {
     {
         let listening = shared.listening();
         for chunk in listening.chunks(SOCKETS_MAX) {
@@ -105,7 +129,10 @@ fn hand_over(shared: &Shared, socket: &OwnedFd) -> io::Result<()> {
     }
     send(socket, &Message::All)?;
     expect(socket, READY_MAX, |message| matches!(message, Message::Ready))?;
-    counts::tell(socket, &counts::own(shared))?;
+    if let Some(voice) = voice {
+        asking::begin(shared, voice);
+    }
+    counts::tell(socket, &counts::share(shared, Side::Newer))?;
     send(socket, &Message::Yours)?;
     expect(socket, SERVING_MAX, |message| matches!(message, Message::Serving))
 }

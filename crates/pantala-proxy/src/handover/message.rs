@@ -24,14 +24,55 @@ const SEND_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Message {
-    Ask { pid: u32, version: String },
-    Refused { why: String },
-    Sockets { keys: Vec<Key> },
+    /// `lends`: it gives places to the old one, which gives none itself from `Yours` on
+    Ask {
+        pid: u32,
+        version: String,
+        #[serde(default)]
+        lends: bool,
+    },
+    Refused {
+        why: String,
+    },
+    Sockets {
+        keys: Vec<Key>,
+    },
     All,
     Ready,
-    Counts { machines: Vec<(String, u32)>, last: bool },
+    Counts {
+        machines: Vec<(String, u32)>,
+        last: bool,
+    },
     Yours,
     Serving,
+    Want {
+        id: u64,
+        want: Want,
+    },
+    Lent {
+        id: u64,
+        machine: String,
+    },
+    Denied {
+        id: u64,
+        reason: String,
+        happened: String,
+        in_flight: u32,
+    },
+    Done {
+        id: u64,
+    },
+}
+
+/// A place on a machine of this host: on that one, or with `queue` and without `only` on any of the app, in line.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Want {
+    pub app: String,
+    pub port: u16,
+    pub machine: String,
+    pub queue: bool,
+    pub only: bool,
+    pub deadline_ms: u64,
 }
 
 pub fn send(socket: impl AsFd, message: &Message) -> io::Result<()> {

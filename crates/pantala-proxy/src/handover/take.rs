@@ -3,18 +3,21 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use tokio::runtime::Handle;
 
-use super::counts::{self, Heard};
+use super::counts::{self, Side};
 use super::give;
+use super::lending::Lender;
 use super::message::{Message, receive, send};
 use super::sockets::Sockets;
-use crate::log;
 use crate::shared::{Life, Shared};
+use crate::{log, notify};
 
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -42,7 +45,8 @@ pub fn ask(state_dir: &Path) -> Result<(Sockets, Before), TakeError> {
     })?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let pid = std::process::id();
-    send(&socket, &Message::Ask { pid, version })?;
+    let lends = true;
+    send(&socket, &Message::Ask { pid, version, lends })?;
     let mut sockets = Vec::new();
     loop {
         match answer(&socket)? {
@@ -58,13 +62,13 @@ pub fn ask(state_dir: &Path) -> Result<(Sockets, Before), TakeError> {
 }
 
 impl Before {
-    /// On a thread that may wait. Once this returns both accept; the other one is about to stop.
-    pub fn serve_instead(self, shared: &Arc<Shared>) -> io::Result<()> {
-        let mut heard = Heard::default();
+    /// On a thread that may wait. Once this returns both accept; the other one is about to stop. Places are lent to it by
+    /// tasks of `runtime`.
+    pub fn serve_instead(self, shared: &Arc<Shared>, runtime: Handle) -> io::Result<()> {
         send(&self.0, &Message::Ready)?;
         loop {
             match answer(&self.0)?.0 {
-                Message::Counts { machines, last } => heard.take(shared, machines, last),
+                Message::Counts { machines, last } => shared.beside.take(shared, Side::Older, machines, last),
                 Message::Yours => break,
                 message => return Err(out_of_turn(&message)),
             }
@@ -80,10 +84,26 @@ impl Before {
         if let Err(error) = give::open(shared) {
             log::warning("this proxy cannot be replaced", &[("reason", &error)]);
         }
+        // Before the other one ends: whoever keeps both running must know by then that this is the main process.
+        notify::serving()?;
         send(&self.0, &Message::Serving)?;
         let (shared, socket) = (shared.clone(), Arc::new(self.0));
+        shared.metrics.lending.fetch_add(1, Relaxed);
         let hearing = thread::Builder::new().name("handover".to_owned());
-        hearing.spawn(move || counts::exchange(shared, socket, heard))?;
+        hearing.spawn(move || {
+            let (voice, words) = mpsc::channel();
+            let lender = Lender::new(shared.clone(), runtime, voice);
+            let exchanged = counts::exchange(&shared, Side::Older, socket, words, |message| match message {
+                Message::Want { id, want } => lender.want(id, want),
+                Message::Done { id } => lender.done(id),
+                other => log::warning("said out of turn", &[("message", &format!("{other:?}"))]),
+            });
+            lender.end();
+            shared.metrics.lending.fetch_sub(1, Relaxed);
+            if let Err(error) = exchanged {
+                log::warning("counts not exchanged", &[("reason", &error)]);
+            }
+        })?;
         Ok(())
     }
 }

@@ -48,12 +48,7 @@ struct Count {
 impl Count {
     /// Both numbers of one moment. A guest is counted a little longer than its slot, so in doubt too few are others'.
     fn said(&self, machine: &Machine) -> Said {
-        let read = || {
-            (
-                machine.gauge.read().in_flight,
-                self.mesh.guests.of(&machine.id, &self.node),
-            )
-        };
+        let read = || (machine.gauge.here(), self.mesh.guests.of(&machine.id, &self.node));
         let (mut in_flight, mut yours) = read();
         for _ in 0..READ_AGAIN {
             let before = (in_flight, yours);

@@ -26,6 +26,7 @@ ON_THE_HOST = {
     "init": "Make this server the first host of a new platform",
     "join": "Make this server a host of a platform, with a token of it",
     "leave": "Take the platform off this server",
+    "replace": "Put a new proxy in the place of this host's running one; no request is lost",
     "run": "Run this host's processes (systemd calls it)",
 }
 """Commands of `pantala.host.commands`, and their lines in the list."""
