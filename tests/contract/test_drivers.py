@@ -332,3 +332,23 @@ async def test_the_probe_runs_something(harness: Harness) -> None:
     probe = await driver.probe()
     assert probe.ok, probe.detail
     assert await driver.list() == []
+
+
+async def test_cpu_time_is_counted_for_each_preparation_and_its_quota_taken(harness: Harness) -> None:
+    driver, spec = harness.driver(), harness.spec()
+    assert driver.cpu_usage(spec.machine_id) is None
+    driver.set_cpu_quota(spec.machine_id, 5_000)  # nothing where the machine is not
+    await driver.prepare(spec)
+    first = driver.cpu_usage(spec.machine_id)
+    assert first is not None
+    driver.set_cpu_quota(spec.machine_id, 5_000)
+    await driver.start(spec.machine_id, h.RUNS)
+    again = harness.driver().cpu_usage(spec.machine_id)
+    assert again is not None
+    assert (again.run, again.used_us >= first.used_us) == (first.run, True)
+    await driver.destroy(spec.machine_id)
+    assert driver.cpu_usage(spec.machine_id) is None
+    await driver.prepare(spec)
+    other = driver.cpu_usage(spec.machine_id)
+    assert other is not None
+    assert other.run != first.run

@@ -28,6 +28,48 @@ def test_version_2_enables_controllers_on_the_way_down_and_limits_the_machine(tm
     assert not (machine / "cgroup.subtree_control").exists()
 
 
+def test_version_2_limits_swap_and_shares_cpu_as_promised(tmp_path: Path) -> None:
+    cgroups = unified(tmp_path)
+    cgroups.create("m1", Limits(cpus=2, shared_cpu=True, memory_mib=256, swap_mib=512))
+    cgroups.create("m2", Limits(cpus=2, shared_cpu=False, memory_mib=4096))
+    first, second = (tmp_path / "pantala/n1" / name for name in ("m1", "m2"))
+    assert (first / "memory.swap.max").read_text() == str(512 * 1024 * 1024)
+    assert (second / "memory.swap.max").read_text() == "0"
+    assert int((second / "cpu.weight").read_text()) == 16 * int((first / "cpu.weight").read_text())
+
+
+def test_version_2_counts_cpu_time_and_takes_a_quota(tmp_path: Path) -> None:
+    cgroups = unified(tmp_path)
+    assert cgroups.cpu_usage("m1") is None
+    cgroups.set_cpu_quota("m1", 5_000)
+    cgroups.create("m1", LIMITS)
+    machine = tmp_path / "pantala/n1/m1"
+    (machine / "cpu.stat").write_text(
+        "usage_usec 120000\nuser_usec 100000\nsystem_usec 20000\nnr_periods 12\nnr_throttled 9\nthrottled_usec 7000\n"
+    )
+    usage = cgroups.cpu_usage("m1")
+    assert usage is not None
+    assert (usage.used_us, usage.throttled_us, usage.periods) == (120_000, 7_000, 12)
+    cgroups.set_cpu_quota("m1", 10_000)
+    assert (machine / "cpu.max").read_text() == "10000 80000"
+
+
+def test_version_1_counts_cpu_time_and_takes_a_quota(tmp_path: Path) -> None:
+    v1 = {name: tmp_path / name for name in ("memory", "cpu", "cpuacct")}
+    cgroups = Cgroups(root="pantala/n1", clock=ManualClock(), hierarchies=Hierarchies(v1=v1, unified=None))
+    cgroups.create("m1", Limits(cpus=2, shared_cpu=True, memory_mib=256, swap_mib=512))
+    (tmp_path / "cpuacct/pantala/n1/m1/cpuacct.usage").write_text("120000999\n")
+    (tmp_path / "cpu/pantala/n1/m1/cpu.stat").write_text("nr_periods 12\nnr_throttled 9\nthrottled_time 7000000\n")
+    usage = cgroups.cpu_usage("m1")
+    assert usage is not None
+    assert (usage.used_us, usage.throttled_us, usage.periods) == (120_000, 7_000, 12)
+    cgroups.set_cpu_quota("m1", 10_000)
+    assert (tmp_path / "cpu/pantala/n1/m1/cpu.cfs_quota_us").read_text() == "10000"
+    memory = tmp_path / "memory/pantala/n1/m1"
+    limit = int((memory / "memory.limit_in_bytes").read_text())
+    assert int((memory / "memory.memsw.limit_in_bytes").read_text()) == limit + 512 * 1024 * 1024
+
+
 def test_version_2_counts_kills_for_memory(tmp_path: Path) -> None:
     cgroups = unified(tmp_path)
     cgroups.create("m1", LIMITS)

@@ -27,7 +27,18 @@ from pantala.wire.node import CreateMachine, UpdateMachine
 log = structlog.get_logger()
 
 MakeOutcome = Callable[[MachineRecord], Outcome | None]
-_HOLDS_ROOM = frozenset({State.STARTED, State.STARTING, State.RESTARTING, State.STOPPING, State.UPDATING})
+_HOLDS_ROOM = frozenset(
+    {
+        State.STARTED,
+        State.STARTING,
+        State.RESTARTING,
+        State.STOPPING,
+        State.UPDATING,
+        State.SUSPENDING,
+        State.SUSPENDED,
+    }
+)
+"""A suspended machine keeps its memory and its place; a stopped one may find the host full when it starts."""
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):

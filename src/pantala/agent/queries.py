@@ -19,7 +19,7 @@ from pantala.journal import MachineRecord
 from pantala.kit.clock import unix_ms
 from pantala.wire import node
 from pantala.wire.api import ListenSocket, LogLine, ProcessStat, WaitResponse
-from pantala.wire.machine import CheckStatus, Event, Machine
+from pantala.wire.machine import CheckStatus, Event, Machine, MachineCPU
 
 WAIT_S_MAX = 60.0
 EVENTS_SHOWN = 20
@@ -30,8 +30,17 @@ ReadLines = Callable[[node.ReadLogs], Awaitable[list[LogLine]]]
 
 
 class Queries:
-    def __init__(self, host: Host, *, read_logs: ReadLines, state_dir: Path, zone: str) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        read_logs: ReadLines,
+        state_dir: Path,
+        zone: str,
+        cpu: Callable[[str], MachineCPU | None] = lambda machine_id: None,
+    ) -> None:
         self._host = host
+        self._cpu = cpu
         self._read_logs = read_logs
         self._state_dir = state_dir
         self._zone = zone
@@ -74,6 +83,7 @@ class Queries:
             events=events or [],
             checks=checks or [],
             nonce=nonce,
+            cpu=self._cpu(record.id),
         )
 
     async def _machine(self, record: MachineRecord) -> Machine:

@@ -6,7 +6,7 @@ Cancelling `run` leaves every machine running: nothing of theirs lives in this p
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -21,6 +21,7 @@ from pantala.agent.context import Context, Pace
 from pantala.agent.doors import Doors
 from pantala.agent.feed import Feed
 from pantala.agent.fencing import Fencing
+from pantala.agent.governor import Governor, Subject
 from pantala.agent.host import Capacity, Host
 from pantala.agent.identity import ControlClient, Identity, Renewal
 from pantala.agent.idle import Idle
@@ -32,6 +33,7 @@ from pantala.agent.settings import AgentSettings
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import Publisher, Replica, Trust, View
 from pantala.catalogue.store import CatalogueStore
+from pantala.domain.machine import State
 from pantala.errors import PantalaError
 from pantala.journal import Journal
 from pantala.kit.clock import Clock, SystemClock, unix_ms
@@ -171,7 +173,8 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
             for line in lines
         ]
 
-    queries = Queries(host, read_logs=read_logs, state_dir=settings.state_dir, zone=settings.zone)
+    governor = Governor(driver, clock, subjects=lambda: _subjects(host), file=settings.run_dir / "cpu-balances.json")
+    queries = Queries(host, read_logs=read_logs, state_dir=settings.state_dir, zone=settings.zone, cpu=governor.shown)
     sentence = await host.adopt()
     log.info("machines adopted", node=settings.node, summary=sentence)
     said = _node_row(settings, queries.node(), signer.verify_key)
@@ -188,6 +191,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         view.listen(lambda _, rows: doors.take(rows))
         tasks.start_soon(doors.run)
     tasks.start_soon(fencing.run, host)
+    tasks.start_soon(governor.run)
 
     await tasks.start(proxy.serve, settings.socket)
     tasks.start_soon(bus.run, settings.bus, f"agent-{settings.node}")
@@ -213,6 +217,16 @@ async def _greet(bus: LateBus, publisher: Publisher, replica: Replica) -> None:
     await bus.connected.wait()
     await publisher.beat()
     replica.hurry()
+
+
+def _subjects(host: Host) -> Iterator[Subject]:
+    """Machines whose processes are there and have been started."""
+    for task in host.machines.values():
+        record = task.record
+        if record.runtime == "running":
+            yield Subject(
+                record.id, record.runtime_instance, record.version.config, record.state is not State.SUSPENDED
+            )
 
 
 def _capacity(settings: AgentSettings) -> Capacity:

@@ -14,7 +14,7 @@ from pantala.journal import MachineRecord
 from pantala.kit.clock import rfc3339
 from pantala.kit.rows import Row
 from pantala.wire.feed import MachineRow, ServiceRow
-from pantala.wire.machine import CheckStatus, Concurrency, Event, Machine, MachineConfig, Service, Static
+from pantala.wire.machine import CheckStatus, Concurrency, Event, Machine, MachineConfig, MachineCPU, Service, Static
 
 METADATA_BYTES_MAX = 128
 
@@ -31,6 +31,7 @@ def machine(
     events: list[Event],
     checks: list[CheckStatus],
     nonce: str | None = None,
+    cpu: MachineCPU | None = None,
 ) -> Machine:
     latest = record.latest
     return Machine(
@@ -52,6 +53,7 @@ def machine(
         nonce=nonce,
         node=node,
         isolation=isolation,
+        cpu=cpu,
     )
 
 

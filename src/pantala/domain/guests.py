@@ -1,4 +1,8 @@
-"""Sizes of machines: presets and the limits of each CPU kind (`reference` sizes as a table of our own). Pure."""
+"""Sizes of machines: presets and the limits of each CPU kind (`reference` sizes as a table of our own). Pure.
+
+The sentences of refusals are those that a stock client has for the same mistake (`SetSize` of superfly/fly-go,
+`InvalidConfigErr` of superfly/flyctl), so that whoever reads or matches them finds them here too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,11 @@ from pantala.errors import InvalidRequest
 from pantala.wire.machine import Guest, MachineConfig
 
 MEMORY_STEP_MB = 256
+"""Of both kinds; sizing guides speak of 2048 for performance, the API's own table of 256."""
+DEFAULT_SIZE = "shared-cpu-1x"
+ROOTFS_GB = 8
+ROOTFS_GB_MAX = 50
+SWAP_MB_MAX = 64 * 1024
 
 
 class CPUKind(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,50 +36,152 @@ KINDS = {
 PRESETS: dict[str, tuple[str, int]] = {f"shared-cpu-{n}x": ("shared", n) for n in KINDS["shared"].cpus} | {
     f"performance-{n}x": ("performance", n) for n in KINDS["performance"].cpus
 }
+GPU_PRESETS = ("a100-40gb", "a100-80gb", "l40s", "a10")
+"""Names that clients still know; nobody offers them any more."""
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
     cpu_kind: str
     cpus: int
     memory_mb: int
+    swap_mb: int = 0
+    rootfs_gb: int = ROOTFS_GB
 
     @property
     def cpu_share(self) -> float:
         """Whole CPUs of a host that it is promised."""
         return KINDS[self.cpu_kind].share * self.cpus
 
+    @property
+    def name(self) -> str:
+        """The preset with these CPUs."""
+        return f"shared-cpu-{self.cpus}x" if self.cpu_kind == "shared" else f"{self.cpu_kind}-{self.cpus}x"
+
+    @property
+    def is_shared(self) -> bool:
+        return self.cpu_kind == "shared"
+
     def limits(self) -> Limits:
-        return Limits(cpus=self.cpus, shared_cpu=self.cpu_kind == "shared", memory_mib=self.memory_mb)
+        return Limits(
+            cpus=self.cpus,
+            shared_cpu=self.is_shared,
+            memory_mib=self.memory_mb,
+            swap_mib=self.swap_mb,
+            disk_mib=self.rootfs_gb * 1024,
+        )
+
+
+def memory_bounds(cpu_kind: str, cpus: int) -> tuple[int, int]:
+    """The least and the most memory in MiB that so many CPUs of a kind may have."""
+    kind = KINDS[cpu_kind]
+    return kind.min_mb * cpus, kind.max_mb * cpus
+
+
+def preset(name: str, *, field: str) -> Size:
+    """The size of a preset name, with the least memory of its kind. Raises InvalidRequest."""
+    if name in GPU_PRESETS:
+        raise InvalidRequest(
+            f"'{name}' is a machine size with a GPU, which is not offered here, "
+            f"choose one of: [{' '.join(sorted(PRESETS))}]",
+            field=field,
+        )
+    if name not in PRESETS:
+        kind = next((kind for kind in KINDS if name.startswith(kind)), None)
+        if kind is None:
+            raise InvalidRequest(
+                f"invalid machine preset requested, '{name}', expected to start with 'shared' or 'performance'",
+                field=field,
+            )
+        offered = " ".join(sorted(preset for preset in PRESETS if preset.startswith(kind)))
+        raise InvalidRequest(f"'{name}' is an invalid machine size, choose one of: [{offered}]", field=field)
+    cpu_kind, cpus = PRESETS[name]
+    return Size(cpu_kind=cpu_kind, cpus=cpus, memory_mb=memory_bounds(cpu_kind, cpus)[0])
 
 
 def resolve(config: MachineConfig) -> Size:
     """The size a config asks for, with its defaults. Raises InvalidRequest naming the field."""
-    guest = config.guest
     if config.size is not None:
-        if guest is not None:
+        if config.guest is not None:
             raise InvalidRequest("cannot be combined with config.guest; give one of them", field="config.size")
-        if config.size not in PRESETS:
-            raise InvalidRequest(f"{config.size!r} is not a size; one of {', '.join(PRESETS)}", field="config.size")
-        kind_name, cpus = PRESETS[config.size]
-        return Size(cpu_kind=kind_name, cpus=cpus, memory_mb=KINDS[kind_name].min_mb * cpus)
-    guest = guest or Guest()
+        size = preset(config.size, field="config.size")
+    else:
+        size = of_guest(config.guest or Guest())
+    return msgspec.structs.replace(size, swap_mb=_swap_mb(config), rootfs_gb=_rootfs_gb(config))
+
+
+def of_guest(guest: Guest, *, field: str = "config.guest") -> Size:
+    """The size of a guest: every number within what its kind of CPU allows. Raises InvalidRequest."""
     if guest.gpu_kind or guest.gpus:
-        raise InvalidRequest("GPUs are not offered here; leave it out", field="config.guest.gpu_kind")
+        raise InvalidRequest("GPUs are not offered here; leave it out", field=f"{field}.gpu_kind")
     kind_name = guest.cpu_kind or "shared"
     if kind_name not in KINDS:
         raise InvalidRequest(
-            f"{kind_name!r} is not a CPU kind; one of {', '.join(KINDS)}", field="config.guest.cpu_kind"
+            f"The CPU kind given: {kind_name}, is not valid; valid values are [{' '.join(KINDS)}]",
+            field=f"{field}.cpu_kind",
         )
     kind = KINDS[kind_name]
     cpus = guest.cpus if guest.cpus is not None else 1
     if cpus not in kind.cpus:
-        allowed = ", ".join(map(str, kind.cpus))
-        raise InvalidRequest(f"{cpus} is not offered for {kind_name}; one of {allowed}", field="config.guest.cpus")
-    memory_mb = guest.memory_mb if guest.memory_mb is not None else kind.min_mb * cpus
-    field = "config.guest.memory_mb"
-    if memory_mb % MEMORY_STEP_MB:
-        raise InvalidRequest(f"{memory_mb} is not a multiple of {MEMORY_STEP_MB}", field=field)
-    low, high = kind.min_mb * cpus, kind.max_mb * cpus
-    if not low <= memory_mb <= high:
-        raise InvalidRequest(f"{memory_mb} is not between {low} and {high} for {cpus} {kind_name} CPU(s)", field=field)
-    return Size(cpu_kind=kind_name, cpus=cpus, memory_mb=memory_mb)
+        raise InvalidRequest(
+            f"For the CPU kind {kind_name}, {cpus} CPUs is not valid; "
+            f"valid numbers are [{' '.join(map(str, kind.cpus))}]",
+            field=f"{field}.cpus",
+        )
+    size = Size(
+        cpu_kind=kind_name,
+        cpus=cpus,
+        memory_mb=guest.memory_mb if guest.memory_mb is not None else kind.min_mb * cpus,
+    )
+    check_memory(size, field=f"{field}.memory_mb")
+    _guest_extras(guest, size, field)
+    return size
+
+
+def check_memory(size: Size, *, field: str) -> None:
+    """Raises InvalidRequest unless the CPUs may have so much memory."""
+    low, high = memory_bounds(size.cpu_kind, size.cpus)
+    valid = f"valid are {low} to {high} MiB in steps of {MEMORY_STEP_MB}"
+    if not low <= size.memory_mb <= high:
+        off = "low" if size.memory_mb < low else "high"
+        raise InvalidRequest(
+            f"For {size.cpu_kind} VMs with {size.cpus} CPUs, {size.memory_mb}MiB of memory is too {off}; {valid}",
+            field=field,
+        )
+    if size.memory_mb % MEMORY_STEP_MB:
+        raise InvalidRequest(f"{size.memory_mb}MiB of memory is not valid; {valid}", field=field)
+
+
+def _guest_extras(guest: Guest, size: Size, field: str) -> None:
+    """What a size may say besides, and cannot be had here: refused by name rather than forgotten."""
+    if guest.max_memory_mb not in (None, 0, size.memory_mb):
+        raise InvalidRequest(
+            f"memory does not grow while a machine runs; leave it out, or ask for {guest.max_memory_mb} as memory_mb",
+            field=f"{field}.max_memory_mb",
+        )
+    if guest.persist_rootfs not in (None, "", "none", "never"):
+        raise InvalidRequest(
+            f"{guest.persist_rootfs!r} is not offered yet, a start begins with the image's files; use never",
+            field=f"{field}.persist_rootfs",
+        )
+
+
+def _swap_mb(config: MachineConfig) -> int:
+    swap = (config.init.swap_size_mb if config.init else None) or 0
+    if not 0 <= swap <= SWAP_MB_MAX:
+        raise InvalidRequest(f"{swap} is not between 0 and {SWAP_MB_MAX}", field="config.init.swap_size_mb")
+    return swap
+
+
+def _rootfs_gb(config: MachineConfig) -> int:
+    rootfs = config.rootfs
+    if rootfs is None:
+        return ROOTFS_GB
+    if rootfs.persist not in (None, "never"):
+        raise InvalidRequest(
+            f"{rootfs.persist!r} is not offered yet, a start begins with the image's files; use never",
+            field="config.rootfs.persist",
+        )
+    size_gb = rootfs.size_gb or ROOTFS_GB
+    if not 1 <= size_gb <= ROOTFS_GB_MAX:
+        raise InvalidRequest(f"{size_gb} is not between 1 and {ROOTFS_GB_MAX}", field="config.rootfs.size_gb")
+    return size_gb

@@ -80,11 +80,12 @@ class NetworkHandle(msgspec.Struct, frozen=True, kw_only=True):
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine may use. `shared_cpu`: the quota with its burst balance applies; `disk_mib` is the
-    writable layer."""
+    writable layer; `swap_mib` of the host's swap, where it has any."""
 
     cpus: int
     shared_cpu: bool
     memory_mib: int
+    swap_mib: int = 0
     pids: int = 4096
     disk_mib: int = 8192
 
@@ -99,6 +100,16 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
     runs_s: float
     rss_bytes: int
     sockets: frozenset[int] = frozenset()
+
+
+class CPUUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel counted since a machine was prepared: `run` differs for each time it was. `throttled_us` is how
+    long it was held back, over all its CPUs; `periods` how often the kernel looked at its quota."""
+
+    run: str
+    used_us: int
+    throttled_us: int = 0
+    periods: int = 0
 
 
 class ListenSocket(msgspec.Struct, frozen=True, kw_only=True):

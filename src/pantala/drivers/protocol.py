@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from pantala.domain.runtime import Limits, NetworkHandle, ProcessInfo, UnpackedImage
+from pantala.domain.runtime import CPUUsage, Limits, NetworkHandle, ProcessInfo, UnpackedImage
 from pantala.wire.guest import Exec, Executed, ExitRecord, Start
 
 
@@ -107,6 +107,15 @@ class Driver(Protocol):
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:
         """What lives in the machine, PID 1 first; empty where nothing runs."""
+        ...
+
+    def cpu_usage(self, machine_id: str) -> CPUUsage | None:
+        """What the machine used since it was prepared; None where there is none. Cheap: it is read every second."""
+        ...
+
+    def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
+        """CPU time for each period of `domain.burst`, over all its CPUs; at first it has all of them. Nothing where
+        the machine is not."""
         ...
 
     async def destroy(self, machine_id: str) -> None:

@@ -357,6 +357,16 @@ class CheckStatus(_Doc, omit_defaults=False, frozen=True, kw_only=True):
     updated_at: str
 
 
+class MachineCPU(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    """Centiseconds of CPU, as the metrics `fly_instance_cpu_*` count them: what it earns in a second, what it has saved
+    (shared CPUs), how long it was held back since it started; and whether it is held back now."""
+
+    baseline: float
+    balance: float
+    throttle: float
+    throttled: bool
+
+
 class Machine(_Doc, frozen=True, kw_only=True):
     """The API's answer for one machine. Times are RFC 3339 strings; `events` newest first."""
 
@@ -379,3 +389,4 @@ class Machine(_Doc, frozen=True, kw_only=True):
     nonce: str | None = None
     node: str | None = None
     isolation: str | None = None
+    cpu: MachineCPU | None = None

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import msgspec
 
-from pantala.domain.runtime import Limits
+from pantala.domain.burst import PERIOD_US, quota_us
+from pantala.domain.runtime import CPUUsage, Limits
 from pantala.errors import DriverError
 from pantala.kit.clock import Clock
 
 CONTROLLERS_V1 = ("memory", "cpu", "cpuacct", "pids", "freezer")
 CONTROLLERS_V2 = ("memory", "cpu", "pids")
-CPU_PERIOD_US = 80_000
-SHARES_PER_CPU = 1024
-WEIGHT_PER_CPU = 100
+# Under contention machines get CPU as they were promised it: a shared CPU a sixteenth of a performance one.
+SHARES_PER_CPU = {"shared": 64, "performance": 1024}
+WEIGHT_PER_CPU = {"shared": 10, "performance": 160}
 MIB = 1024 * 1024
 GONE_WITHIN_S = 10.0
 # Memory of a machine that PID 1, the page tables and the kernel's own objects need beside the app.
@@ -63,10 +64,10 @@ def settings_v1(limits: Limits) -> list[tuple[str, str, str]]:
     memory_bytes = (limits.memory_mib + OVERHEAD_MIB) * MIB
     return [
         ("memory", "memory.limit_in_bytes", str(memory_bytes)),
-        ("memory", "memory.memsw.limit_in_bytes", str(memory_bytes)),
-        ("cpu", "cpu.shares", str(limits.cpus * SHARES_PER_CPU)),
-        ("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)),
-        ("cpu", "cpu.cfs_quota_us", str(limits.cpus * CPU_PERIOD_US)),
+        ("memory", "memory.memsw.limit_in_bytes", str(memory_bytes + limits.swap_mib * MIB)),
+        ("cpu", "cpu.shares", str(limits.cpus * SHARES_PER_CPU[_kind(limits)])),
+        ("cpu", "cpu.cfs_period_us", str(PERIOD_US)),
+        ("cpu", "cpu.cfs_quota_us", str(quota_us(limits.cpus, throttled=False))),
         ("pids", "pids.max", str(limits.pids)),
     ]
 
@@ -75,12 +76,16 @@ def settings_v2(limits: Limits) -> list[tuple[str, str]]:
     """(file, value)."""
     return [
         ("memory.max", str((limits.memory_mib + OVERHEAD_MIB) * MIB)),
-        ("memory.swap.max", "0"),
+        ("memory.swap.max", str(limits.swap_mib * MIB)),
         ("memory.oom.group", "0"),
-        ("cpu.weight", str(min(10_000, limits.cpus * WEIGHT_PER_CPU))),
-        ("cpu.max", f"{limits.cpus * CPU_PERIOD_US} {CPU_PERIOD_US}"),
+        ("cpu.weight", str(limits.cpus * WEIGHT_PER_CPU[_kind(limits)])),
+        ("cpu.max", f"{quota_us(limits.cpus, throttled=False)} {PERIOD_US}"),
         ("pids.max", str(limits.pids)),
     ]
+
+
+def _kind(limits: Limits) -> str:
+    return "shared" if limits.shared_cpu else "performance"
 
 
 _OPTIONAL = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max", "memory.oom.group"})
@@ -145,6 +150,36 @@ class Cgroups:
         except OSError:
             return False
         return any(line.startswith("oom_kill ") and int(line.split()[1]) > 0 for line in lines)
+
+    def cpu_usage(self, machine_id: str) -> CPUUsage | None:
+        """What the kernel counted; None where the machine has no group. Another group (another start) is another
+        `run`."""
+        cpu = self._bases.get("unified", self._bases.get("cpu"))
+        if cpu is None:
+            return None
+        try:
+            run = str((cpu / machine_id).stat().st_ino)
+            counted = _numbers((cpu / machine_id / "cpu.stat").read_text())
+            if self._found.unified is not None:
+                used_us, throttled_us = counted.get("usage_usec", 0), counted.get("throttled_usec", 0)
+            else:
+                acct = self._bases.get("cpuacct", cpu)
+                used_us = int((acct / machine_id / "cpuacct.usage").read_text()) // 1000
+                throttled_us = counted.get("throttled_time", 0) // 1000
+        except OSError:
+            return None
+        return CPUUsage(run=run, used_us=used_us, throttled_us=throttled_us, periods=counted.get("nr_periods", 0))
+
+    def set_cpu_quota(self, machine_id: str, quota: int) -> None:
+        """So much CPU time in microseconds each period, over all CPUs. Nothing where the machine has no group."""
+        if self._found.unified is not None:
+            path, value = self._bases["unified"] / machine_id / "cpu.max", f"{quota} {PERIOD_US}"
+        elif "cpu" in self._bases:
+            path, value = self._bases["cpu"] / machine_id / "cpu.cfs_quota_us", str(quota)
+        else:
+            return
+        if path.parent.is_dir():
+            _write(path, value)
 
     async def kill(self, machine_id: str) -> None:
         """SIGKILL until nobody is left. Raises DriverError (retry) when something does not die in time."""
@@ -215,6 +250,12 @@ def _write(path: Path, value: str) -> None:
         if path.name in _OPTIONAL:
             return
         raise DriverError(f"the limit {path.name} = {value} was refused: {error.strerror}") from error
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """A flat-keyed file of the kernel: a name and a number each line."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
 
 
 def _remove_tree(folder: Path) -> None:

@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from pantala.domain.runtime import ImageConfig, Limits, ProcessInfo, UnpackedImage
+from pantala.domain.runtime import CPUUsage, ImageConfig, Limits, ProcessInfo, UnpackedImage
 from pantala.drivers import guest, ring
 from pantala.drivers.container import processes
 from pantala.drivers.container import spec as oci
@@ -310,6 +310,12 @@ class ContainerDriver:
     async def _is_alive(self, machine_id: str) -> bool:
         runtime = await self.inspect(machine_id)
         return runtime is not None and runtime.phase != "exited"
+
+    def cpu_usage(self, machine_id: str) -> CPUUsage | None:
+        return self._cgroups.cpu_usage(machine_id)
+
+    def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
+        self._cgroups.set_cpu_quota(machine_id, quota_us)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,8 @@ def build(
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"],
             "cwd": "/",
             "noNewPrivileges": True,
+            # A host that itself runs out of memory ends machines before the platform (whose processes have 0).
+            "oomScoreAdj": 500,
             "capabilities": {name: list(CAPABILITIES) for name in ("bounding", "effective", "permitted")},
         },
         "mounts": _mounts(owns_network=owns_network, cgroup_mount=cgroup_mount),

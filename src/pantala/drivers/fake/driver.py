@@ -12,7 +12,7 @@ from typing import Literal
 
 import anyio
 
-from pantala.domain.runtime import ProcessInfo
+from pantala.domain.runtime import CPUUsage, ProcessInfo
 from pantala.drivers.fake.world import SIGKILL, Due, FakeApp, FakeMachine, FakeWorld
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
@@ -178,6 +178,16 @@ class FakeDriver:
             ProcessInfo(pid=pid, command=name, directory="/", cpu_ticks=0, runs_s=0.0, rss_bytes=4096)
             for pid, name in enumerate(names, 1)
         ]
+
+    def cpu_usage(self, machine_id: str) -> CPUUsage | None:
+        machine = self._world.machines.get(machine_id)
+        if machine is None:
+            return None
+        return CPUUsage(run=str(machine.pid), used_us=machine.cpu_used_us, throttled_us=machine.cpu_throttled_us)
+
+    def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
+        if (machine := self._world.machines.get(machine_id)) is not None:
+            machine.cpu_quota_us = quota_us
 
     async def destroy(self, machine_id: str) -> None:
         self._world.check("destroy")

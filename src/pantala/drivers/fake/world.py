@@ -65,6 +65,9 @@ class FakeMachine:
         self.has_ended = False
         self.oom_killed = False
         self.stop_requested = False
+        self.cpu_used_us = 0
+        self.cpu_throttled_us = 0
+        self.cpu_quota_us: int | None = None
         self.records: list[LogRecord] = []
         self.watchers: set[anyio.Event] = set()
 
