@@ -118,6 +118,14 @@ def test_an_unknown_key_warns_with_its_line_and_the_nearest_name() -> None:
         pytest.param('[checks.a]\ntype = "tcp"', "checks.a.port", id="check without port"),
         pytest.param('app = "Not A Name"', "app", id="name"),
         pytest.param('[[vm]]\nmemory = "lots"', "vm[0].memory", id="memory"),
+        pytest.param('[[vm]]\nsize = "shared-cpu-3x"', "vm[0].size", id="size"),
+        pytest.param('[[vm]]\nsize = "a100-40gb"', "vm[0].size", id="size with a GPU"),
+        pytest.param('[[vm]]\nmemory = "4gb"', "vm[0].memory_mb", id="memory above what a shared CPU may have"),
+        pytest.param('[[vm]]\nmemory = 300', "vm[0].memory_mb", id="memory between steps"),
+        pytest.param("[[vm]]\ncpus = 3", "vm[0].cpus", id="number of CPUs"),
+        pytest.param("[[vm]]\nmax_memory_mb = 512", "vm[0].max_memory_mb", id="memory that grows"),
+        pytest.param('[[vm]]\npersist_rootfs = "always"', "vm[0].persist_rootfs", id="persistent root"),
+        pytest.param("[[vm]]\npersist_rootfs = 3", "vm[0].persist_rootfs", id="persistent root by number"),
         pytest.param('[build]\nbuilder = "x"', "build.builder", id="unsupported builder"),
         pytest.param('[processes]\nweb = "a"\n[[services]]\ninternal_port = 1', "services", id="service without group"),
         pytest.param('[[services]]\nprocesses = ["x"]\ninternal_port = 1', "services", id="unknown group"),
@@ -224,3 +232,33 @@ def test_what_launch_writes_is_read_back_without_a_finding() -> None:
     assert findings == []
     service = config.services[0].service
     assert (service.autostop, service.autostart, service.min_machines_running) == (True, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('size = "shared-cpu-4x"', ("shared", 4, 1024)),
+        ('size = "performance-16x"', ("performance", 16, 32768)),
+        ('size = "shared-cpu-1x"\nmemory = "1gb"', ("shared", 1, 1024)),
+        ('memory = "1gb"\nmemory_mb = 512', ("shared", 1, 512)),
+        ("memory = 512", ("shared", 1, 512)),
+        ("cpus = 2", ("shared", 2, 512)),
+        ('cpu_kind = "performance"', ("performance", 1, 2048)),
+        ('cpu_kind = "performance"\ncpus = 2\nmemory = "8gb"', ("performance", 2, 8192)),
+        ('size = "shared-cpu-1x"\ncpus = 8', ("shared", 8, 2048)),
+        ('size = "performance-4x"\ncpu_kind = "shared"', ("shared", 4, 8192)),
+        ('persist_rootfs = "never"\nmax_memory_mb = 256\nkernel_args = ["a=b"]', ("shared", 1, 256)),
+    ],
+)
+@pytest.mark.parametrize("section", ["[[vm]]", "[vm]", "[[compute]]", "[[computes]]"])
+def test_a_size_is_a_preset_changed_by_the_other_keys(section: str, text: str, wanted: tuple[str, int, int]) -> None:
+    config, findings = read(f'app = "a"\n{section}\n{text}\n')
+    assert findings == []
+    guest = guest_of(config, "app")
+    assert guest is not None
+    assert (guest.cpu_kind, guest.cpus, guest.memory_mb) == wanted
+
+
+def test_without_a_size_in_the_file_machines_keep_theirs() -> None:
+    config, _ = read('app = "a"')
+    assert guest_of(config, "app") is None

@@ -25,6 +25,7 @@ from pantala.wire.machine import (
     Mount,
     Port,
     Restart,
+    RootFS,
     Static,
     StopConfig,
 )
@@ -221,6 +222,67 @@ def test_every_preset_has_the_least_memory_of_its_kind() -> None:
         assert size.memory_mb == (256 if name.startswith("shared") else 2048) * size.cpus
 
 
+def test_the_table_of_sizes_is_that_of_the_original() -> None:
+    table = {name: (*guests.memory_bounds(*guests.PRESETS[name]), guests.PRESETS[name][1]) for name in guests.PRESETS}
+    assert table == {
+        "shared-cpu-1x": (256, 2048, 1),
+        "shared-cpu-2x": (512, 4096, 2),
+        "shared-cpu-4x": (1024, 8192, 4),
+        "shared-cpu-6x": (1536, 12288, 6),
+        "shared-cpu-8x": (2048, 16384, 8),
+        "performance-1x": (2048, 8192, 1),
+        "performance-2x": (4096, 16384, 2),
+        "performance-4x": (8192, 32768, 4),
+        "performance-6x": (12288, 49152, 6),
+        "performance-8x": (16384, 65536, 8),
+        "performance-10x": (20480, 81920, 10),
+        "performance-12x": (24576, 98304, 12),
+        "performance-14x": (28672, 114688, 14),
+        "performance-16x": (32768, 131072, 16),
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            {"size": "huge"},
+            "invalid machine preset requested, 'huge', expected to start with 'shared' or 'performance'",
+        ),
+        (
+            {"size": "shared-cpu-3x"},
+            "'shared-cpu-3x' is an invalid machine size, choose one of: "
+            "[shared-cpu-1x shared-cpu-2x shared-cpu-4x shared-cpu-6x shared-cpu-8x]",
+        ),
+        ({"guest": Guest(cpu_kind="quantum")}, "The CPU kind given: quantum, is not valid"),
+        ({"guest": Guest(cpus=3)}, "For the CPU kind shared, 3 CPUs is not valid"),
+        ({"guest": Guest(memory_mb=300)}, "300MiB of memory is not valid"),
+        ({"guest": Guest(cpus=2, memory_mb=256)}, "For shared VMs with 2 CPUs, 256MiB of memory is too low"),
+        (
+            {"guest": Guest(cpu_kind="performance", memory_mb=16384)},
+            "For performance VMs with 1 CPUs, 16384MiB of memory is too high",
+        ),
+    ],
+)
+def test_refused_sizes_are_told_in_the_words_of_a_stock_client(asked: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        guests.resolve(MachineConfig(**asked))
+    assert sentence in caught.value.message
+
+
+def test_limits_follow_the_size() -> None:
+    asked = MachineConfig(
+        guest=Guest(cpus=4, memory_mb=8192), init=Init(swap_size_mb=512), rootfs=RootFS(persist="never", size_gb=2)
+    )
+    limits = guests.resolve(asked).limits()
+    assert (limits.cpus, limits.shared_cpu, limits.memory_mib, limits.swap_mib, limits.disk_mib) == (
+        4, True, 8192, 512, 2048,
+    )  # fmt: skip
+    assert guests.resolve(MachineConfig()).limits().disk_mib == 8 * 1024
+    assert guests.resolve(asked).cpu_share == 0.25
+    assert guests.resolve(MachineConfig(size="performance-2x")).cpu_share == 2
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "term", "15"])
 def test_signal_names(name: str) -> None:
     assert signals.number(name, field="signal") == 15
@@ -263,6 +325,14 @@ def test_stop_defaults() -> None:
         ({"guest": Guest(cpus=3)}, "config.guest.cpus"),
         ({"guest": Guest(cpu_kind="quantum")}, "config.guest.cpu_kind"),
         ({"size": "huge"}, "config.size"),
+        ({"size": "l40s"}, "config.size"),
+        ({"guest": Guest(gpu_kind="a10")}, "config.guest.gpu_kind"),
+        ({"guest": Guest(gpus=1)}, "config.guest.gpu_kind"),
+        ({"guest": Guest(max_memory_mb=512)}, "config.guest.max_memory_mb"),
+        ({"guest": Guest(persist_rootfs="restart")}, "config.guest.persist_rootfs"),
+        ({"rootfs": RootFS(persist="always")}, "config.rootfs.persist"),
+        ({"rootfs": RootFS(size_gb=1000)}, "config.rootfs.size_gb"),
+        ({"init": Init(swap_size_mb=-1)}, "config.init.swap_size_mb"),
         ({"size": "shared-cpu-1x", "guest": Guest()}, "config.size"),
         ({"mounts": [Mount(volume="a", path="/a")]}, "config.mounts"),
         ({"mounts": [Mount(volume="a", path="/a"), Mount(volume="b", path="/b")]}, "config.mounts"),

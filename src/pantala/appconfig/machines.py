@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Callable
 
 import msgspec
 
-from pantala.appconfig.model import VM, AppConfig
+from pantala.appconfig.model import AppConfig
 from pantala.appconfig.parse import split_command
-from pantala.errors import InvalidRequest
+from pantala.appconfig.sizes import guest_of_vm
 from pantala.wire.machine import (
     Check,
     DNSConfig,
@@ -25,8 +24,6 @@ from pantala.wire.machine import (
 from pantala.wire.machine import (
     Mount as MachineMount,
 )
-
-_PRESET = re.compile(r"(shared-cpu|performance)-(\d+)x")
 
 
 def machine_config(
@@ -94,28 +91,7 @@ def guest_of(config: AppConfig, group: str) -> Guest | None:
     named = [vm for vm in config.vms if group in vm.processes]
     general = [vm for vm in config.vms if not vm.processes]
     chosen = (named or general)[-1:]
-    return _guest(chosen[0]) if chosen else None
-
-
-def preset(size: str) -> Guest:
-    """The guest of a preset name: 256 MiB a shared CPU, 2 GiB a performance one."""
-    found = _PRESET.fullmatch(size)
-    if not found:
-        raise InvalidRequest(
-            f"'{size}' is an invalid machine size, expected to start with 'shared' or 'performance', "
-            "such as shared-cpu-1x or performance-2x",
-            field="vm.size",
-        )
-    cpus = int(found[2])
-    kind = "shared" if found[1] == "shared-cpu" else "performance"
-    return Guest(cpu_kind=kind, cpus=cpus, memory_mb=cpus * (256 if kind == "shared" else 2048))
-
-
-def _guest(vm: VM) -> Guest:
-    base = preset(vm.size or ("performance-1x" if vm.cpu_kind == "performance" else "shared-cpu-1x"))
-    cpus, kind = vm.cpus or base.cpus or 1, vm.cpu_kind or base.cpu_kind
-    memory = vm.memory_mib or (base.memory_mb if vm.cpus is None else cpus * (256 if kind == "shared" else 2048))
-    return Guest(cpu_kind=kind, cpus=cpus, memory_mb=memory)
+    return guest_of_vm(chosen[0]) if chosen else None
 
 
 def _init(config: AppConfig, group: str) -> Init:

@@ -44,6 +44,7 @@ class VM(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int | None = None
     cpu_kind: str | None = None
     memory_mib: int | None = None
+    max_memory_mib: int | None = None
     processes: tuple[str, ...] = ()
 
 

@@ -212,25 +212,41 @@ def _mounts(root: Table) -> tuple[Mount, ...]:
 def _vms(root: Table) -> tuple[VM, ...]:
     vms: list[VM] = []
     for table in root.tables("vm", "compute", "computes"):
-        memory = table.integer("memory_mb", low=1)
-        if memory is None:
-            memory = _memory_mib(table)
+        in_words = _memory_mib(table)
+        memory = table.integer("memory_mb", low=1) or in_words
         for key in ("gpu_kind", "gpus"):
             if table.raw(key)[1] is not None:
                 table.error(key, "GPU machines are not offered")
-        for key in ("max_memory_mb", "kernel_args", "host_dedication_id", "persist_rootfs"):
+        for key in ("kernel_args", "host_dedication_id"):
             table.raw(key)
+        _no_persistence(table)
         vms.append(
             VM(
                 size=table.string("size"),
                 cpus=table.integer("cpus", low=1),
                 cpu_kind=table.choice("cpu_kind", ("shared", "performance")),
                 memory_mib=memory,
+                max_memory_mib=table.integer("max_memory_mb", low=0),
                 processes=tuple(table.strings("processes") or ()),
             )
         )
         table.done()
     return tuple(vms)
+
+
+_PERSISTS = ("none", "never", "always", "restart")
+"""In the order of the numbers that a client accepts for them."""
+
+
+def _no_persistence(table: Table) -> None:
+    """Whether the root disk outlives a stop: what cannot be had is refused, with its line."""
+    key, value = table.raw("persist_rootfs")
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_PERSISTS):
+        value = _PERSISTS[value]
+    if value is not None and value not in _PERSISTS:
+        table.error(key, f"must be one of {', '.join(_PERSISTS)}, not {value!r}")
+    elif value in ("always", "restart"):
+        table.error(key, f"{value} is not offered yet: a start begins with the image's files; use never")
 
 
 def _memory_mib(table: Table) -> int | None:

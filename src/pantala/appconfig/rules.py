@@ -6,6 +6,8 @@ import re
 
 from pantala.appconfig.model import AppConfig
 from pantala.appconfig.reading import Document
+from pantala.appconfig.sizes import guest_of_vm
+from pantala.errors import InvalidRequest
 
 APP_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 APP_NAME_RULE = "lower-case letters, digits and dashes, at most 63, not starting or ending with a dash"
@@ -20,6 +22,7 @@ def check_rules(config: AppConfig, document: Document) -> None:
     _groups(config, document)
     _deploy(config, document)
     _build(config, document)
+    _sizes(config, document)
 
 
 def _services(config: AppConfig, document: Document) -> None:
@@ -90,3 +93,12 @@ def _build(config: AppConfig, document: Document) -> None:
         document.warn("build", f"several build methods are set ({', '.join(chosen)}); {chosen[0]} is used")
     for key in build.unsupported:
         document.error(f"build.{key}", "is not supported yet; use a Dockerfile or an image")
+
+
+def _sizes(config: AppConfig, document: Document) -> None:
+    for index, vm in enumerate(config.vms):
+        field = f"vm[{index}]"
+        try:
+            guest_of_vm(vm, field=field)
+        except InvalidRequest as error:
+            document.error(error.field or field, error.message.removeprefix(f"{error.field}: "))

@@ -1,15 +1,16 @@
-"""`pantala scale`."""
+"""`pantala scale`: how many machines, and how large."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pantala.cli.output import emit_json, emit_table, say
-from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
-from pantala.errors import InvalidRequest
+from pantala.cli.session import api, app_options, confirm, interruptible, json_option, resolve_app, run, yes_option
+from pantala.errors import InvalidRequest, PantalaError
 
 if TYPE_CHECKING:
     from pantala.client.api import ApiClient
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def scale() -> None:
-    """Change how many machines an app has."""
+    """Change how many machines an app has, and their size."""
 
 
 @scale.command()
@@ -82,6 +83,89 @@ async def known_regions(client: ApiClient, given: Sequence[str]) -> list[str]:
             hint=f"regions with hosts: {', '.join(sorted(there))}",
         )
     return list(dict.fromkeys(codes))
+
+
+group_option = click.option("-g", "--group", "--process-group", metavar="GROUP", help="Where there are several.")
+
+
+@scale.command()
+@click.argument("size", metavar="SIZE")
+@app_options
+@group_option
+@click.option("--memory", "--vm-memory", "memory_mb", type=click.IntRange(min=1), metavar="MB",
+              help="Instead of what they have, as far as the size allows it.")  # fmt: skip
+@yes_option
+def vm(
+    *,
+    size: str,
+    app_name: str | None,
+    config_path: str | None,
+    group: str | None,
+    memory_mb: int | None,
+    yes: bool,
+) -> None:
+    """Give the machines another SIZE (`pantala platform vm-sizes` lists them), one after the other."""
+    resize(resolve_app(app_name, config_path), config_path, group=group, size=size, memory_mb=memory_mb, yes=yes)
+
+
+@scale.command()
+@click.argument("memory_mb", metavar="MB", type=click.IntRange(min=1))
+@app_options
+@group_option
+@yes_option
+def memory(*, memory_mb: int, app_name: str | None, config_path: str | None, group: str | None, yes: bool) -> None:
+    """Give the machines other memory, in MB, one after the other; they keep their CPUs."""
+    resize(resolve_app(app_name, config_path), config_path, group=group, size=None, memory_mb=memory_mb, yes=yes)
+
+
+def resize(
+    name: str, config_path: str | None, *, group: str | None, size: str | None, memory_mb: int | None, yes: bool
+) -> None:
+    """Show what will change, ask, and make it a release of its own."""
+    from pantala.deploys.executor import Executor, Settings
+    from pantala.domain import guests
+    from pantala.planner.resize import plan_resize
+    from pantala.wire.api import CreateReleaseRequest
+
+    if size is not None:
+        guests.preset(size, field="SIZE")  # told before anything is asked of the platform
+
+    async def main() -> None:
+        async with api() as client:
+            machines = await client.machines(name)
+            wanted = plan_resize(machines=machines, group=group, size=size, memory_mb=memory_mb)
+            for line in wanted.lines():
+                say(line)
+            if not wanted.changes:
+                say("Nothing to do.")
+                return
+            confirm(f"Resize {name}?", yes=yes)
+            image = next(change.config.image or "" for change in wanted.changes)
+            what = f"scale {'vm' if size is not None else 'memory'}"
+            release = await client.create_release(name, CreateReleaseRequest(image=image, description=what))
+            metadata = {"fly_release_id": release.id, "fly_release_version": str(release.version)}
+            async with interruptible():
+                executor = Executor(client, name, release, settings=Settings(), say=say)
+                await executor.run(wanted.plan(metadata), machines)
+            say(f"==> v{release.version} is live")
+            if _file_has_sizes(name, config_path):
+                say("fly.toml has [[vm]]: the next deploy gives machines the size that stands there")
+
+    run(main)
+
+
+def _file_has_sizes(name: str, config_path: str | None) -> bool:
+    """Whether the app's fly.toml, where it is at hand, names sizes: `[[vm]]` goes before what machines have."""
+    from pantala.appconfig.load import find_config, load
+
+    path = find_config(Path.cwd(), config_path)
+    if path is None:
+        return False
+    try:
+        config = load(path).config
+    except PantalaError:
+        return False
+    return config.app == name and bool(config.vms)
 
 
 @scale.command()

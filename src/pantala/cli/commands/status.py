@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from pantala.cli.output import emit, emit_json, emit_table
 from pantala.cli.session import api, app_options, json_option, resolve_app, run
+
+if TYPE_CHECKING:
+    from pantala.wire.machine import Machine
 
 
 @click.command()
@@ -37,16 +42,26 @@ def status(*, app_name: str | None, config_path: str | None, as_json: bool) -> N
                 machine.id,
                 (machine.config.metadata or {}).get("fly_release_version") if machine.config else None,
                 machine.region,
+                size_of(machine),
                 machine.state + (" (cordoned)" if machine.cordoned else ""),
                 checks_summary(list(machine.checks)),
                 machine.updated_at,
             )
             for machine in sorted(machines, key=lambda m: (group_of(m), m.region, m.id))
         ]
-        headers = ("PROCESS", "ID", "VERSION", "REGION", "STATE", "CHECKS", "LAST UPDATED")
+        headers = ("PROCESS", "ID", "VERSION", "REGION", "SIZE", "STATE", "CHECKS", "LAST UPDATED")
         emit_table(headers, rows, empty="There are no machines yet; `pantala deploy` makes them.")
 
     run(main)
+
+
+def size_of(machine: Machine) -> str | None:
+    """`shared-cpu-1x 256 MB`; nothing for a machine that is not in reach."""
+    guest = machine.config.guest if machine.config else None
+    if guest is None:
+        return None
+    name = f"shared-cpu-{guest.cpus}x" if guest.cpu_kind == "shared" else f"{guest.cpu_kind}-{guest.cpus}x"
+    return f"{name} {guest.memory_mb} MB"
 
 
 def checks_summary(checks: list[object]) -> str:
