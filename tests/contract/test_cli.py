@@ -194,6 +194,57 @@ async def test_scale_counts_and_shows(web: Cli) -> None:
     assert len(ids(web)) == 1
 
 
+def sizes(web: Cli) -> set[tuple[str | None, int | None, int | None]]:
+    guests = [web.agent.machines[machine].config.guest for machine in ids(web)]
+    return {(guest.cpu_kind, guest.cpus, guest.memory_mb) for guest in guests if guest is not None}
+
+
+async def test_sizes_and_memory_scale_apart_and_a_deploy_keeps_them(web: Cli) -> None:
+    await web.ok("scale", "memory", "1024", "-y")
+    assert sizes(web) == {("shared", 1, 1024)}
+    ended = await web.run("scale", "vm", "shared-cpu-2x", "-y")
+    assert ended.code == 0, ended.err
+    assert "shared-cpu-1x 1024 MB -> shared-cpu-2x 1024 MB" in ended.err
+    assert sizes(web) == {("shared", 2, 1024)}
+    await web.ok("scale", "vm", "performance-1x", "-y")
+    assert sizes(web) == {("performance", 1, 2048)}
+    (row,) = json.loads(await web.ok("scale", "show", "--json"))
+    assert (row["cpu_kind"], row["cpus"], row["memory_mb"]) == ("performance", 1, 2048)
+    assert "performance-1x 2048 MB" in await web.ok("status")
+    releases = json.loads(await web.ok("releases", "--json"))
+    assert [release["description"] for release in releases[:2]] == ["scale vm", "scale vm"]
+    assert [release["status"] for release in releases[:3]] == ["complete"] * 3
+
+    await web.ok("deploy", "--image", "registry.pantala.test/web:v2")
+    assert sizes(web) == {("performance", 1, 2048)}
+    text = (web.folder / "fly.toml").read_text()
+    web.write("fly.toml", f'{text}\n[[vm]]\nsize = "shared-cpu-1x"\n')
+    await web.ok("deploy", "--image", "registry.pantala.test/web:v3")
+    assert sizes(web) == {("shared", 1, 256)}
+    ended = await web.run("scale", "vm", "shared-cpu-2x", "--memory", "768", "-y")
+    assert "the next deploy gives machines the size that stands there" in ended.err
+    assert sizes(web) == {("shared", 2, 768)}
+    assert "Nothing to do" in (await web.run("scale", "memory", "768", "-y")).err
+
+
+async def test_sleeping_machines_are_resized_without_being_started(web: Cli) -> None:
+    asleep = ids(web)[0]
+    await web.ok("machine", "stop", asleep)
+    await web.ok("scale", "memory", "512", "-y")
+    assert sizes(web) == {("shared", 1, 512)}
+    assert web.agent.machines[asleep].state.value == "stopped"
+
+
+async def test_the_sizes_are_told_without_a_platform(cli: Cli) -> None:
+    rows = json.loads(await cli.ok("platform", "vm-sizes", "--json", FLY_FLAPS_BASE_URL="http://127.0.0.1:1"))
+    by_name = {row["name"]: row for row in rows}
+    assert len(by_name) == 14
+    assert (by_name["shared-cpu-4x"]["cpus"], by_name["shared-cpu-4x"]["memory_mb"]) == (4, 1024)
+    assert (by_name["shared-cpu-4x"]["max_memory_mb"], by_name["shared-cpu-4x"]["cpu_baseline"]) == (8192, 0.25)
+    assert by_name["performance-16x"]["max_memory_mb"] == 131072
+    assert "shared-cpu-1x    1          0.0625  256 MB   2 GB" in await cli.ok("platform", "vm-sizes")
+
+
 def places(web: Cli) -> dict[str, int]:
     found = [
         m for agent in web.platform.agents.values() for m in agent.machines.values() if m.state.value != "destroyed"
@@ -304,6 +355,14 @@ async def test_another_orgs_app_is_not_there(web: Cli) -> None:
         (["scale", "count", "many"], "COUNT"),
         (["scale", "count", "-r", "nowhere", "5", "-y"], "region"),
         (["scale", "count", "worker=2", "-y"], "worker"),
+        (["scale", "vm", "huge", "-y"], "invalid machine preset requested, 'huge'"),
+        (["scale", "vm", "shared-cpu-3x", "-y"], "'shared-cpu-3x' is an invalid machine size, choose one of: [shared"),
+        (["scale", "vm", "a100-40gb", "-y"], "GPU"),
+        (["scale", "vm", "shared-cpu-1x", "--memory", "4096", "-y"], "4096MiB of memory is too high"),
+        (["scale", "vm", "shared-cpu-1x", "-g", "worker", "-y"], "No active machines in process group 'worker'"),
+        (["scale", "memory", "300", "-y"], "300MiB of memory is not valid"),
+        (["scale", "memory", "65536", "-y"], "For shared VMs with 1 CPUs, 65536MiB of memory is too high"),
+        (["scale", "memory", "lots"], "MB"),
         (["secrets", "set", "novalue"], "NAME"),
         (["secrets", "set", "1A=b"], "NAME"),
         (["secrets", "set"], "NAME=VALUE"),

@@ -137,7 +137,7 @@ async def test_a_machine_that_runs_out_of_memory_ends_alone(harness: h.Container
     left = await driver.inspect(neighbour)
     assert left is not None
     assert (left.phase, left.oom_killed) == ("running", False)
-    assert len(await driver.pids(neighbour)) > 1
+    assert len(await driver.processes(neighbour)) > 1
 
 
 async def test_a_child_that_is_killed_for_memory_does_not_end_its_machine(harness: h.ContainerHarness) -> None:

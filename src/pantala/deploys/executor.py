@@ -86,7 +86,7 @@ class Executor:
             raise
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(RECORD_END_S):
-                await self._record_end(outcome, reason or self._left)
+                await self._record_end(outcome, reason or ("" if outcome == "complete" else self._left))
 
     async def _close_abandoned(self) -> None:
         """With the leases of all machines in hand nobody else is at work: what still says running was killed."""

@@ -1,5 +1,5 @@
-"""Another size for the machines of a group, as a value: `scale vm` and `scale memory` print it, ask, and give its waves to
-`deploys/executor.py`. Pure.
+"""Another size for the machines of a group, as a value: `scale vm` and `scale memory` print it, ask, and give its waves
+to `deploys/executor.py`. Pure.
 
 CPUs and memory are changed apart: other CPUs keep the memory as far as they may have it, other memory keeps the CPUs (a
 stock flyctl goes back to the preset's least memory with `scale vm`, which a user of ours can say with `--memory`).

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from pantala.domain.runtime import ListenSocket, ProcessInfo
+from pantala.domain.runtime import CPUUsage, ListenSocket, ProcessInfo
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
 from pantala.wire.guest import Exec, Executed, ExitRecord, Start
@@ -153,6 +153,13 @@ class ScriptedDriver:
             ProcessInfo(pid=pid, command="", directory="/", cpu_ticks=0, runs_s=0.0, rss_bytes=0, sockets=sockets)
             for pid, sockets in ((1, frozenset[int]()), (2, app))
         ]
+
+    def cpu_usage(self, machine_id: str) -> CPUUsage | None:
+        machine = self.machines.get(machine_id)
+        return CPUUsage(run=str(id(machine)), used_us=0) if machine is not None else None
+
+    def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
+        pass
 
     async def destroy(self, machine_id: str) -> None:
         await anyio.lowlevel.checkpoint()

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import click
 
-from pantala.cli.commands.status import checks_summary
+from pantala.cli.commands.status import checks_summary, size_of
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, pairs, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest, NotFound
-from pantala.wire.machine import Event, Port, Service
+from pantala.wire.machine import Event, MachineCPU, Port, Service
 
 WAIT_S = 60
 
@@ -73,6 +73,8 @@ def status(*, machine_id: str, app_name: str | None, config_path: str | None, as
             ("Version", found.instance_id),
             ("Image", f"{found.image_ref.repository}:{found.image_ref.tag}"),
             ("Private IP", found.private_ip),
+            ("Size", size_of(found) or "-"),
+            ("CPU", _cpu(found.cpu) if found.cpu else "-"),
         ):
             emit(f"{label:<11} {value}")
         emit("")
@@ -148,6 +150,14 @@ def run_machine(
             emit(made.id)
 
     run(main)
+
+
+def _cpu(cpu: MachineCPU) -> str:
+    """What it always has, and how long it may burst at full speed on what it saved."""
+    if not cpu.balance and not cpu.throttled and cpu.baseline >= 100:
+        return f"{cpu.baseline:g} % of a CPU, its own"
+    now = "held back to that now" if cpu.throttled else f"{cpu.balance / 100:.1f} s saved for bursts"
+    return f"{cpu.baseline:g} % of a CPU, {now}"
 
 
 def _action(verb: str, state: str, help_text: str) -> click.Command:
