@@ -33,6 +33,8 @@ LOOK_MOST_S = 10.0
 LOOK_LEAST_S = 0.1
 SEEN_WITHIN_S = 1.0
 """A machine that starts is noticed by then."""
+SETTLED_AT_ONCE = 64
+"""Some milliseconds: an agent that comes back to hundreds of machines answers wakes in between."""
 SAVE_EVERY_S = 10.0
 CENTISECOND_US = 10_000
 
@@ -95,18 +97,18 @@ class Governor:
         now_us = self._now_us()
         next_us = now_us + int(SEEN_WITHIN_S * 1e6)
         seen: set[str] = set()
+        left = SETTLED_AT_ONCE
         for subject in self._subjects():
             seen.add(subject.machine_id)
             ledger = self._ledgers.get(subject.machine_id)
-            if ledger is None or ledger.instance_id != subject.instance_id:
-                self._open(subject, now_us)
-            elif ledger.awake != subject.awake:
-                self._wake_or_rest(subject, ledger, now_us)
-            elif ledger.awake and ledger.shared and ledger.look_at_us <= now_us:
-                self._settle(subject.machine_id, ledger, now_us)
-            ledger = self._ledgers.get(subject.machine_id)
+            if left > 0 and self._is_due(subject, ledger, now_us):
+                left -= 1
+                self._attend(subject, ledger, now_us)
+                ledger = self._ledgers.get(subject.machine_id)
             if ledger is not None and ledger.awake and ledger.shared:
                 next_us = min(next_us, ledger.look_at_us)
+        if left == 0:
+            next_us = now_us
         for machine_id in self._ledgers.keys() - seen:
             del self._ledgers[machine_id]
             self._unsaved = True
@@ -119,6 +121,8 @@ class Governor:
             return None
         if ledger.awake and ledger.shared:
             self._settle(machine_id, ledger, self._now_us())
+            if machine_id not in self._ledgers:
+                return None
         usage = self._driver.cpu_usage(machine_id)
         baseline_us = burst.earned_us(ledger.cpus, 1_000_000) if ledger.shared else ledger.cpus * 1_000_000
         return MachineCPU(
@@ -129,6 +133,19 @@ class Governor:
         )
 
     # -- one machine ---------------------------------------------------------------------------------------------------
+
+    def _is_due(self, subject: Subject, ledger: Ledger | None, now_us: int) -> bool:
+        if ledger is None or ledger.instance_id != subject.instance_id or ledger.awake != subject.awake:
+            return True
+        return ledger.awake and ledger.shared and ledger.look_at_us <= now_us
+
+    def _attend(self, subject: Subject, ledger: Ledger | None, now_us: int) -> None:
+        if ledger is None or ledger.instance_id != subject.instance_id:
+            self._open(subject, now_us)
+        elif ledger.awake != subject.awake:
+            self._wake_or_rest(subject, ledger, now_us)
+        else:
+            self._settle(subject.machine_id, ledger, now_us)
 
     def _open(self, subject: Subject, now_us: int) -> None:
         """A start that was not seen before. What it used until now counts, as far as its balance goes."""
