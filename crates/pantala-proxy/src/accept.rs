@@ -98,7 +98,12 @@ fn bound(socket: Socket, address: SocketAddr) -> std::io::Result<std::net::TcpLi
 }
 
 /// The whole life of one worker thread.
-pub fn work(shared: Arc<Shared>, bound: Bound, mesh_bound: Vec<std::net::TcpListener>) -> std::io::Result<()> {
+pub fn work(
+    shared: Arc<Shared>,
+    index: usize,
+    bound: Bound,
+    mesh_bound: Vec<std::net::TcpListener>,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
@@ -106,6 +111,7 @@ pub fn work(shared: Arc<Shared>, bound: Bound, mesh_bound: Vec<std::net::TcpList
             shared: shared.clone(),
             pool: Rc::new(Pool::default()),
             mesh: shared.mesh.clone().map(|mesh| Rc::new(MeshPool::new(mesh))),
+            recorder: shared.traces.recorder(index),
         });
         spawn_local(sweep(worker.clone()));
         shared.serving().await;

@@ -1,4 +1,4 @@
-//! For the operator, on loopback: `/healthz`, `/metrics` (Prometheus text), `/snapshot` (a summary).
+//! For the operator, on loopback: `/healthz`, `/metrics` (Prometheus text), `/snapshot` (a summary), `/trace/<request id>`.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+use crate::ids::RequestId;
 use crate::mesh::report;
 use crate::shared::Shared;
 
@@ -38,8 +39,8 @@ pub async fn run(shared: Arc<Shared>, listener: std::net::TcpListener) -> std::i
         let shared = shared.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = answer(&shared, &request);
-                async move { Ok::<_, Infallible>(response) }
+                let shared = shared.clone();
+                async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
@@ -49,7 +50,10 @@ pub async fn run(shared: Arc<Shared>, listener: std::net::TcpListener) -> std::i
     }
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if let Some(id) = request.uri().path().strip_prefix("/trace/") {
+        return trace(shared, id).await;
+    }
     let (content_type, text) = match request.uri().path() {
         "/healthz" if shared.leaving() => {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "leaving\n".to_owned());
@@ -61,7 +65,7 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
             return plain(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "/healthz, /metrics, /snapshot\n".to_owned(),
+                "/healthz, /metrics, /snapshot, /trace/<request id>\n".to_owned(),
             );
         }
     };
@@ -75,6 +79,19 @@ fn plain(status: StatusCode, content_type: &'static str, text: String) -> Respon
         .headers_mut()
         .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response
+}
+
+/// As the agent is told, for when it is away.
+async fn trace(shared: &Shared, id: &str) -> Response<Full<Bytes>> {
+    let Some(id) = RequestId::read(id) else {
+        let wrong = "a request id is 26 digits and letters, then perhaps -<region>\n";
+        return plain(StatusCode::BAD_REQUEST, "text/plain", wrong.to_owned());
+    };
+    let traces = shared.traces.clone();
+    let found = tokio::task::spawn_blocking(move || traces.find(id.ulid)).await;
+    let (since_ms, records) = found.unwrap_or_default();
+    let text = serde_json::json!({"since_ms": since_ms, "records": records}).to_string();
+    plain(StatusCode::OK, "application/json", text)
 }
 
 fn summary(shared: &Shared) -> String {

@@ -18,6 +18,7 @@ use crate::expect::Held;
 use crate::mesh::pool::Stream;
 use crate::pool::Lease;
 use crate::slot::Slot;
+use crate::trace::Answering;
 
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -278,10 +279,12 @@ pub struct Upstream {
     pub slot: Option<Slot>,
     /// the share of a connection to another host
     pub road: Option<Stream>,
+    pub answering: Answering,
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
+        self.answering.whole |= self.incoming.is_end_stream();
         if let (Some(lease), true) = (self.lease.take(), self.incoming.is_end_stream()) {
             lease.give_back();
         }
@@ -299,9 +302,10 @@ impl Body for OutBody {
             OutBody::Upstream(upstream) => {
                 let frame = std::task::ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
                 if let (Some(Err(_)), Some(slot)) = (&frame, &upstream.slot) {
-                    slot.broke_off();
+                    slot.broke_off(upstream.answering.id);
                 }
                 if frame.is_none() {
+                    upstream.answering.whole = true;
                     if let Some(lease) = upstream.lease.take() {
                         lease.give_back();
                     }

@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::drains::Drains;
 use crate::generations::Generations;
+use crate::ids::RequestId;
 use crate::link::Event;
 use crate::log;
 use crate::shared::{Command, Life, Shared};
@@ -86,7 +87,10 @@ impl Control {
                 Some(command) = commands.recv() => self.on_command(command),
                 () = shared.emptied.notified() => self.look_at_drains(),
                 _ = tick.tick() => self.on_tick(),
-                _ = load.tick() => self.report_load(),
+                _ = load.tick() => {
+                    self.report_load();
+                    shared.traces.tidy();
+                }
                 _ = life.wait_for(|life| *life == Life::Ending) => break,
             }
         }
@@ -139,6 +143,7 @@ impl Control {
                 self.shared.publish(self.table.snapshot()); // workers close what they keep open
                 self.send_all(answer);
             }
+            AgentFrame::Trace { id, request } => self.trace(id, &request),
             AgentFrame::Undrain { machine } => {
                 self.drains.lift(&machine);
                 self.shared.publish(self.table.snapshot());
@@ -196,6 +201,19 @@ impl Control {
             Command::Wake => self.send_wakes(),
             Command::Log(entry) => self.send_log(entry),
         }
+    }
+
+    /// Beside this thread: tens of thousands of records are looked through.
+    fn trace(&self, id: u64, request: &str) {
+        let (Some(agent), Some(request)) = (self.agent.clone(), RequestId::read(request)) else {
+            return;
+        };
+        let traces = self.shared.traces.clone();
+        tokio::task::spawn_blocking(move || {
+            let (since_ms, records) = traces.find(request.ulid);
+            // An agent that reads nothing does not wait for this either.
+            let _ = agent.try_send(ProxyFrame::Traced { id, since_ms, records });
+        });
     }
 
     fn send_wakes(&mut self) {

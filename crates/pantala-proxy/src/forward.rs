@@ -29,7 +29,8 @@ use crate::select::Selection;
 use crate::service::Worker;
 use crate::shared::Shared;
 use crate::slot::Slot;
-use crate::upgrade;
+use crate::trace::{Span, Trail};
+use crate::upgrade::{self, Held};
 use crate::{h2c, headers, statics};
 
 pub struct Exchange {
@@ -41,6 +42,7 @@ pub struct Exchange {
     pub parts: Parts,
     pub body: ClientBody,
     client_upgrade: Option<OnUpgrade>,
+    pub span: Span,
 }
 
 /// One attempt that came to nothing.
@@ -68,6 +70,7 @@ impl Exchange {
         parts: Parts,
         body: ClientBody,
         client_upgrade: Option<OnUpgrade>,
+        trail: Option<Trail>,
     ) -> Exchange {
         Exchange {
             shared: worker.shared.clone(),
@@ -77,6 +80,7 @@ impl Exchange {
             parts,
             body,
             client_upgrade,
+            span: Span::new(trail, worker.recorder.as_ref()),
         }
     }
 
@@ -84,7 +88,9 @@ impl Exchange {
     pub async fn with_app(&mut self, selection: &mut Selection) -> Result<(Response<OutBody>, Arc<Machine>), Refusal> {
         let mut fresh = self.client_upgrade.is_some();
         loop {
+            let before = selection.waited;
             let slot = selection.slot().await?;
+            self.span.chosen(selection.waited.since(&before));
             if selection.wishes.prefer_instance.is_some() {
                 headers::unavailable(&mut self.parts.headers, selection.unavailable.as_deref());
             }
@@ -100,6 +106,7 @@ impl Exchange {
                 Ok(response) => return Ok((selection.timed(response, &machine), machine)),
                 Err(failed) => failed,
             };
+            self.span.failed(&machine, &failed);
             selection.deaths += u32::from(failed.fault == Fault::Died);
             failed
                 .refusal
@@ -208,6 +215,7 @@ impl Exchange {
             return Err(Failed::here(Fault::Connect, refusal));
         };
         let (kind, request) = self.across_request();
+        let machine = slot.target.machine.clone();
         let Answered {
             mut response,
             said,
@@ -223,16 +231,16 @@ impl Exchange {
         if let Some(token) = said.upgrade.and_then(|token| HeaderValue::try_from(token).ok()) {
             response.headers_mut().insert(UPGRADE, token);
         }
+        let answering = self.span.answered(Some(&machine), response.status().as_u16());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(client) = self.client_upgrade.take()
         {
-            return Ok(upgrade::switch(
-                &self.shared,
-                response,
-                client,
-                Some(slot),
-                Some(stream),
-            ));
+            let held = Held {
+                slot: Some(slot),
+                road: Some(stream),
+                answering,
+            };
+            return Ok(upgrade::switch(&self.shared, response, client, held));
         }
         let (parts, incoming) = response.into_parts();
         let upstream = Upstream {
@@ -240,6 +248,7 @@ impl Exchange {
             lease: None,
             slot: Some(slot),
             road: Some(stream),
+            answering,
         };
         Ok(Response::from_parts(parts, OutBody::Upstream(Box::new(upstream))))
     }
@@ -272,7 +281,9 @@ impl Exchange {
         fresh: bool,
         by: Option<Instant>,
     ) -> Result<Response<OutBody>, Failed> {
-        let mut lease = match self.pool.connect(route, fresh, by).await {
+        let connected = self.pool.connect(route, fresh, by).await;
+        self.span.connected(connected.as_ref().is_ok_and(|lease| lease.reused));
+        let mut lease = match connected {
             Ok(lease) => lease,
             Err(error) => {
                 let happened = match slot {
@@ -327,10 +338,14 @@ impl Exchange {
     }
 
     fn answer(&mut self, response: Response<Incoming>, lease: Lease, slot: Option<Slot>) -> Response<OutBody> {
+        let machine = slot.as_ref().map(|slot| &slot.target.machine);
+        let answering = self.span.answered(machine, response.status().as_u16());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(client) = self.client_upgrade.take()
         {
-            return upgrade::switch(&self.shared, response, client, slot, None);
+            let road = None;
+            let held = Held { slot, road, answering };
+            return upgrade::switch(&self.shared, response, client, held);
         }
         let (parts, incoming) = response.into_parts();
         Response::from_parts(
@@ -340,6 +355,7 @@ impl Exchange {
                 lease: Some(lease),
                 slot,
                 road: None,
+                answering,
             })),
         )
     }

@@ -12,6 +12,7 @@ use pantala_wire::feed::HTTPResponseOptions;
 use serde_json::Value;
 
 use crate::expect;
+use crate::ids::RequestId;
 use crate::request::Checked;
 
 const CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
@@ -102,6 +103,11 @@ pub fn for_http_1(headers: &mut HeaderMap, body: bool) {
     if headers.contains_key(TE) && !headers.contains_key(CONNECTION) {
         headers.insert(CONNECTION, HeaderValue::from_static("TE"));
     }
+}
+
+/// Of a request that another proxy sends on.
+pub fn request_id(headers: &HeaderMap) -> Option<RequestId> {
+    RequestId::read(headers.get(REQUEST_ID)?.to_str().ok()?)
 }
 
 /// What the client says about the machine it wants.

@@ -48,6 +48,7 @@ mod statics;
 mod tickets;
 mod timing;
 mod tls;
+mod trace;
 mod tunnels;
 mod upgrade;
 mod wait;
@@ -122,14 +123,14 @@ fn run(settings: &std::path::Path, replace: bool) -> Result<(), Box<dyn Error>> 
     let generations = generations::Generations::open(settings.wire.state_dir.as_ref())
         .map_err(|e| format!("state_dir: cannot use {}: {e}", settings.wire.state_dir))?;
     let life = if replace { Life::Arriving } else { Life::Serving };
-    let (shared, commands) = Shared::new(settings, tls::Tls::new()?, life, sockets.into_kept());
+    let (shared, commands) = Shared::new(settings, tls::Tls::new()?, life, sockets.into_kept(), workers);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = control::Control::new(shared.clone(), generations)?;
     let mut threads = Vec::new();
     for (index, bound) in bound.into_iter().enumerate() {
         let (shared, mesh_bound) = (shared.clone(), mesh_bound.next().unwrap_or_default());
-        let work = move || accept::work(shared, bound, mesh_bound);
+        let work = move || accept::work(shared, index, bound, mesh_bound);
         threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
     }
     let (asked, dns_thread) = (shared.clone(), thread::Builder::new().name("dns".to_owned()));

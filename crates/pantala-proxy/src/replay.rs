@@ -172,6 +172,7 @@ impl<'a> Journey<'a> {
 
     /// Reads what the app says and prepares the request for the machine that it names.
     async fn next(&mut self, answer: Response<OutBody>, issuer: Arc<Machine>, by: &By) -> Result<Delivery, Refusal> {
+        self.exchange.span.replayed();
         let kept = self.exchange.body.state() != Body::Lost;
         let said = read(answer, self.exchange.body.ended()).await;
         self.course.follow().map_err(|ended| match ended {

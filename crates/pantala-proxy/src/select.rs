@@ -212,6 +212,16 @@ impl Selection {
         }
     }
 
+    /// The machine that another host's edge names, as this host knows it.
+    pub fn asked_for(&self) -> Option<Arc<Machine>> {
+        let Scope::Peer { machine, .. } = &self.scope else {
+            return None;
+        };
+        let view = self.shared.view();
+        let app = view.snapshot.apps.get(&self.app)?;
+        pantala_route::choose::machine(app, machine).cloned()
+    }
+
     pub fn unmeshed(&self) -> Refusal {
         self.refuse("PU03", "This host has no way to other hosts.")
     }

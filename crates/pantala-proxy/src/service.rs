@@ -19,6 +19,7 @@ use crate::compress::{self, Wanted};
 use crate::conversation::{Conversation, Limits};
 use crate::forward::Exchange;
 use crate::headers::{self, Client};
+use crate::ids::RequestId;
 use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
 use crate::remember;
@@ -27,7 +28,8 @@ use crate::request::{self, Checked};
 use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
 use crate::shared::Shared;
-use crate::{connection, ids, instruction, log, timing, upgrade};
+use crate::trace::{Recorder, Role, Trail, Who};
+use crate::{connection, instruction, log, timing, upgrade};
 
 /// RFC 8555, section 8.3.
 const ACME_CHALLENGE: &str = "/.well-known/acme-challenge/";
@@ -37,6 +39,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: Rc<Pool>,
     pub mesh: Option<Rc<MeshPool>>,
+    /// none: nothing is kept of requests
+    pub recorder: Option<Rc<Recorder>>,
 }
 
 /// Never fails: what goes wrong is a page. `by_host`: the connection belongs to whom the request names.
@@ -48,15 +52,23 @@ pub async fn serve(
 ) -> Response<OutBody> {
     let shared = &worker.shared;
     shared.metrics.requests.fetch_add(1, Relaxed);
-    let id = ids::request_id(&shared.settings.wire.region);
+    let trail = Trail::begin(RequestId::new(&shared.settings.wire.region), Role::Edge);
+    let id = trail.id.text();
+    let named = Named { id: &id, trail };
     let (version, accept) = (request.version(), Accept::of(request.headers()));
     let mut manner = Manner::default();
-    let (mut response, upgraded) = match answer(&worker, &client, by_host, &id, request, &mut manner).await {
+    let (mut response, upgraded) = match answer(&worker, &client, by_host, &named, request, &mut manner).await {
         Ok(response) => {
+            if let Some(who) = manner.unasked.take() {
+                trail.end(worker.recorder.as_ref(), who, response.status().as_u16(), None);
+            }
             let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             (response, upgraded)
         }
-        Err(refusal) => (refused(shared, &refusal, &id, accept), false),
+        Err(refusal) => {
+            trail.refused(worker.recorder.as_ref(), &refusal);
+            (refused(shared, &refusal, &id, accept), false)
+        }
     };
     let close = respond::asks_to_close(&response);
     let options = manner.options.as_deref();
@@ -86,11 +98,19 @@ pub async fn serve(
     response
 }
 
+/// What a request is called: in headers and lines, and in records.
+struct Named<'a> {
+    id: &'a str,
+    trail: Trail,
+}
+
 /// How the port wants answers made, once it is known.
 #[derive(Default)]
 struct Manner {
     options: Option<Arc<HTTPOptions>>,
     wanted: Option<Wanted>,
+    /// whose request was answered without a machine
+    unasked: Option<Who>,
 }
 
 impl Manner {
@@ -114,7 +134,7 @@ async fn answer(
     worker: &Rc<Worker>,
     client: &Client,
     by_host: Option<Arc<Conversation>>,
-    id: &str,
+    named: &Named<'_>,
     mut request: Request<Incoming>,
     manner: &mut Manner,
 ) -> Result<Response<OutBody>, Refusal> {
@@ -126,6 +146,7 @@ async fn answer(
     let checked = request::check(&parts, body.is_end_stream())?;
     let view = shared.view();
     if let Some(authorization) = acme_authorization(&view.snapshot, parts.uri.path()) {
+        manner.unasked = Some(Who::Nobody);
         return Ok(respond::text(authorization));
     }
     let found = view.snapshot.find(client.local.ip(), Some(&checked.host));
@@ -135,7 +156,7 @@ async fn answer(
         Matched::Unknown => return Err(unknown_host(&checked)),
         Matched::Bare(app) => return Err(nothing_serves(&app)),
         Matched::Backend(backend) => {
-            let mut exchange = prepare(worker, client, id, &checked, parts, body, on_upgrade);
+            let mut exchange = prepare(worker, client, named, &checked, parts, body, on_upgrade);
             return exchange.with_backend(backend).await;
         }
         Matched::App(app) => {
@@ -146,6 +167,7 @@ async fn answer(
             }
             let offer = app.offer(port).ok_or_else(|| no_service(&app.name, port))?;
             if !client.tls && !client.private && offer.force_https() {
+                manner.unasked = Some(Who::App(app.name.clone()));
                 return respond::redirect(&https_address(&checked, &parts));
             }
             if !offer.handles("http") {
@@ -156,14 +178,14 @@ async fn answer(
             (app, wishes)
         }
     };
-    let mut exchange = prepare(worker, client, id, &checked, parts, body, on_upgrade);
+    let mut exchange = prepare(worker, client, named, &checked, parts, body, on_upgrade);
     let mut selection = Selection::new(shared, &app.name, port).with_wishes(wishes);
     let mut bypassed = false;
     if let Some((asked, found)) = recall(shared, &app, port, &checked, &exchange) {
         bypassed = found.allow_bypass && remember::skips(&exchange.parts.headers);
         if !bypassed {
             let said = compress::said(&exchange.parts);
-            let journey = Journey::new(exchange, app, port, id, asked, false);
+            let journey = Journey::new(exchange, app, port, named.id, asked, false);
             let served = Box::pin(journey.recall(&found, selection)).await?;
             manner.of_another(served.app.offer(port), said);
             return Ok(served.response);
@@ -178,7 +200,7 @@ async fn answer(
         .map(|offer| remember::asked(&checked.host, &exchange.parts, offer));
     let Some(asked) = asked else { return Ok(response) };
     let said = compress::said(&exchange.parts);
-    let journey = Journey::new(exchange, app, port, id, asked, bypassed);
+    let journey = Journey::new(exchange, app, port, named.id, asked, bypassed);
     let served = Box::pin(journey.follow(response, machine)).await?;
     manner.of_another(served.app.offer(port), said);
     Ok(served.response)
@@ -204,17 +226,24 @@ fn recall(
 fn prepare(
     worker: &Rc<Worker>,
     client: &Client,
-    id: &str,
+    named: &Named<'_>,
     checked: &Checked,
     mut parts: Parts,
     body: Incoming,
     on_upgrade: Option<OnUpgrade>,
 ) -> Exchange {
     let wire = &worker.shared.settings.wire;
-    headers::to_app(&mut parts.headers, checked, client, parts.version, &wire.region, id);
+    headers::to_app(
+        &mut parts.headers,
+        checked,
+        client,
+        parts.version,
+        &wire.region,
+        named.id,
+    );
     let client_upgrade = checked.upgrade.as_ref().and(on_upgrade);
     let body = ClientBody::new(body, wire.replay_body_bytes_max);
-    Exchange::new(worker, client.peer, parts, body, client_upgrade)
+    Exchange::new(worker, client.peer, parts, body, client_upgrade, Some(named.trail))
 }
 
 /// While certificates are ordered the authority asks any edge, by any name.

@@ -22,6 +22,7 @@ use crate::room::Room;
 use crate::settings::Settings;
 use crate::timing::Lines;
 use crate::tls::Tls;
+use crate::trace::Traces;
 use crate::tunnels::Tunnels;
 use crate::wakes::Wakes;
 
@@ -79,6 +80,9 @@ pub struct Shared {
     pub room: Arc<Room>,
     /// about waits, to the agent
     pub lines: Lines,
+    /// about requests of other hosts, to this proxy's own log
+    pub mesh_lines: Lines,
+    pub traces: Arc<Traces>,
     pub replays: Memory,
     pub tunnels: Tunnels,
     /// a draining machine has become empty
@@ -97,12 +101,15 @@ impl Shared {
         tls: Tls,
         life: Life,
         listening: Vec<(Key, OwnedFd)>,
+        workers: usize,
     ) -> (Arc<Shared>, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let shared = Shared {
             queues: Queues::default(),
             room: Room::new(settings.wire.queue_per_app_max, settings.wire.waiting_max),
             lines: Lines::default(),
+            mesh_lines: Lines::default(),
+            traces: Arc::new(Traces::new(workers, settings.wire.trace_mib_max)),
             mesh: Mesh::of(&settings),
             limits: Limits::new(&settings.wire),
             settings,

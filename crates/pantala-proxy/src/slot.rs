@@ -8,6 +8,7 @@ use pantala_wire::feed::ProxyLog;
 
 use crate::codes;
 use crate::handover::asking::Lent;
+use crate::ids::RequestId;
 use crate::mesh::Waking;
 use crate::mesh::guests::Guest;
 use crate::shared::Shared;
@@ -48,7 +49,7 @@ impl Slot {
     }
 
     /// The answer began and will not end; its client sees the connection end.
-    pub fn broke_off(&self) {
+    pub fn broke_off(&self, request: Option<RequestId>) {
         let machine = &self.target.machine;
         let (code, message) = match machine.gauge.epoch() == machine.epoch {
             true => ("PU02", "The app ended the connection in the middle of an answer."),
@@ -63,7 +64,7 @@ impl Slot {
             code: code.to_owned(),
             message: format!("{message} {advice}"),
             machine: machine.id.to_string(),
-            request_id: String::new(),
+            request_id: request.map_or_else(String::new, |id| id.text()),
         });
     }
 

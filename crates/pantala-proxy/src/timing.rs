@@ -82,6 +82,19 @@ impl Waited {
         self.0.iter().any(|us| *us > 0)
     }
 
+    /// Of one part of a wait, without what was there `before`.
+    pub fn since(&self, before: &Waited) -> Waited {
+        let mut waited = *self;
+        let sums = waited.0.iter_mut().zip(before.0);
+        sums.for_each(|(sum, us)| *sum = sum.saturating_sub(us));
+        waited
+    }
+
+    pub fn by_word(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        let sums = CAUSES.iter().zip(self.0);
+        sums.filter(|(_, us)| *us > 0).map(|((_, word, _), us)| (*word, us))
+    }
+
     fn parts(&self) -> impl Iterator<Item = (&'static str, &'static str, f64)> {
         let parts = CAUSES.iter().zip(self.0).filter(|(_, us)| *us > 0);
         parts.map(|((_, word, why), us)| (*word, *why, f64::from(us) / 1000.0))

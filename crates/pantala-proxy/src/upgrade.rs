@@ -16,6 +16,7 @@ use crate::body::OutBody;
 use crate::mesh::pool::Stream;
 use crate::shared::Shared;
 use crate::slot::Slot;
+use crate::trace::Answering;
 use crate::tunnels::Open;
 use crate::websocket::{Frames, close_frame};
 
@@ -24,14 +25,21 @@ const BUFFER: usize = 16 * 1024;
 /// Platform services have no machine; their tunnels end with the process.
 const NO_MACHINE: &str = "";
 
-/// Answers 101 and couples both sides once hyper has let go of them. The slot is held until then, and so is `road`: the share
-/// of a connection to another host.
+/// What a tunnel keeps until it ends.
+pub struct Held {
+    pub slot: Option<Slot>,
+    /// the share of a connection to another host
+    #[expect(dead_code, reason = "its end is what counts")]
+    pub road: Option<Stream>,
+    pub answering: Answering,
+}
+
+/// Answers 101 and couples both sides once hyper has let go of them.
 pub fn switch(
     shared: &Arc<Shared>,
     mut response: Response<Incoming>,
     client: OnUpgrade,
-    slot: Option<Slot>,
-    road: Option<Stream>,
+    held: Held,
 ) -> Response<OutBody> {
     let upstream = hyper::upgrade::on(&mut response);
     let token = response
@@ -40,16 +48,19 @@ pub fn switch(
         .and_then(|v| v.to_str().ok())
         .unwrap_or_default();
     let websocket = token.eq_ignore_ascii_case("websocket");
-    let machine: Arc<str> = slot
+    let machine: Arc<str> = held
+        .slot
         .as_ref()
         .map_or(NO_MACHINE.into(), |slot| slot.target.machine.id.clone());
     let ends = shared.tunnels.join(&machine);
     let open = Open::new(shared);
+    let mut held = held;
     tokio::task::spawn_local(async move {
         if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
             couple(client, upstream, ends, websocket).await;
+            held.answering.whole = true; // a tunnel has no other end than this
         }
-        drop((slot, road, open));
+        drop((held, open));
     });
     let (parts, _) = response.into_parts();
     Response::from_parts(parts, OutBody::Full(Full::default()))

@@ -320,6 +320,10 @@ pub enum AgentFrame {
     Undrain {
         machine: String,
     },
+    Trace {
+        id: u64,
+        request: String,
+    },
 }
 
 /// By hand, because a derived one would take every value of a tagged frame apart before it knows the frame's type.
@@ -349,6 +353,10 @@ impl<'de> Deserialize<'de> for AgentFrame {
             Undrain {
                 machine: String,
             },
+            Trace {
+                id: u64,
+                request: String,
+            },
         }
         let raw = Box::<RawValue>::deserialize(deserializer)?;
         let read = || -> serde_json::Result<AgentFrame> {
@@ -365,6 +373,7 @@ impl<'de> Deserialize<'de> for AgentFrame {
                 Small::WakeResult(result) => AgentFrame::WakeResult(result),
                 Small::Drain(drain) => AgentFrame::Drain(drain),
                 Small::Undrain { machine } => AgentFrame::Undrain { machine },
+                Small::Trace { id, request } => AgentFrame::Trace { id, request },
             })
         };
         read().map_err(D::Error::custom)
@@ -426,6 +435,59 @@ pub enum ProxyFrame {
         in_flight: u64,
     },
     Log(ProxyLog),
+    Traced {
+        id: u64,
+        since_ms: u64,
+        records: Vec<TraceRecord>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TraceRole {
+    Edge,
+    Worker,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TraceRecord {
+    pub role: TraceRole,
+    pub outcome: String,
+    pub began_us: u64,
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub code: String,
+    #[serde(default)]
+    pub status: u16,
+    #[serde(default)]
+    pub app: String,
+    #[serde(default)]
+    pub machine: String,
+    #[serde(default)]
+    pub node: String,
+    #[serde(default)]
+    pub region: String,
+    #[serde(default)]
+    pub attempt: u8,
+    #[serde(default)]
+    pub replays: u8,
+    #[serde(default)]
+    pub from_us: u32,
+    #[serde(default)]
+    pub choose_us: u32,
+    #[serde(default)]
+    pub waited_us: BTreeMap<String, u32>,
+    #[serde(default)]
+    pub connect_us: u32,
+    #[serde(default)]
+    pub reused: bool,
+    #[serde(default)]
+    pub answer_us: u32,
+    #[serde(default)]
+    pub body_us: Option<u32>,
+    #[serde(default)]
+    pub cut: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -522,6 +584,10 @@ fn replay_body_bytes_max() -> usize {
     1024 * 1024
 }
 
+fn trace_mib_max() -> usize {
+    32
+}
+
 fn drain_max_ms() -> u64 {
     3_600_000
 }
@@ -590,4 +656,6 @@ pub struct ProxySettings {
     pub handshakes_per_name_per_s_max: u32,
     #[serde(default = "replay_body_bytes_max")]
     pub replay_body_bytes_max: usize,
+    #[serde(default = "trace_mib_max")]
+    pub trace_mib_max: usize,
 }

@@ -26,7 +26,8 @@ use crate::respond::Refusal;
 use crate::select::{ADVICE, Selection};
 use crate::service::Worker;
 use crate::slot::Slot;
-use crate::{headers, raw};
+use crate::trace::{Outcome, Role, Trail};
+use crate::{headers, log, raw};
 
 /// Kept connections that the app had closed, in a row, before a request counts as lost.
 const STALE_MAX: u32 = 4;
@@ -120,6 +121,7 @@ async fn answer(
     mut request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Refused> {
     let selection = Selection::of_peer(&worker.shared, &count.node, &call);
+    let trail = headers::request_id(request.headers()).map(|id| Trail::begin(id, Role::Worker));
     match kind {
         Kind::Tcp => tunnel(count, selection, hyper::upgrade::on(&mut request)).await,
         Kind::Upgrade(switch) => {
@@ -133,7 +135,7 @@ async fn answer(
             parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             parts.headers.insert(UPGRADE, token);
             drop(body); // an upgrade has none; what comes later belongs to the tunnel
-            let exchange = Exchange::new(worker, call.client, parts, ClientBody::none(), Some(client));
+            let exchange = Exchange::new(worker, call.client, parts, ClientBody::none(), Some(client), trail);
             exchange_with_app(count, selection, exchange, Some(switch)).await
         }
         _ => {
@@ -145,6 +147,7 @@ async fn answer(
                 parts,
                 ClientBody::new(body, worker.shared.settings.wire.replay_body_bytes_max),
                 None,
+                trail,
             );
             exchange_with_app(count, selection, exchange, None).await
         }
@@ -166,7 +169,15 @@ async fn exchange_with_app(
 ) -> Result<Response<OutBody>, Refused> {
     let (mut stale, mut fresh) = (0, switch.is_some());
     loop {
-        let slot = take(&mut selection).await?;
+        let before = selection.waited;
+        let taken = take(&mut selection).await;
+        exchange.span.chosen(selection.waited.since(&before));
+        let slot = taken.inspect_err(|refused| {
+            let machine = selection.asked_for();
+            let outcome = Outcome::Turned(refused.reason);
+            exchange.span.turned(machine.as_ref(), outcome, &refused.refusal);
+            tell(count, &exchange, refused);
+        })?;
         let machine = slot.target.machine.clone();
         match exchange.here(slot, fresh, Some(selection.reach_by)).await {
             Ok(response) => {
@@ -179,17 +190,41 @@ async fn exchange_with_app(
             Err(failed)
                 if failed.fault == Fault::Stale && exchange.body.state() != retry::Body::Lost && stale < STALE_MAX =>
             {
+                exchange.span.failed(&machine, &failed);
                 (stale, fresh) = (stale + 1, true);
             }
             Err(failed) => {
                 let reached = matches!(failed.fault, Fault::Died | Fault::Stale);
                 let reason = if reached { Reason::Died } else { Reason::Connect };
-                return Err(Refused {
+                exchange.span.failed(&machine, &failed);
+                let refused = Refused {
                     reason,
                     refusal: failed.refusal,
-                });
+                };
+                tell(count, &exchange, &refused);
+                return Err(refused);
             }
         }
+    }
+}
+
+/// To this host's own log, as far as a flood leaves room: the app's log has it from the edge.
+fn tell(count: &Count, exchange: &Exchange, refused: &Refused) {
+    if let Some(request) = exchange.span.id()
+        && exchange.shared.mesh_lines.take()
+    {
+        let (reason, refusal) = (refused.reason.word(), &refused.refusal);
+        log::info(
+            "request turned away",
+            &[
+                ("app", &refusal.app),
+                ("machine", &refusal.machine),
+                ("code", &refusal.code),
+                ("reason", &reason),
+                ("from", &count.node),
+                ("request_id", &request),
+            ],
+        );
     }
 }
 
