@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -66,12 +67,19 @@ def find(name: str) -> str | None:
 
 @contextmanager
 def running(name: str, index: int, work: Path, authority: Authority) -> Generator[Peer]:
+    with running_as(name, SETUPS[name], index, work, authority) as peer:
+        yield peer
+
+
+@contextmanager
+def running_as(
+    name: str, command_of: Callable[[Setup], list[str]], index: int, work: Path, authority: Authority
+) -> Generator[Peer]:
     folder = work / name
     folder.mkdir(mode=0o755)
     issued = authority.issue(NAME)
     setup = Setup(address=f"127.0.4.{index}", folder=folder, chain_pem=issued.chain_pem, key_pem=issued.key_pem)
-    command = SETUPS[name](setup)
-    with started(command, core=PROXY_CORE, log=folder / "log") as pid:
+    with started(command_of(setup), core=PROXY_CORE, log=folder / "log") as pid:
         yield Peer(name=name, address=setup.address, pid=pid)
 
 
@@ -223,7 +231,8 @@ def _traefik(setup: Setup) -> list[str]:
     return [find("traefik") or "traefik", f"--configFile={path}"]
 
 
-def _pantala(setup: Setup) -> list[str]:
+def pantala(setup: Setup, **changes: Any) -> list[str]:
+    """`changes`: fields of `ProxySettings`."""
     settings = ProxySettings(
         node="n1",
         region="iad",
@@ -239,6 +248,7 @@ def _pantala(setup: Setup) -> list[str]:
         handshakes_per_range_per_s_max=0,
         handshakes_per_name_per_s_max=0,
     )
+    settings = msgspec.structs.replace(settings, **changes)
     rows = [*routes("bench", NAME), certificate_row(setup)]
     setup.file("settings.json", msgspec.json.encode(settings).decode())
     setup.file("snapshot-0.json", msgspec.json.encode({"revision": 1, "rows": rows}).decode())
@@ -272,7 +282,7 @@ def routes(app_name: str, host: str, *, address: str = APP_ADDRESS, node: str = 
 
 
 SETUPS: dict[str, Callable[[Setup], list[str]]] = {
-    "pantala": _pantala,
+    "pantala": pantala,
     "haproxy": _haproxy,
     "nginx": _nginx,
     "caddy": _caddy,

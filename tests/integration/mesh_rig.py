@@ -26,7 +26,7 @@ from proxy_rig import (
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until
 from pantala.testing.ports import free_port
-from pantala.wire.feed import FeedRow, MemberRow, MeshSettings, NodeRow
+from pantala.wire.feed import FeedRow, MemberRow, MeshSettings, NodeRow, ProxyFrame, Wake, WakeResult
 
 HOST = "web.apps.test"
 NAME_OF_NODES = "node.pantala.internal"
@@ -199,7 +199,32 @@ async def distance(to: Host, address: str, round_trip_s: float) -> AsyncGenerato
         await asyncio.gather(*(end.wait_closed() for end in ends), return_exceptions=True)
 
 
-# -- apps and clients --------------------------------------------------------------------------------------------
+# -- agents, apps and clients -------------------------------------------------------------------------------------
+
+
+class Waker:
+    """The agent of a host: starts the app and says so when it is told to, or refuses."""
+
+    def __init__(self, host: Host, port: int, **result: Any) -> None:
+        self.host, self.port, self.result = host, port, result
+        self.ready = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        host.rig.agent.on_frame = self.on_frame
+
+    async def on_frame(self, frame: ProxyFrame) -> None:
+        if isinstance(frame, Wake):
+            task = asyncio.create_task(self._wake(frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _wake(self, wake: Wake) -> None:
+        await self.ready.wait()
+        if self.result:
+            result = WakeResult(id=wake.id, machine=wake.machine, ok=False, **self.result)
+        else:
+            await self.host.rig.backend(wake.machine, self.host.machines, self.port)
+            result = WakeResult(id=wake.id, machine=wake.machine, ok=True, ip4=self.host.machines)
+        await self.host.rig.agent.send(result)
 
 
 class Gate:

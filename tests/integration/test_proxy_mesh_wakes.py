@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mesh_rig import HOST, Cluster, Host, cluster
+from mesh_rig import HOST, Cluster, Host, Waker, cluster
 
 from pantala.testing.poll import until
 from pantala.testing.ports import free_port
-from pantala.wire.feed import ProxyFrame, Wake, WakeResult
+from pantala.wire.feed import Wake
 from pantala.wire.machine import Concurrency
 
 pytestmark = pytest.mark.anyio
@@ -26,31 +25,6 @@ async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 def wakes_of(host: Host) -> list[Wake]:
     return [frame for frame in host.rig.agent.frames if isinstance(frame, Wake)]
-
-
-class Waker:
-    """The agent of a host: starts the app and says so when it is told to, or refuses."""
-
-    def __init__(self, host: Host, port: int, **result: Any) -> None:
-        self.host, self.port, self.result = host, port, result
-        self.ready = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        host.rig.agent.on_frame = self.on_frame
-
-    async def on_frame(self, frame: ProxyFrame) -> None:
-        if isinstance(frame, Wake):
-            task = asyncio.create_task(self._wake(frame))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _wake(self, wake: Wake) -> None:
-        await self.ready.wait()
-        if self.result:
-            result = WakeResult(id=wake.id, machine=wake.machine, ok=False, **self.result)
-        else:
-            await self.host.rig.backend(wake.machine, self.host.machines, self.port)
-            result = WakeResult(id=wake.id, machine=wake.machine, ok=True, ip4=self.host.machines)
-        await self.host.rig.agent.send(result)
 
 
 async def served(host: Host, number: int) -> None:

@@ -284,9 +284,10 @@ pub struct Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.answering.whole |= self.incoming.is_end_stream();
-        if let (Some(lease), true) = (self.lease.take(), self.incoming.is_end_stream()) {
-            lease.give_back();
+        let whole = self.incoming.is_end_stream();
+        let now = self.answering.over(whole);
+        if let (Some(lease), true) = (self.lease.take(), whole) {
+            lease.give_back(now);
         }
     }
 }
@@ -305,9 +306,9 @@ impl Body for OutBody {
                     slot.broke_off(upstream.answering.id);
                 }
                 if frame.is_none() {
-                    upstream.answering.whole = true;
+                    let now = upstream.answering.over(true);
                     if let Some(lease) = upstream.lease.take() {
-                        lease.give_back();
+                        lease.give_back(now);
                     }
                     (upstream.slot, upstream.road) = (None, None);
                 }

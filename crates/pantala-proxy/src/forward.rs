@@ -281,7 +281,7 @@ impl Exchange {
         fresh: bool,
         by: Option<Instant>,
     ) -> Result<Response<OutBody>, Failed> {
-        let connected = self.pool.connect(route, fresh, by).await;
+        let connected = self.pool.connect(route, fresh, self.span.now(), by).await;
         self.span.connected(connected.as_ref().is_ok_and(|lease| lease.reused));
         let mut lease = match connected {
             Ok(lease) => lease,

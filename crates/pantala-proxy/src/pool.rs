@@ -56,8 +56,8 @@ struct Idle {
 }
 
 impl Idle {
-    fn usable(&self) -> bool {
-        self.since.elapsed() < KEPT_FOR && !self.sender.is_closed() && self.route.current()
+    fn usable(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < KEPT_FOR && !self.sender.is_closed() && self.route.current()
     }
 }
 
@@ -101,7 +101,7 @@ impl Lease {
     }
 
     /// Its answer has been read to the end.
-    pub fn give_back(self) {
+    pub fn give_back(self, now: Instant) {
         let Sender::Alone(sender) = self.sender else { return };
         // The body that nobody asked for would come next on this connection.
         if self.asked.as_ref().is_some_and(|asked| !asked.was_open()) {
@@ -114,7 +114,7 @@ impl Lease {
                 kept.push_back(Idle {
                     sender,
                     route: self.route,
-                    since: Instant::now(),
+                    since: now,
                 });
             }
         }
@@ -162,16 +162,17 @@ impl Pool {
         self: &Rc<Self>,
         route: &Route,
         fresh: bool,
+        now: Instant,
         by: Option<Instant>,
     ) -> Result<Lease, ConnectError> {
-        let limit = Instant::now() + CONNECT_TIMEOUT;
+        let limit = now + CONNECT_TIMEOUT;
         let limit = by.map_or(limit, |by| by.min(limit));
         if route.h2 {
             let (stream, reused) = self.h2c.stream(route, fresh, limit).await?;
             return Ok(self.lease(Sender::Shared(stream), reused, route));
         }
         while let Some(mut idle) = (!fresh && route.pooled).then(|| self.take(route)).flatten() {
-            if idle.usable() && idle.sender.ready().await.is_ok() {
+            if idle.usable(now) && idle.sender.ready().await.is_ok() {
                 return Ok(self.lease(Sender::Alone(idle.sender), true, route));
             }
         }
@@ -203,8 +204,9 @@ impl Pool {
 
     /// Closes what is old or leads to a machine that moved on or drains.
     pub fn sweep(&self) {
+        let now = Instant::now();
         self.idle.borrow_mut().retain(|_, kept| {
-            kept.retain(Idle::usable);
+            kept.retain(|idle| idle.usable(now));
             !kept.is_empty()
         });
         self.h2c.sweep();

@@ -15,10 +15,11 @@ use pantala_wire::feed::ProxyLog;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::accept::KEEPALIVE;
 use crate::headers::Client;
+use crate::ids::RequestId;
 use crate::mesh::edge;
 use crate::mesh::pool::Stream;
 use crate::pool::ConnectError;
@@ -27,15 +28,15 @@ use crate::select::Selection;
 use crate::service::Worker;
 use crate::shared::Shared;
 use crate::slot::Slot;
-use crate::{ids, timing};
+use crate::timing;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = pantala_route::retry::ATTEMPTS_MAX;
 
 pub async fn carry<S: AsyncRead + AsyncWrite + Unpin>(worker: &Rc<Worker>, client: Client, way: &Way, mut stream: S) {
     let shared = &worker.shared;
-    let id = ids::request_id(&shared.settings.wire.region);
-    let mut selection = Selection::new(shared, &way.app.name, way.port);
+    let id = RequestId::new(&shared.settings.wire.region).text();
+    let mut selection = Selection::new(shared, &way.app.name, way.port, Instant::now());
     let refusal = match connect(worker, &mut selection, &client).await {
         Ok((slot, mut upstream)) => {
             timing::connected(shared, &selection.waited, &slot.target.machine, &id);

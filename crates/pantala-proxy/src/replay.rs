@@ -237,7 +237,7 @@ impl<'a> Journey<'a> {
     }
 
     fn delivery(&self, app: Arc<App>, wishes: Wishes, by: By) -> Delivery {
-        let selection = Selection::new(&self.exchange.shared, &app.name, self.port).with_wishes(wishes);
+        let selection = Selection::new(&self.exchange.shared, &app.name, self.port, Instant::now()).with_wishes(wishes);
         Delivery { app, selection, by }
     }
 

@@ -107,9 +107,9 @@ impl Knowledge for Selection {
 }
 
 impl Selection {
-    pub fn new(shared: &Arc<Shared>, app: &Arc<str>, port: u16) -> Selection {
+    pub fn new(shared: &Arc<Shared>, app: &Arc<str>, port: u16, now: Instant) -> Selection {
         let limit = Duration::from_millis(shared.settings.wire.wake_timeout_ms);
-        Selection::of(shared, app.clone(), port, Scope::Client, limit)
+        Selection::of(shared, app.clone(), port, Scope::Client, now + limit)
     }
 
     pub fn of_peer(shared: &Arc<Shared>, node: &Arc<str>, call: &Call) -> Selection {
@@ -120,7 +120,13 @@ impl Selection {
             only: call.only,
         };
         let limit = Duration::from_millis(call.deadline_ms.min(shared.settings.wire.wake_timeout_ms));
-        Selection::of(shared, call.app.as_str().into(), call.port, scope, limit)
+        Selection::of(
+            shared,
+            call.app.as_str().into(),
+            call.port,
+            scope,
+            Instant::now() + limit,
+        )
     }
 
     /// Of the process that this one replaces: like another host's edge.
@@ -132,10 +138,10 @@ impl Selection {
             only: want.only,
         };
         let limit = Duration::from_millis(want.deadline_ms.min(shared.settings.wire.wake_timeout_ms));
-        Selection::of(shared, want.app.as_str().into(), want.port, scope, limit)
+        Selection::of(shared, want.app.as_str().into(), want.port, scope, Instant::now() + limit)
     }
 
-    fn of(shared: &Arc<Shared>, app: Arc<str>, port: u16, scope: Scope, limit: Duration) -> Selection {
+    fn of(shared: &Arc<Shared>, app: Arc<str>, port: u16, scope: Scope, reach_by: Instant) -> Selection {
         Selection {
             shared: shared.clone(),
             app,
@@ -150,7 +156,7 @@ impl Selection {
             asleep: Vec::new(),
             wakes_joined: 0,
             pause: PAUSE_FIRST,
-            reach_by: Instant::now() + limit,
+            reach_by,
             queue_by: None,
             refusing_by: None,
             last_failure: None,

@@ -179,7 +179,7 @@ async fn answer(
         }
     };
     let mut exchange = prepare(worker, client, named, &checked, parts, body, on_upgrade);
-    let mut selection = Selection::new(shared, &app.name, port).with_wishes(wishes);
+    let mut selection = Selection::new(shared, &app.name, port, named.trail.began).with_wishes(wishes);
     let mut bypassed = false;
     if let Some((asked, found)) = recall(shared, &app, port, &checked, &exchange) {
         bypassed = found.allow_bypass && remember::skips(&exchange.parts.headers);

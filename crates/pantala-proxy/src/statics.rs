@@ -10,6 +10,8 @@ use hyper::{Method, Request, Response, Uri};
 use pantala_wire::feed::Static;
 use pantala_wire::guest::{STATICS_MISSING, STATICS_PORT};
 
+use tokio::time::Instant;
+
 use crate::body::{AttemptBody, ClientBody};
 use crate::pool::{Lease, Pool, Route};
 use crate::slot::Slot;
@@ -34,12 +36,12 @@ pub async fn fetch(pool: &std::rc::Rc<Pool>, route: &Route, parts: &Parts) -> Op
     };
     // A kept connection may have ended with the machine's patience; files are asked for again at no risk.
     for fresh in [false, true] {
-        let mut lease = pool.connect(&route, fresh, None).await.ok()?;
+        let mut lease = pool.connect(&route, fresh, Instant::now(), None).await.ok()?;
         let reused = lease.reused;
         match lease.send(request(parts), None).await {
             Ok(response) if response.headers().contains_key(STATICS_MISSING) => {
                 if response.body().is_end_stream() {
-                    lease.give_back();
+                    lease.give_back(Instant::now());
                 }
                 return None;
             }

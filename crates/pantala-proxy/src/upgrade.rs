@@ -58,7 +58,7 @@ pub fn switch(
     tokio::task::spawn_local(async move {
         if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
             couple(client, upstream, ends, websocket).await;
-            held.answering.whole = true; // a tunnel has no other end than this
+            held.answering.over(true); // a tunnel has no other end than this
         }
         drop((held, open));
     });

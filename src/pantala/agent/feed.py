@@ -18,8 +18,9 @@ import structlog
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from pantala.agent.context import DrainResult
+from pantala.errors import TransientError
 from pantala.kit.clock import Clock
-from pantala.wire import feed
+from pantala.wire import feed, node
 
 log = structlog.get_logger()
 
@@ -28,6 +29,8 @@ ROWS_PER_FRAME = 500
 LINE_BYTES_MAX = 4 * 1024 * 1024
 WAKES_AT_ONCE_MAX = 256
 LOAD_STALE_S = 5.0
+TRACE_WITHIN_S = 2.0
+TRACES_AT_ONCE_MAX = 4
 
 WORST_FIRST: tuple[DrainResult, ...] = ("busy", "deadline", "no_proxy")
 
@@ -46,6 +49,7 @@ class _Connection:
         self.loads: dict[str, feed.MachineLoad] = {}
         self.loads_at = -1e9
         self.drains: dict[int, _Drain] = {}
+        self.traces: dict[int, _Trace] = {}
         self.scope = anyio.CancelScope()
         self.wakes = anyio.CapacityLimiter(WAKES_AT_ONCE_MAX)
 
@@ -69,6 +73,18 @@ class _Drain:
         self.done.set()
 
 
+class _Trace:
+    """The answer, None from a proxy that went away."""
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.answer: feed.Traced | None = None
+
+    def finish(self, answer: feed.Traced | None) -> None:
+        self.answer = answer
+        self.done.set()
+
+
 class Feed:
     """`snapshot` gives the revision and all rows; `push` is called with each change after it, in order."""
 
@@ -83,6 +99,8 @@ class Feed:
         self._connections: dict[int, _Connection] = {}
         self._numbers = 0
         self._drain_ids = 0
+        self._trace_ids = 0
+        self._traces = anyio.CapacityLimiter(TRACES_AT_ONCE_MAX)
         self.set_aside: set[str] = set()
 
     async def serve(self, path: Path, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -160,6 +178,32 @@ class Feed:
             idle_ms=min(load.idle_ms for load in said),
         )
 
+    async def trace(self, request: str) -> node.HostTrace:
+        """What all proxies know of a request together. Raises TransientError when none of them answers."""
+        async with self._traces:
+            found = await self._ask_for(request)
+        if not found:
+            raise TransientError("the proxy of this host does not say what it knows of requests")
+        records = [record for answer in found for record in answer.records]
+        # While one proxy replaces another, each has the requests that it served.
+        return node.HostTrace(since_ms=min(answer.since_ms for answer in found), records=records)
+
+    async def _ask_for(self, request: str) -> list[feed.Traced]:
+        waits: list[tuple[_Connection, int, _Trace]] = []
+        for connection in self._connections.values():
+            self._trace_ids += 1
+            trace = connection.traces[self._trace_ids] = _Trace()
+            waits.append((connection, self._trace_ids, trace))
+            connection.send(feed.Trace(id=self._trace_ids, request=request))
+        try:
+            with anyio.move_on_after(TRACE_WITHIN_S):
+                for _, _, trace in waits:
+                    await trace.done.wait()
+        finally:
+            for connection, number, _ in waits:
+                connection.traces.pop(number, None)
+        return [trace.answer for _, _, trace in waits if trace.answer is not None]
+
     # -- one proxy -----------------------------------------------------------------------------------------------------
 
     async def _serve_one(self, stream: anyio.abc.ByteStream) -> None:
@@ -181,6 +225,8 @@ class Feed:
             self._connections.pop(connection.number, None)
             for drain in connection.drains.values():
                 drain.finish("no_proxy")
+            for trace in connection.traces.values():
+                trace.finish(None)
             connection.outgoing.close()
             connection.waiting.close()
             log.info("proxy disconnected", connection=connection.number)
@@ -236,6 +282,9 @@ class Feed:
             case feed.Drained():
                 if (drain := connection.drains.pop(frame.id, None)) is not None:
                     drain.finish(frame.result)
+            case feed.Traced():
+                if (trace := connection.traces.pop(frame.id, None)) is not None:
+                    trace.finish(frame)
             case feed.ProxyLog():
                 tasks.start_soon(self._on_log, frame)
         return True

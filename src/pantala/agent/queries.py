@@ -26,6 +26,7 @@ EVENTS_SHOWN = 20
 VERSION = metadata.version("pantala")
 """Read once: it is parsed from files."""
 
+Trace = Callable[[str], Awaitable[node.HostTrace]]
 ReadLines = Callable[[node.ReadLogs], Awaitable[list[LogLine]]]
 
 
@@ -35,6 +36,7 @@ class Queries:
         host: Host,
         *,
         read_logs: ReadLines,
+        trace: Trace,
         state_dir: Path,
         zone: str,
         cpu: Callable[[str], MachineCPU | None] = lambda machine_id: None,
@@ -42,6 +44,7 @@ class Queries:
         self._host = host
         self._cpu = cpu
         self._read_logs = read_logs
+        self._trace = trace
         self._state_dir = state_dir
         self._zone = zone
 
@@ -63,6 +66,8 @@ class Queries:
                 return await self._processes(request.machine_id)
             case node.ReadLogs():
                 return await self._read_logs(request)
+            case node.TraceRequest():
+                return await self._trace(request.request)
             case node.GetNode():
                 return self.node()
             case _:

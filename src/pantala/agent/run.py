@@ -174,7 +174,14 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         ]
 
     governor = Governor(driver, clock, subjects=lambda: _subjects(host), file=settings.run_dir / "cpu-balances.json")
-    queries = Queries(host, read_logs=read_logs, state_dir=settings.state_dir, zone=settings.zone, cpu=governor.shown)
+    queries = Queries(
+        host,
+        read_logs=read_logs,
+        trace=proxy.trace,
+        state_dir=settings.state_dir,
+        zone=settings.zone,
+        cpu=governor.shown,
+    )
     sentence = await host.adopt()
     log.info("machines adopted", node=settings.node, summary=sentence)
     said = _node_row(settings, queries.node(), signer.verify_key)

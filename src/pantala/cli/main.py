@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "deploy": ("deploy:deploy", "Build and release the app of this directory"),
     "status": ("status:status", "Show an app and its machines"),
     "logs": ("logs:logs", "Show and follow an app's log"),
+    "trace": ("trace:trace", "Show where a request was and how long each step took"),
     "open": ("apps:open_app", "Print (and open) the app's address"),
     "apps": ("apps:apps", "Create, list and destroy apps"),
     "machine": ("machine:machine", "Run, list, start, stop and destroy machines"),

@@ -28,6 +28,7 @@ from pantala.wire.certificates import (
     CertificateSummary,
 )
 from pantala.wire.machine import Event, Machine
+from pantala.wire.trace import RequestTrace
 
 T = TypeVar("T")
 
@@ -264,6 +265,9 @@ class ApiClient:
         async with self._stream("GET", f"/v1/apps/{app}/logs", params=params) as lines:
             async for line in lines:
                 yield msgspec.json.decode(line, type=api.LogLine)
+
+    async def trace(self, request_id: str) -> RequestTrace:
+        return await self._call("GET", f"/v1/traces/{quote(request_id, safe='')}", RequestTrace)
 
     async def build(self, app: str, context: Path, options: api.BuildOptions) -> AsyncGenerator[api.BuildEvent]:
         """Upload a context (tar.gz) and follow its build."""

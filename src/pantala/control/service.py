@@ -49,6 +49,7 @@ from pantala.control.replays import Replays
 from pantala.control.secrets import Secrets
 from pantala.control.sweep import Sweep
 from pantala.control.ticket_keys import TicketKeys
+from pantala.control.traces import Traces
 from pantala.kit import ids
 from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock
@@ -128,6 +129,7 @@ class Control:
         self.operations = Operations(context, self.access, self.machines, self.projection)
         self.releases = Releases(context, self.access)
         self.logs = Logs(context, self.access)
+        self.traces = Traces(context, self.access)
         self.platform = Platform(self.nodes)
         self.builds = Builds(
             context, self.access, self.images, builder, folder=state_dir / "builds", bounds=bounds or Bounds()

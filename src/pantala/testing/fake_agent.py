@@ -39,7 +39,7 @@ from pantala.kit.clock import Clock, SystemClock, rfc3339, unix_ms
 from pantala.kit.sealing import Opener
 from pantala.wire import node as wire
 from pantala.wire.api import Lease, ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
-from pantala.wire.feed import MachineRow
+from pantala.wire.feed import MachineRow, TraceRecord
 from pantala.wire.machine import (
     CheckStatus,
     Event,
@@ -123,6 +123,8 @@ class FakeAgent:
         self.machines: dict[str, FakeMachine] = {}
         self.calls: list[wire.NodeRequest] = []
         self.logs: list[LogLine] = []
+        self.traces: dict[str, list[TraceRecord]] = {}
+        self.traces_since_ms = 0
         self.secret_versions: dict[str, int] = {}
         self.silent = False
         self.lose_answers = False
@@ -234,6 +236,8 @@ class FakeAgent:
                 return self._processes(self._machine(request.machine_id))
             case wire.ReadLogs():
                 return self._read_logs(request)
+            case wire.TraceRequest():
+                return wire.HostTrace(since_ms=self.traces_since_ms, records=self.traces.get(request.request, []))
             case wire.GetNode():
                 return self.info()
 

@@ -240,7 +240,14 @@ class Undrain(_Frame, tag="undrain", frozen=True, kw_only=True):
     machine: str
 
 
-AgentFrame = AgentHello | Snapshot | Delta | WakeResult | Drain | Undrain
+class Trace(_Frame, tag="trace", frozen=True, kw_only=True):
+    """What does the proxy know of this request? Answered by `traced` with the same id; not by older proxies."""
+
+    id: int
+    request: str
+
+
+AgentFrame = AgentHello | Snapshot | Delta | WakeResult | Drain | Undrain | Trace
 
 # -- proxy to agent ----------------------------------------------------------------------------------------------
 
@@ -298,7 +305,48 @@ class ProxyLog(_Frame, tag="log", frozen=True, kw_only=True):
     request_id: str = ""
 
 
-ProxyFrame = ProxyHello | Applied | Wake | Load | Drained | ProxyLog
+class TraceRecord(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
+    """One try of a request, with times in µs. `role`: edge, where its client is connected, or worker, on the host of
+    the machine. `outcome`: answered, failed (`reason`: connect, not_sent, stale, died), turned (the host did not take it;
+    `reason` in the mesh's words), or refused: the request as a whole, when nobody answered it. `attempt` counts from 1,
+    0 is about no try; `replays`: how many apps have sent it on before. `node` and `region` are the machine's.
+
+    `began_us`: since 1970 by that host's clock, when the request came there; `from_us`: from then until this try.
+    In order: `choose_us` until a machine had a slot, with what of it were waits (`waited_us`, by cause; of refused:
+    all waits), `connect_us` (`reused`: a kept connection), `answer_us` until the head of the answer, at the edge with
+    the way through the mesh; `body_us` until the answer was over, null while it is not; `cut`: it broke off."""
+
+    role: Literal["edge", "worker"]
+    outcome: str
+    began_us: int
+    reason: str = ""
+    code: str = ""
+    status: int = 0
+    app: str = ""
+    machine: str = ""
+    node: str = ""
+    region: str = ""
+    attempt: int = 0
+    replays: int = 0
+    from_us: int = 0
+    choose_us: int = 0
+    waited_us: dict[str, int] = {}
+    connect_us: int = 0
+    reused: bool = False
+    answer_us: int = 0
+    body_us: int | None = None
+    cut: bool = False
+
+
+class Traced(_Frame, tag="traced", frozen=True, kw_only=True):
+    """Tries in order. No record that was written after `since_ms` (since 1970) is missing."""
+
+    id: int
+    since_ms: int
+    records: list[TraceRecord] = []
+
+
+ProxyFrame = ProxyHello | Applied | Wake | Load | Drained | ProxyLog | Traced
 
 
 # -- settings ----------------------------------------------------------------------------------------------------
@@ -345,7 +393,8 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     `entry_listen`: `ip:port` where the firewall brings connections to every other port and address (IP_TRANSPARENT).
     `handshakes_max`: TLS handshakes at once; those per second count for each /24 or /64 of clients and for each name
     (0: no limit).
-    `replay_body_bytes_max`: what of a request's body is kept, so that it can be sent again or be replayed."""
+    `replay_body_bytes_max`: what of a request's body is kept, so that it can be sent again or be replayed.
+    `trace_mib_max`: memory for records of requests, which are kept for ten minutes at most (0: none are)."""
 
     node: str
     region: str
@@ -371,3 +420,4 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     handshakes_per_range_per_s_max: int = 500
     handshakes_per_name_per_s_max: int = 1_000
     replay_body_bytes_max: int = 1024 * 1024
+    trace_mib_max: int = 32

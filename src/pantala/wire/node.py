@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pantala.wire.api import Lease, LogLine, MachineVersion, ProcessStat, WaitResponse
+from pantala.wire.feed import TraceRecord
 from pantala.wire.machine import Event, ImageRef, Machine, MachineConfig
 
 
@@ -223,6 +224,12 @@ class ReadLogs(_Request, tag="logs", frozen=True, kw_only=True):
     limit: int = 100
 
 
+class TraceRequest(_Request, tag="trace", frozen=True, kw_only=True):
+    """What this host's proxy knows of a request, by its id."""
+
+    request: str
+
+
 class GetNode(_Request, tag="node", frozen=True, kw_only=True):
     pass
 
@@ -252,6 +259,7 @@ NodeRequest = (
     | ListVersions
     | ListProcesses
     | ReadLogs
+    | TraceRequest
     | GetNode
 )
 MUTATIONS = (
@@ -306,6 +314,13 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False
 
 
+class HostTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """Tries in order; no record written after `since_ms` is missing."""
+
+    since_ms: int
+    records: list[TraceRecord]
+
+
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Capacity and free resources in MiB and whole CPUs; `sealing_key` is base64 of an X25519 public key."""
 
@@ -348,5 +363,6 @@ RESULTS: dict[type, Any] = {
     ListVersions: list[MachineVersion],
     ListProcesses: list[ProcessStat],
     ReadLogs: list[LogLine],
+    TraceRequest: HostTrace,
     GetNode: NodeInfo,
 }

@@ -167,11 +167,14 @@ impl Span {
 
     /// A machine has a slot, or none will have; `waited` for it by this try alone.
     pub fn chosen(&mut self, waited: Waited) {
-        if self.recorder.is_some() {
-            self.chosen = Instant::now();
-            (self.sent, self.reused) = (self.chosen, true);
-            self.waited = waited;
-        }
+        self.chosen = Instant::now();
+        (self.sent, self.reused) = (self.chosen, true);
+        self.waited = waited;
+    }
+
+    /// A moment ago: when a machine was chosen, the last time that the clock was read.
+    pub fn now(&self) -> Instant {
+        self.chosen
     }
 
     /// There is a connection.
@@ -192,7 +195,6 @@ impl Span {
         let mut answering = Answering {
             id: self.trail.map(|trail| trail.id),
             kept: None,
-            whole: false,
         };
         if let Some((record, now)) = self.record(machine, Outcome::Answered)
             && let Some(recorder) = &self.recorder
@@ -239,15 +241,24 @@ impl Span {
 pub struct Answering {
     pub id: Option<RequestId>,
     kept: Option<(Rc<Recorder>, Place, Instant)>,
-    /// all of it has come
-    pub whole: bool,
+}
+
+impl Answering {
+    /// `whole`: all of it has come. What is said first holds. Answers with the present moment, which the caller needs too.
+    pub fn over(&mut self, whole: bool) -> Instant {
+        let now = Instant::now();
+        if let Some((recorder, place, head)) = self.kept.take() {
+            let body_us = short(head, now);
+            recorder.ring.change(place, |record| record.ended(body_us, !whole));
+        }
+        now
+    }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        if let Some((recorder, place, head)) = &self.kept {
-            let (body_us, cut) = (short(*head, Instant::now()), !self.whole);
-            recorder.ring.change(*place, |record| record.ended(body_us, cut));
+        if self.kept.is_some() {
+            self.over(false);
         }
     }
 }

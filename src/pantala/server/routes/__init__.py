@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from pantala.server.endpoint import Endpoint
-from pantala.server.routes import accounts, addresses, apps, builds, certificates, hosts, machines, platform, releases
+from pantala.server.routes import (
+    accounts,
+    addresses,
+    apps,
+    builds,
+    certificates,
+    hosts,
+    machines,
+    platform,
+    releases,
+    traces,
+)
 
 
 def all_endpoints() -> list[Endpoint]:
@@ -15,6 +26,7 @@ def all_endpoints() -> list[Endpoint]:
         *certificates.ENDPOINTS,
         *addresses.ENDPOINTS,
         *builds.ENDPOINTS,
+        *traces.ENDPOINTS,
         *hosts.ENDPOINTS,
         *platform.ENDPOINTS,
     ]
