@@ -18,6 +18,7 @@ from pantala.agent.feed import ROWS_PER_FRAME, Feed
 from pantala.agent.idle import Idle
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import View
+from pantala.errors import TransientError
 from pantala.kit.clock import SystemClock
 from pantala.kit.sealing import Opener, b64, seal
 from pantala.testing.agent import RunningAgent, World, config, service
@@ -136,6 +137,50 @@ async def test_a_wake_is_answered_with_its_id_after_the_row_that_makes_it_ready(
         assert isinstance(await client.hear(), feed.Delta)
         result = await client.hear()
         assert (result.id, result.machine, result.ok, result.ip4) == (7, "m1", True, "2.5")
+
+
+async def test_a_request_is_asked_for_at_every_proxy(tmp_path: Path) -> None:
+    """While one replaces another, each has the requests that it served."""
+    rig = Rig()
+    with pytest.raises(TransientError):
+        await rig.feed.trace("01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    async with serving(rig.feed, tmp_path) as path, proxy(path) as old:
+        await old.hear(feed.Snapshot)
+        async with proxy(path) as new:
+            await new.hear(feed.Snapshot)
+            found: list[node.HostTrace] = []
+
+            async def ask() -> None:
+                found.append(await rig.feed.trace("01ARZ3NDEKTSV4RRFFQ69G5FAV"))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                for client, since_ms in ((old, 10), (new, 500)):
+                    asked = await client.hear(feed.Trace)
+                    assert asked.request == "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+                    record = feed.TraceRecord(role="edge", outcome="answered", began_us=since_ms)
+                    await client.say(feed.Traced(id=asked.id, since_ms=since_ms, records=[record]))
+            assert found[0].since_ms == 10
+            assert [record.began_us for record in found[0].records] == [10, 500]
+
+
+async def test_a_proxy_that_goes_away_does_not_hold_the_others_up(tmp_path: Path) -> None:
+    rig = Rig()
+    async with serving(rig.feed, tmp_path) as path, proxy(path) as stays:
+        await stays.hear(feed.Snapshot)
+        async with anyio.create_task_group() as tasks:
+            async with proxy(path) as goes:
+                await goes.hear(feed.Snapshot)
+                found: list[node.HostTrace] = []
+
+                async def ask() -> None:
+                    found.append(await rig.feed.trace("01ARZ3NDEKTSV4RRFFQ69G5FAV"))
+
+                tasks.start_soon(ask)
+                asked = await stays.hear(feed.Trace)
+                await goes.hear(feed.Trace)
+            await stays.say(feed.Traced(id=asked.id, since_ms=3))
+        assert found == [node.HostTrace(since_ms=3, records=[])]
 
 
 async def test_drain_asks_every_proxy_and_takes_the_worst_answer(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pantala.errors import InvalidRequest
-from pantala.kit import ids
+from pantala.kit import ids, request_ids
 from pantala.kit.sealing import Opener, Signer, seal, verify
 from pantala.kit.secret import Secret
 from pantala.kit.units import format_go_duration, parse_go_duration
@@ -63,3 +63,19 @@ def test_signatures_hold_for_their_data_only() -> None:
 )
 def test_bus_patterns(pattern: str, subject: str, does: bool) -> None:
     assert matches(pattern, subject) is does
+
+
+# -- request ids -------------------------------------------------------------------------------------------------------
+
+
+def test_request_ids_are_read_with_or_without_a_region() -> None:
+    ulid = ids.ulid(1_732_222_222_222)
+    assert request_ids.parse(ulid) == (ulid, "")
+    assert request_ids.parse(f" {ulid.lower()}-LHR\n") == (ulid, "lhr")
+    assert request_ids.made_at_ms(ulid) == 1_732_222_222_222
+
+
+@pytest.mark.parametrize("text", ["", "x", "8" + "Z" * 25, "0" * 25, "0" * 26 + "-", "0" * 26 + "-a_b", "0" * 25 + "I"])
+def test_what_is_no_request_id_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a request id"):
+        request_ids.parse(text)

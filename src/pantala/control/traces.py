@@ -15,7 +15,7 @@ import structlog
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
 from pantala.control.context import Context
-from pantala.errors import InvalidRequest, NotFound, PantalaError, TransientError, UserError
+from pantala.errors import NotFound, PantalaError, TransientError, UserError
 from pantala.kit import request_ids
 from pantala.store import hosts
 from pantala.store.records import NodeRecord
@@ -39,14 +39,7 @@ class Traces:
         self._access = access
 
     async def get(self, principal: Principal, text: str) -> RequestTrace:
-        parsed = request_ids.parse(text)
-        if parsed is None:
-            raise InvalidRequest(
-                "is not a request id: 26 digits and letters, then perhaps - and a region",
-                field="id",
-                hint="answers carry theirs in the header Fly-Request-Id",
-            )
-        ulid, region = parsed
+        ulid, region = request_ids.parse(text)
         nodes = {node.id: node for node in await self._context.db.read(hosts.list_nodes)}
         asked = _Asked(self._context, ulid)
         with anyio.move_on_after(ALL_WITHIN_S):

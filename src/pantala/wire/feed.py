@@ -307,9 +307,9 @@ class ProxyLog(_Frame, tag="log", frozen=True, kw_only=True):
 
 class TraceRecord(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
     """One try of a request, with times in µs. `role`: edge, where its client is connected, or worker, on the host of
-    the machine. `outcome`: answered, failed (`reason`: connect, not_sent, stale, died), turned (the host did not take it;
-    `reason` in the mesh's words), or refused: the request as a whole, when nobody answered it. `attempt` counts from 1,
-    0 is about no try; `replays`: how many apps have sent it on before. `node` and `region` are the machine's.
+    the machine. `outcome`: answered, failed (`reason`: connect, not_sent, stale, died), turned (the host did not take
+    it; `reason` in the mesh's words), or refused: the request as a whole, when nobody answered it. `attempt` counts
+    from 1, 0 is about no try; `replays`: how many apps have sent it on before. `node` and `region` are the machine's.
 
     `began_us`: since 1970 by that host's clock, when the request came there; `from_us`: from then until this try.
     In order: `choose_us` until a machine had a slot, with what of it were waits (`waited_us`, by cause; of refused:

@@ -35,6 +35,10 @@ def trace(*, request_id: str, as_json: bool) -> None:
     ID is the Fly-Request-Id of its answer, with or without the region. Requests are kept for ten minutes at most.
     """
 
+    from pantala.kit import request_ids
+
+    request_ids.parse(request_id)  # what is no id need not travel
+
     async def main() -> None:
         async with api() as client:
             found = await client.trace(request_id)
