@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx2
 import pytest
 
@@ -14,9 +16,16 @@ from pantala.wire.node import TraceRequest
 pytestmark = pytest.mark.anyio
 
 
-def record(role: str, app: str = "web", **more: object) -> TraceRecord:
-    known = {"role": role, "outcome": "answered", "began_us": 1, "app": app, "attempt": 1, "status": 200}
-    return TraceRecord(**known | more)  # pyright: ignore[reportArgumentType] - fields of a test's choice
+def record(role: str, app: str = "web", **more: Any) -> TraceRecord:
+    known: dict[str, Any] = {
+        "role": role,
+        "outcome": "answered",
+        "began_us": 1,
+        "app": app,
+        "attempt": 1,
+        "status": 200,
+    }
+    return TraceRecord(**known | more)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from commands import Cli
@@ -20,7 +21,7 @@ async def put(cli: Cli) -> str:
     await cli.platform.create_app("web")
     there = await cli.platform.add_agent("node-lhr", region="lhr")
     request_id = ids.ulid(cli.platform.control.context.now_ms())
-    abroad = {"app": "web", "node": "node-lhr", "region": "lhr", "machine": "d8d9510a295118"}
+    abroad: dict[str, Any] = {"app": "web", "node": "node-lhr", "region": "lhr", "machine": "d8d9510a295118"}
     cli.agent.traces[request_id] = [
         TraceRecord(
             role="edge", outcome="turned", reason="full", code="PR04", status=503, began_us=AT_US, attempt=1,

@@ -97,6 +97,7 @@ async def test_a_kept_connection_costs_no_connect(rig: Rig) -> None:
 async def test_each_try_is_told(rig: Rig) -> None:
     backends = await serve(rig, ("m1", "127.0.3.1"), ("m2", "127.0.3.2"))
     await backends[0].stop()
+    found: list[TraceRecord] = []
     for _ in range(20):  # until the machine that is gone was chosen first
         found = await records(rig, (await rig.get(HOST)).headers[ID])
         if len(found) == 2:

@@ -166,12 +166,12 @@ async def test_a_request_is_asked_for_at_every_proxy(tmp_path: Path) -> None:
 
 async def test_a_proxy_that_goes_away_does_not_hold_the_others_up(tmp_path: Path) -> None:
     rig = Rig()
+    found: list[node.HostTrace] = []
     async with serving(rig.feed, tmp_path) as path, proxy(path) as stays:
         await stays.hear(feed.Snapshot)
         async with anyio.create_task_group() as tasks:
             async with proxy(path) as goes:
                 await goes.hear(feed.Snapshot)
-                found: list[node.HostTrace] = []
 
                 async def ask() -> None:
                     found.append(await rig.feed.trace("01ARZ3NDEKTSV4RRFFQ69G5FAV"))
