@@ -140,6 +140,14 @@ def test_a_machine_asleep_in_another_region_is_woken_by_a_request(
     assert failures(report) == {}
     assert site.starts(since_ms=before_ms) == {machine["id"]: 1}
 
+    box.pantala("machine", "stop", machine["id"], "-a", site.name)
+    headers = box.curl(site.url, "-D", "-", "-o", "/dev/null", region="iad")
+    request_id = next(line.split()[1] for line in headers.splitlines() if line.lower().startswith("fly-request-id"))
+    edge, worker = json.loads(box.pantala("trace", request_id, "--json").stdout)["parts"]
+    assert (edge["region"], edge["records"][0]["role"]) == ("iad", "edge")
+    assert (worker["region"], worker["records"][0]["role"]) == ("nrt", "worker")
+    assert worker["records"][0]["waited_us"]["cold"] > 0
+
 
 @pytest.mark.parametrize("part", ["agent", "nats"])
 def test_a_killed_agent_or_bus_of_a_host_costs_no_request(box: BoxRig, site: Site, part: str) -> None:

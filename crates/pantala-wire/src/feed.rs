@@ -438,6 +438,7 @@ pub enum ProxyFrame {
     Traced {
         id: u64,
         since_ms: u64,
+        #[serde(default)]
         records: Vec<TraceRecord>,
     },
 }

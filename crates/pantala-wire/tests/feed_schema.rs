@@ -207,6 +207,10 @@ fn frames_match_the_schema() {
         json!({"type": "drain", "id": 1, "machine": "148e", "deadline_ms": 5, "load_seq": 7}),
     );
     check::<AgentFrame>("Undrain", json!({"type": "undrain", "machine": "148e"}));
+    check::<AgentFrame>(
+        "Trace",
+        json!({"type": "trace", "id": 3, "request": "01ARZ3NDEKTSV4RRFFQ69G5FAV"}),
+    );
     check::<ProxyFrame>(
         "ProxyHello",
         json!({"type": "hello", "protocol": 1, "version": "0.1.0", "pid": 7}),
@@ -226,6 +230,15 @@ fn frames_match_the_schema() {
         let frame = json!({"type": "drained", "id": 1, "machine": "148e", "result": result, "in_flight": 2});
         check::<ProxyFrame>("Drained", frame);
     }
+    let record = json!({"role": "worker", "outcome": "turned", "began_us": 1_732_222_222_222_000_u64, "reason": "full",
+        "code": "PR04", "status": 503, "app": "web", "machine": "148e", "node": "n1", "region": "iad", "attempt": 2,
+        "replays": 1, "from_us": 5, "choose_us": 6, "waited_us": {"cold": 4}, "connect_us": 7, "reused": true,
+        "answer_us": 8, "body_us": 9, "cut": true});
+    check::<TraceRecord>("TraceRecord", record.clone());
+    check::<ProxyFrame>(
+        "Traced",
+        json!({"type": "traced", "id": 3, "since_ms": 7, "records": [record]}),
+    );
     check::<ProxyFrame>(
         "ProxyLog",
         json!({"type": "log", "app": "web", "code": "PR01", "message": "m", "machine": "148e", "request_id": "r"}),
@@ -249,7 +262,8 @@ fn settings_match_the_schema() {
             "handshakes_per_range_per_s_max": 10, "handshakes_per_name_per_s_max": 11,
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
             "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "waiting_max": 8,
-            "drain_max_ms": 5, "lame_duck_ms": 6, "app_domain": "apps.test", "replay_body_bytes_max": 7}),
+            "drain_max_ms": 5, "lame_duck_ms": 6, "app_domain": "apps.test", "replay_body_bytes_max": 7,
+            "trace_mib_max": 12}),
     );
 }
 
@@ -291,6 +305,9 @@ fn every_type_of_the_schema_is_mirrored() {
         "TLSOptions",
         "TextRow",
         "TicketRow",
+        "Trace",
+        "TraceRecord",
+        "Traced",
         "Undrain",
         "Wake",
         "WakeResult",
