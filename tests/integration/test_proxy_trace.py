@@ -175,7 +175,7 @@ async def test_the_agent_is_told_the_same(rig: Rig) -> None:
     assert (traced.id, traced.records) == (7, expected)
 
 
-async def test_when_memory_is_short_the_answer_says_since_when(tmp_path: Path) -> None:
+async def test_a_proxy_without_room_for_records_says_that_it_keeps_none(tmp_path: Path) -> None:
     async with running(tmp_path, trace_mib_max=0) as rig:
         await serve(rig, ("m1", "127.0.3.1"))
         now_ms = time.time() * 1000
