@@ -138,7 +138,13 @@ impl Selection {
             only: want.only,
         };
         let limit = Duration::from_millis(want.deadline_ms.min(shared.settings.wire.wake_timeout_ms));
-        Selection::of(shared, want.app.as_str().into(), want.port, scope, Instant::now() + limit)
+        Selection::of(
+            shared,
+            want.app.as_str().into(),
+            want.port,
+            scope,
+            Instant::now() + limit,
+        )
     }
 
     fn of(shared: &Arc<Shared>, app: Arc<str>, port: u16, scope: Scope, reach_by: Instant) -> Selection {
