@@ -180,6 +180,11 @@ fn metrics(shared: &Shared) -> String {
             m.connections_open.load(Relaxed),
         ),
         (
+            "pantala_proxy_connections_parked",
+            "of the open ones, HTTP/1 connections that have been quiet for two seconds",
+            m.connections_parked.load(Relaxed),
+        ),
+        (
             "pantala_proxy_queue_length",
             "requests that wait at a hard limit",
             shared.queues.len() as u64,

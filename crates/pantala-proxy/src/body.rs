@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use pantala_route::retry;
 
 use crate::compress::Compressed;
-use crate::conversation::Busy;
+use crate::conversation::{Busy, Reading};
 use crate::expect::Held;
 use crate::mesh::pool::Stream;
 use crate::pool::Lease;
@@ -30,6 +30,8 @@ pub struct ClientBody(Rc<RefCell<Source>>);
 struct Source {
     /// none where there is nothing to come
     incoming: Option<Incoming>,
+    /// that the client's connection waits for it; dropped after it
+    _reading: Option<Reading>,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     /// documented contract: larger bodies are not sent twice
@@ -46,17 +48,23 @@ struct Source {
 
 impl ClientBody {
     pub fn new(incoming: Incoming, kept_max: usize) -> ClientBody {
-        ClientBody::of(Some(incoming), kept_max)
+        ClientBody::of(Some(incoming), kept_max, None)
+    }
+
+    /// `reading`: of the connection that it comes on, if that may be parked.
+    pub fn of_client(incoming: Incoming, kept_max: usize, reading: Option<Reading>) -> ClientBody {
+        ClientBody::of(Some(incoming), kept_max, reading)
     }
 
     pub fn none() -> ClientBody {
-        ClientBody::of(None, 0)
+        ClientBody::of(None, 0, None)
     }
 
-    fn of(incoming: Option<Incoming>, kept_max: usize) -> ClientBody {
+    fn of(incoming: Option<Incoming>, kept_max: usize, reading: Option<Reading>) -> ClientBody {
         let ended = incoming.as_ref().is_none_or(Incoming::is_end_stream);
         ClientBody(Rc::new(RefCell::new(Source {
             incoming,
+            _reading: reading,
             kept: Vec::new(),
             kept_bytes: 0,
             kept_max,

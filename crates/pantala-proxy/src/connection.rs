@@ -156,7 +156,7 @@ async fn shake(
     client: Client,
     mut stream: TcpStream,
     origin: Origin,
-) -> Option<(TlsStream<TcpStream>, Option<Way>, Option<Place>)> {
+) -> Option<(Box<TlsStream<TcpStream>>, Option<Way>, Option<Place>)> {
     let shared = &worker.shared;
     let by = Instant::now() + HELLO_MAX;
     let of_address = match &origin {
@@ -218,7 +218,7 @@ async fn shake(
         return None;
     };
     match hello::finish(*accepted, config, stream, Instant::now() + HANDSHAKE_MAX).await {
-        Ok(stream) => Some((stream, way, place)),
+        Ok(stream) => Some((Box::new(stream), way, place)),
         Err(failed) => missed(worker, app.as_ref(), &failed),
     }
 }

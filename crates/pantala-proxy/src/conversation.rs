@@ -1,6 +1,6 @@
 //! What one client's connection is doing, beside what hyper knows: whether it is idle or slow with a head and for how long
-//! that may go on, and early hints on their way to it. [`crate::http`] looks here when its timer fires, so that a request
-//! costs two clock readings and no timer.
+//! that may go on, whether it is quiet enough to be parked, and early hints on their way to it. [`crate::http`] looks here when
+//! its timer fires, so that a request costs two clock readings and no timer.
 
 use std::io;
 use std::pin::Pin;
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::{Buf, Bytes};
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pantala_wire::feed::HTTPOptions;
@@ -20,6 +21,8 @@ use crate::limits::Place;
 /// Fly Proxy's documented keep-alive, and its time for the head of a request.
 pub const IDLE_MAX: Duration = Duration::from_secs(60);
 pub const HEAD_MAX: Duration = Duration::from_secs(60);
+/// An HTTP/1 connection that was idle for so long is parked (`crate::park`); until then it is looked at as often.
+pub const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// Early hints that wait to be written; more are left out.
 const HINTS_BYTES_MAX: usize = 16 * 1024;
 
@@ -45,6 +48,8 @@ impl Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
     In(Duration),
+    /// idle for [`QUIET_AFTER`] with nothing left to do: hyper's part of the connection may go
+    Quiet,
     /// nothing is under way and nothing came for too long
     Idle,
     /// the head of a request began and does not end
@@ -55,6 +60,8 @@ pub struct Conversation {
     began: Instant,
     /// requests whose answer is not over
     busy: AtomicU32,
+    /// bodies of requests that may not be over, though their answer is
+    reading: AtomicU32,
     /// of the silence or of the head, in ms after `began`
     since_ms: AtomicU64,
     /// bytes came since the last answer
@@ -69,6 +76,8 @@ pub struct Conversation {
     unflushed: AtomicBool,
     /// where only `Host` says whose connection this is: among those of the app that its latest request was for
     place: Mutex<Option<Place>>,
+    /// nothing more is to be written
+    shut: AtomicBool,
 }
 
 impl Conversation {
@@ -76,6 +85,7 @@ impl Conversation {
         Arc::new(Conversation {
             began: Instant::now(),
             busy: AtomicU32::new(0),
+            reading: AtomicU32::new(0),
             since_ms: AtomicU64::new(0),
             head: AtomicBool::new(false),
             idle_ms: AtomicU64::new(IDLE_MAX.as_millis() as u64),
@@ -86,6 +96,7 @@ impl Conversation {
             hints_came: Notify::new(),
             unflushed: AtomicBool::new(false),
             place: Mutex::default(),
+            shut: AtomicBool::new(false),
         })
     }
 
@@ -112,6 +123,12 @@ impl Conversation {
         belongs
     }
 
+    /// The body of a request may come until this is dropped.
+    pub fn body(self: &Arc<Conversation>) -> Reading {
+        self.reading.fetch_add(1, Relaxed);
+        Reading(self.clone())
+    }
+
     pub fn limit(&self, limits: Limits) {
         let set = |cell: &AtomicU64, limit: Option<Duration>| {
             let limit = limit.map(|limit| limit.as_millis() as u64);
@@ -123,14 +140,16 @@ impl Conversation {
         }
     }
 
-    pub fn look(&self) -> Look {
-        self.look_at(self.now_ms())
+    /// `parks`: it is to be told when the connection is quiet.
+    pub fn look(&self, parks: bool) -> Look {
+        self.look_at(self.now_ms(), parks)
     }
 
-    fn look_at(&self, now: u64) -> Look {
+    fn look_at(&self, now: u64, parks: bool) -> Look {
         let (idle, head) = (self.idle_ms.load(Relaxed), self.head_ms.load(Relaxed));
+        let quiet = if parks { QUIET_AFTER.as_millis() as u64 } else { u64::MAX };
         // An idle connection may begin a head at any time, whose own limit must not be overslept.
-        let within = |ms: u64| Look::In(Duration::from_millis(ms.min(head).max(1)));
+        let within = |ms: u64| Look::In(Duration::from_millis(ms.min(head).min(quiet).max(1)));
         if self.busy.load(Relaxed) > 0 {
             return within(idle);
         }
@@ -139,8 +158,16 @@ impl Conversation {
             true if passed >= head => Look::Slow,
             true => within(head - passed),
             false if passed >= idle => Look::Idle,
-            false => within(idle - passed),
+            false if passed >= quiet && self.rests() => Look::Quiet,
+            false if passed >= quiet => within(idle - passed),
+            false => within((idle - passed).min(quiet - passed)),
         }
+    }
+
+    /// hyper holds nothing of the conversation but what it may have read ahead.
+    fn rests(&self) -> bool {
+        let under_way = [&self.unflushed, &self.hinted, &self.shut];
+        self.reading.load(Relaxed) == 0 && under_way.into_iter().all(|flag| !flag.load(Relaxed))
     }
 
     /// Bytes came from the client.
@@ -213,6 +240,24 @@ impl Drop for Busy {
     }
 }
 
+/// hyper waits for more of a body until whoever reads it lets go.
+pub struct Reading(Arc<Conversation>);
+
+impl Clone for Reading {
+    fn clone(&self) -> Reading {
+        self.0.body()
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let conversation = &self.0;
+        if conversation.reading.fetch_sub(1, Relaxed) == 1 && conversation.busy.load(Relaxed) == 0 {
+            conversation.since_ms.store(conversation.now_ms(), Relaxed); // what hyper does about it takes its turn
+        }
+    }
+}
+
 /// Of a request whose client may be given early hints.
 #[derive(Clone)]
 pub struct Hints(pub Arc<Conversation>);
@@ -232,17 +277,34 @@ impl Hints {
 /// A client's HTTP/1 connection: what is read is noted, hints are written between two answers.
 pub struct Noted<S> {
     stream: S,
+    /// read earlier
+    before: Bytes,
     conversation: Arc<Conversation>,
 }
 
 impl<S> Noted<S> {
-    pub fn new(stream: S, conversation: Arc<Conversation>) -> Noted<S> {
-        Noted { stream, conversation }
+    pub fn new(stream: S, before: Bytes, conversation: Arc<Conversation>) -> Noted<S> {
+        Noted {
+            stream,
+            before,
+            conversation,
+        }
+    }
+
+    pub fn into_stream(self) -> S {
+        self.stream
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.before.is_empty() {
+            let taken = self.before.len().min(buf.remaining());
+            buf.put_slice(&self.before[..taken]);
+            self.before.advance(taken);
+            self.conversation.heard();
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
         if buf.filled().len() > before {
@@ -293,6 +355,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.conversation.shut.store(true, Relaxed);
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
@@ -312,18 +375,53 @@ mod tests {
             idle: Some(Duration::from_secs(20)),
             head: Some(Duration::from_secs(5)),
         });
-        assert_eq!(conversation.look_at(1_000), in_ms(5_000));
-        assert_eq!(conversation.look_at(19_500), in_ms(500));
-        assert_eq!(conversation.look_at(20_000), Look::Idle);
+        assert_eq!(conversation.look_at(1_000, false), in_ms(5_000));
+        assert_eq!(conversation.look_at(19_500, false), in_ms(500));
+        assert_eq!(conversation.look_at(20_000, false), Look::Idle);
         conversation.heard();
-        assert_eq!(conversation.look_at(4_000), in_ms(1_000));
-        assert_eq!(conversation.look_at(5_001), Look::Slow);
+        assert_eq!(conversation.look_at(4_000, false), in_ms(1_000));
+        assert_eq!(conversation.look_at(5_001, false), Look::Slow);
         let request = conversation.request();
-        assert_eq!(conversation.look_at(90_000), in_ms(5_000));
+        assert_eq!(conversation.look_at(90_000, false), in_ms(5_000));
         conversation.heard(); // of a body
         drop(request);
-        assert_eq!(conversation.look_at(5_500), in_ms(5_000));
-        assert_eq!(conversation.look_at(20_500), Look::Idle);
+        assert_eq!(conversation.look_at(5_500, false), in_ms(5_000));
+        assert_eq!(conversation.look_at(20_500, false), Look::Idle);
+    }
+
+    #[test]
+    fn quiet_is_idle_with_nothing_left_to_do() {
+        let conversation = Conversation::new();
+        let look = |at| conversation.look_at(at, true);
+        assert_eq!(look(500), in_ms(1_500));
+        assert_eq!(look(2_000), Look::Quiet);
+        assert_eq!(conversation.look_at(2_000, false), in_ms(58_000));
+        for flag in [&conversation.unflushed, &conversation.hinted, &conversation.shut] {
+            flag.store(true, Relaxed);
+            assert_eq!(look(2_000), in_ms(2_000));
+            flag.store(false, Relaxed);
+        }
+        let body = conversation.body();
+        assert_eq!(look(2_000), in_ms(2_000));
+        drop(body);
+        assert_eq!(look(2_000 + conversation.since_ms.load(Relaxed)), Look::Quiet);
+        let request = conversation.request();
+        assert_eq!(look(50_000), in_ms(2_000));
+        drop(request);
+        conversation.heard();
+        assert_eq!(look(4_000), in_ms(2_000));
+        assert_eq!(look(61_000), Look::Slow);
+    }
+
+    #[test]
+    fn a_limit_below_the_quiet_time_holds() {
+        let conversation = Conversation::new();
+        conversation.limit(Limits {
+            idle: Some(Duration::from_secs(1)),
+            head: None,
+        });
+        assert_eq!(conversation.look_at(1_000, true), Look::Idle);
+        assert_eq!(conversation.look_at(400, true), in_ms(600));
     }
 
     #[test]

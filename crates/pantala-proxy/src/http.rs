@@ -1,5 +1,6 @@
 //! Phases 2 and 3 of connections that carry HTTP: requests are parsed by hyper within our bounds, each handed to
-//! [`crate::service`]. A connection that stays idle, or whose next head does not end, is closed here.
+//! [`crate::service`]. A connection that stays idle, or whose next head does not end, is closed here. One of HTTP/1 that is quiet
+//! is taken back from hyper, whose buffers are most of its weight, until the client speaks again ([`crate::park`]).
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -7,7 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
 use hyper::header::ACCEPT;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -21,6 +23,7 @@ use tokio::time::{sleep, timeout};
 use crate::body::Tracked;
 use crate::conversation::{Conversation, Hints, Limits, Look, Noted};
 use crate::headers::Client;
+use crate::park::{Park, Parked, park};
 use crate::service::{self, Worker};
 use crate::shared::{Life, Shared};
 
@@ -32,14 +35,31 @@ const STREAMS_MAX: u32 = 250;
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// For the last words on a connection that is idle anyway.
-const GOODBYE_MAX: Duration = Duration::from_secs(5);
+pub const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
-pub async fn http_1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+pub async fn http_1<S: Park>(worker: &Rc<Worker>, client: Client, mut stream: S) {
+    let conversation = begin(worker, &client);
+    let mut before = Bytes::new();
+    loop {
+        // With room of its own, which is given back when the connection is parked.
+        match Box::pin(speak(worker, client, &conversation, stream, before)).await {
+            Some(quiet) => (stream, before) = quiet,
+            None => return,
+        }
+        if before.is_empty() && park(&worker.shared, &conversation, &mut stream).await == Parked::Over {
+            return;
+        }
+    }
+}
+
+/// Requests and answers, until the connection is quiet: then it is given back, with what was read ahead.
+async fn speak<S: Park>(
     worker: &Rc<Worker>,
     client: Client,
+    conversation: &Arc<Conversation>,
     stream: S,
-) {
-    let conversation = begin(worker, &client);
+    before: Bytes,
+) -> Option<(S, Bytes)> {
     let mut builder = http1::Builder::new();
     builder
         .header_read_timeout(None)
@@ -47,22 +67,28 @@ pub async fn http_1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX);
     let service = service_fn(|request| handle(worker.clone(), client, conversation.clone(), request));
-    let stream = TokioIo::new(Noted::new(stream, conversation.clone()));
-    let connection = builder.serve_connection(stream, service).with_upgrades();
-    let mut connection = std::pin::pin!(connection);
+    let stream = TokioIo::new(Noted::new(stream, before, conversation.clone()));
+    let mut connection = builder.serve_connection(stream, service).with_upgrades();
     tokio::select! {
-        _ = connection.as_mut() => return,
-        () = closing(&worker.shared) => connection.as_mut().graceful_shutdown(),
-        silence = silent(&conversation) => {
-            if silence == Look::Slow {
-                return;
+        biased; // hyper has done all that it can before the connection is judged
+        _ = &mut connection => return None,
+        () = closing(&worker.shared) => Pin::new(&mut connection).graceful_shutdown(),
+        silence = silent(conversation, true) => match silence {
+            Look::Quiet => {
+                let parts = connection.into_parts()?;
+                let before = Some(parts.read_buf).filter(|read| !read.is_empty()); // an empty one has its room still
+                return Some((parts.io.into_inner().into_stream(), before.unwrap_or_default()));
             }
-            connection.as_mut().graceful_shutdown();
-            let _ = timeout(GOODBYE_MAX, connection).await;
-            return;
+            Look::Slow => return None,
+            _ => {
+                Pin::new(&mut connection).graceful_shutdown();
+                let _ = timeout(GOODBYE_MAX, connection).await;
+                return None;
+            }
         }
     }
     let _ = connection.await;
+    None
 }
 
 pub async fn http_2<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: &Rc<Worker>, client: Client, stream: S) {
@@ -82,7 +108,7 @@ pub async fn http_2<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: &Rc<Wor
         _ = connection.as_mut() => return,
         () = closing(&worker.shared) => connection.as_mut().graceful_shutdown(),
         // What was opened as a tunnel goes on; new streams go to another connection.
-        _ = silent(&conversation) => connection.as_mut().graceful_shutdown(),
+        _ = silent(&conversation, false) => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
 }
@@ -99,10 +125,10 @@ fn begin(worker: &Worker, client: &Client) -> Arc<Conversation> {
     conversation
 }
 
-/// Returns once the connection has been idle, or slow with a head, for too long.
-async fn silent(conversation: &Conversation) -> Look {
+/// Returns once the connection has been idle, or slow with a head, for too long; or quiet, if it `parks`.
+pub async fn silent(conversation: &Conversation, parks: bool) -> Look {
     loop {
-        match conversation.look() {
+        match conversation.look(parks) {
             Look::In(pause) => tokio::select! {
                 () = sleep(pause) => {}
                 () = conversation.limited.notified() => {}
@@ -124,6 +150,9 @@ async fn handle(
         request.extensions_mut().insert(Hints(conversation.clone()));
     }
     let by_host = client.by_host.then(|| conversation.clone());
+    if !request.body().is_end_stream() && request.version() != Version::HTTP_2 {
+        request.extensions_mut().insert(conversation.body());
+    }
     // hyper keeps room for what this function holds as long as the connection lives; the request brings its own.
     let mut served = Box::pin(service::serve(worker, client, by_host, request));
     let mut response = if hinted {
@@ -183,8 +212,9 @@ mod tests {
             "{}",
             room(crate::connection::serve)
         );
-        let kept =
-            |worker: &'static Rc<Worker>, client, stream: TlsStream<TcpStream>, (): ()| http_1(worker, client, stream);
-        assert!(room(kept) <= 4096, "{}", room(kept));
+        let kept = |worker: &'static Rc<Worker>, client, stream: Box<TlsStream<TcpStream>>, (): ()| {
+            http_1(worker, client, stream)
+        };
+        assert!(room(kept) <= 1024, "{}", room(kept));
     }
 }

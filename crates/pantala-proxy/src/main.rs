@@ -29,6 +29,7 @@ mod link;
 mod log;
 mod mesh;
 mod notify;
+mod park;
 mod pool;
 mod postgres;
 mod queue;

@@ -16,7 +16,7 @@ use pantala_wire::feed::{HTTPOptions, ProxyLog};
 
 use crate::body::{ClientBody, OutBody};
 use crate::compress::{self, Wanted};
-use crate::conversation::{Conversation, Limits};
+use crate::conversation::{Conversation, Limits, Reading};
 use crate::forward::Exchange;
 use crate::headers::{self, Client};
 use crate::ids::RequestId;
@@ -242,7 +242,11 @@ fn prepare(
         named.id,
     );
     let client_upgrade = checked.upgrade.as_ref().and(on_upgrade);
-    let body = ClientBody::new(body, wire.replay_body_bytes_max);
+    let reading = match body.is_end_stream() {
+        true => None,
+        false => parts.extensions.remove::<Reading>(),
+    };
+    let body = ClientBody::of_client(body, wire.replay_body_bytes_max, reading);
     Exchange::new(worker, client.peer, parts, body, client_upgrade, Some(named.trail))
 }
 

@@ -209,6 +209,8 @@ impl Shared {
 pub struct Metrics {
     pub connections: AtomicU64,
     pub connections_open: AtomicU64,
+    /// of the open ones, those that are quiet
+    pub connections_parked: AtomicU64,
     pub handshakes_failed: AtomicU64,
     pub requests: AtomicU64,
     pub refused: AtomicU64,
