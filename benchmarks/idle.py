@@ -1,4 +1,5 @@
-"""What idle connections weigh: thousands of kept TLS connections to each proxy, held open by one client process."""
+"""What idle connections weigh: thousands of kept TLS connections to each proxy, held open by one client process, some
+seconds after the last of them was answered."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ CONNECTIONS = 10_000
 FEWER = {"haproxy": 9_800}
 """It counts two descriptors for each, and a process may have 20,000 here."""
 AT_ONCE = 200
+QUIET_S = 5.0
+"""Before they are weighed: idle is what nothing came on for a while."""
 OURS = "pantala"
 
 
 def measure(all_peers: Sequence[Peer], authority: Authority) -> list[Figure]:
     weights = {peer.name: asyncio.run(_kib_each(peer, authority)) for peer in all_peers if peer.name != "traefik"}
-    meaning = "resident memory for each of 10,000 idle TLS connections, one request made on each; all: " + ", ".join(
+    meaning = "resident memory for each of 10,000 idle TLS connections, one request made on each, 5 s ago; all: " + ", ".join(
         f"{name} {kib:.1f}" for name, kib in weights.items()
     )
     return [
@@ -44,6 +47,7 @@ async def _kib_each(peer: Peer, authority: Authority) -> float:
     gate = asyncio.Semaphore(AT_ONCE)
     number = FEWER.get(peer.name, CONNECTIONS)
     held = await asyncio.gather(*(_open(peer, context, gate) for _ in range(number)))
+    await asyncio.sleep(QUIET_S)
     weight = (load.memory_kib(peer.pid) - before) / number
     for transport in held:
         transport.abort()

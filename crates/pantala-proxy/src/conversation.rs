@@ -147,7 +147,11 @@ impl Conversation {
 
     fn look_at(&self, now: u64, parks: bool) -> Look {
         let (idle, head) = (self.idle_ms.load(Relaxed), self.head_ms.load(Relaxed));
-        let quiet = if parks { QUIET_AFTER.as_millis() as u64 } else { u64::MAX };
+        let quiet = if parks {
+            QUIET_AFTER.as_millis() as u64
+        } else {
+            u64::MAX
+        };
         // An idle connection may begin a head at any time, whose own limit must not be overslept.
         let within = |ms: u64| Look::In(Duration::from_millis(ms.min(head).min(quiet).max(1)));
         if self.busy.load(Relaxed) > 0 {

@@ -73,7 +73,10 @@ impl Generations {
         for row in newest.iter().filter(|row| !known.contains(&parts(row))) {
             if let Some(value) = &row.value {
                 suspects += 1;
-                table.quarantine((row.stream.clone(), row.key.clone()), value.as_str().into());
+                table.quarantine(
+                    (row.stream.as_str().into(), row.key.as_str().into()),
+                    value.as_str().into(),
+                );
             }
         }
         log::error(
@@ -145,7 +148,7 @@ fn write_document(file: &mut impl Write, revision: u64, rows: &OrdMap<RowKey, Ar
     write!(file, "{{\"revision\":{revision},\"rows\":[")?;
     let mut comma = "";
     for ((stream, key), value) in rows {
-        let (stream, key) = (serde_json::to_string(stream)?, serde_json::to_string(key)?);
+        let (stream, key) = (serde_json::to_string(&**stream)?, serde_json::to_string(&**key)?);
         write!(file, "{comma}\n{{\"stream\":{stream},\"key\":{key},\"value\":{value}}}")?;
         comma = ",";
     }

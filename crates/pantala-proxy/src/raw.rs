@@ -138,7 +138,7 @@ pub async fn connect_here(slot: &Slot) -> Result<TcpStream, Refusal> {
 }
 
 fn refused(slot: &Slot, error: &ConnectError) -> Refusal {
-    let port = slot.target.service.row.internal_port;
+    let port = slot.target.service.internal_port;
     let code = error.code();
     let happened = format!("The app did not take the connection on port {port}: {error}.");
     let refusal = Refusal::new(hyper::StatusCode::BAD_GATEWAY, code, happened, "");

@@ -69,5 +69,5 @@ fn request(parts: &Parts) -> Request<AttemptBody> {
 
 /// Where the machine of this slot has any.
 pub fn of(slot: &Slot) -> &[Static] {
-    &slot.target.service.row.statics
+    &slot.target.service.statics
 }

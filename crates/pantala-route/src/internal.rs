@@ -104,7 +104,7 @@ impl<'a> Network<'a> {
                 }
                 only(started(self.app(app)?), |m| named(&m))
             }
-            [group, "process", app] => only(started(self.app(app)?), |m| m.group == *group),
+            [group, "process", app] => only(started(self.app(app)?), |m| *m.group == **group),
             [count, "nearest", "of", app] => {
                 let count: usize = count.strip_prefix("top")?.parse().ok().filter(|n| *n > 0)?;
                 let mut machines = started(self.app(app)?);
@@ -120,7 +120,7 @@ impl<'a> Network<'a> {
                         .any(|(k, v)| k.eq_ignore_ascii_case(key) && v.eq_ignore_ascii_case(&value))
                 })
             }
-            [region, app] if is_region(region) => only(started(self.app(app)?), |m| m.region == *region),
+            [region, app] if is_region(region) => only(started(self.app(app)?), |m| *m.region == **region),
             ["kv" | "vm" | "process", _] => Meaning::Nothing,
             _ => return None,
         })
@@ -181,7 +181,7 @@ fn vms(machines: &[&Machine]) -> String {
 }
 
 fn regions(machines: &[&Machine]) -> String {
-    let regions: BTreeSet<&str> = machines.iter().map(|m| m.region.as_str()).collect();
+    let regions: BTreeSet<&str> = machines.iter().map(|m| &*m.region).collect();
     joined(regions.into_iter().map(str::to_owned), ",")
 }
 

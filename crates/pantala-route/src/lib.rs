@@ -1,7 +1,7 @@
 //! Routing decisions without I/O, between the rows of `pantala-wire` and the sockets of `pantala-proxy`, in the order in
 //! which a request meets them:
 //!
-//! - [`table`]: rows become a [`snapshot`]; unreadable ones are set aside
+//! - [`table`]: rows become a [`snapshot`] (`assemble`), what they say alike is kept once (`intern`); unreadable ones are set aside
 //! - [`entry`]: which app a connection is for and what is spoken on it; [`announce`] is the PROXY header, [`rates`] how often
 //! - [`matching`]: address and host name to an app or a platform service
 //! - [`choose`]: which machine of which region, or wake, wait, queue, fail; [`within`] is the part inside one region
@@ -16,10 +16,12 @@
 #![forbid(unsafe_code)]
 
 pub mod announce;
+mod assemble;
 pub mod choose;
 pub mod entry;
 pub mod gauge;
 pub mod geography;
+mod intern;
 pub mod internal;
 pub mod line;
 pub mod matching;

@@ -19,7 +19,7 @@ impl Snapshot {
     fn host(&self, name: &str) -> Option<&Destination> {
         self.hosts.get(name).or_else(|| {
             let (_, parent) = name.split_once('.')?;
-            self.hosts.get(&format!("*.{parent}"))
+            self.hosts.get(format!("*.{parent}").as_str())
         })
     }
 
@@ -32,7 +32,7 @@ impl Snapshot {
         };
         match destination {
             None => Matched::Unknown,
-            Some(Destination::Backend(backend)) => Matched::Backend(backend),
+            Some(Destination::Backend(backend)) => Matched::Backend(*backend),
             Some(Destination::App(name)) => match self.apps.get(&name) {
                 Some(app) => Matched::App(app.clone()),
                 None => Matched::Bare(name),

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::{HashMap, HashSet};
-use pantala_wire::feed::{HTTPOptions, OrgRow, Port, ServiceRow};
+use pantala_wire::feed::{HTTPOptions, OrgRow, Port, ServiceRow, Static};
 
 use crate::gauge::{Gauge, UNLIMITED};
+use crate::intern::{Declared, Ports};
 
 /// The states of `domain/machine.py`, grouped by what they mean for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,40 +45,40 @@ impl Phase {
 
 #[derive(Debug)]
 pub struct Service {
-    pub row: ServiceRow,
+    pub internal_port: u16,
+    pub tcp: bool,
+    pub autostart: bool,
     pub soft: u32,
     pub hard: u32,
     /// `type = "requests"`: upstream connections are kept; `connections`: one for each request
     pub pooled: bool,
+    pub statics: Box<[Static]>,
+    pub(crate) ports: Box<[Declared]>,
 }
 
 impl Service {
-    pub fn new(row: ServiceRow) -> Service {
-        let hard = row
-            .concurrency
-            .hard_limit
-            .filter(|n| *n > 0)
-            .unwrap_or(UNLIMITED)
-            .min(UNLIMITED);
-        let soft = row.concurrency.soft_limit.filter(|n| *n > 0).unwrap_or(20).min(hard);
-        let pooled = row.concurrency.r#type.as_deref() == Some("requests");
+    pub(crate) fn new(row: ServiceRow, ports: &mut Ports) -> Service {
+        let limits = row.concurrency;
+        let hard = limits.hard_limit.filter(|n| *n > 0).unwrap_or(UNLIMITED).min(UNLIMITED);
         Service {
-            row,
-            soft,
+            internal_port: row.internal_port,
+            tcp: row.protocol == "tcp",
+            autostart: row.autostart,
+            soft: limits.soft_limit.filter(|n| *n > 0).unwrap_or(20).min(hard),
             hard,
-            pooled,
+            pooled: limits.r#type.as_deref() == Some("requests"),
+            statics: row.statics.into(),
+            ports: row.ports.into_iter().map(|port| ports.get(port)).collect(),
         }
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     pub id: Arc<str>,
     pub app: Arc<str>,
-    pub region: String,
+    pub region: Arc<str>,
     pub node: Arc<str>,
-    pub instance_id: String,
-    pub state: String,
     pub phase: Phase,
     /// none while it has no address yet
     pub ip4: Option<IpAddr>,
@@ -85,7 +86,7 @@ pub struct Machine {
     /// in the private network; names there lead to it only with `dns`
     pub ip6: Option<Ipv6Addr>,
     pub dns: bool,
-    pub group: String,
+    pub group: Arc<str>,
     pub metadata: BTreeMap<String, String>,
     /// on the host of this proxy: only then can `ip4` be reached
     pub local: bool,
@@ -108,7 +109,7 @@ impl Target {
     pub fn socket(&self) -> Option<SocketAddr> {
         self.machine
             .ip4
-            .map(|ip| SocketAddr::new(ip, self.service.row.internal_port))
+            .map(|ip| SocketAddr::new(ip, self.service.internal_port))
     }
 }
 
@@ -117,8 +118,9 @@ impl Target {
 pub struct Offer {
     pub start: u16,
     pub end: u16,
-    pub port: Port,
-    /// the port's, shared: requests keep them
+    /// one for all that declare the same
+    pub port: Arc<Port>,
+    /// the port's: requests keep them
     pub http: Option<Arc<HTTPOptions>>,
     /// by region, so that those of one stand together ([`crate::choose`] cuts them there), and by id within
     pub targets: Vec<Target>,
@@ -172,7 +174,8 @@ impl App {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     App(Arc<str>),
-    Backend(SocketAddr),
+    /// boxed: there are few, and room is taken for the larger of both
+    Backend(Box<SocketAddr>),
 }
 
 /// An address that belongs to one app alone.
@@ -196,7 +199,7 @@ pub struct Node {
 pub struct Snapshot {
     pub revision: u64,
     pub apps: HashMap<Arc<str>, Arc<App>>,
-    pub hosts: HashMap<String, Destination>,
+    pub hosts: HashMap<Arc<str>, Destination>,
     /// what orgs allow beyond the default
     pub orgs: HashMap<Arc<str>, OrgRow>,
     pub addresses: HashMap<IpAddr, Address>,

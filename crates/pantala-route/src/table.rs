@@ -1,7 +1,7 @@
 //! Rows become a [`Snapshot`]. The one writer is the proxy's control thread; each change rebuilds the apps it touches and
 //! shares the rest. A row that cannot be read is set aside: it stops nobody, and a readable older value stays in force.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -12,12 +12,14 @@ use pantala_wire::feed::{
 };
 use serde::de::DeserializeOwned;
 
+use crate::assemble::{AppEntry, MachineEntry, range};
 use crate::gauge::Gauge;
+use crate::intern::{Ports, Strings};
 use crate::names::normalise;
-use crate::snapshot::{Address, App, Destination, Machine, Node, Offer, Phase, Service, Snapshot, Target};
+use crate::snapshot::{Address, Destination, Node, Phase, Service, Snapshot};
 
 /// `(stream, key)`
-pub type RowKey = (String, String);
+pub type RowKey = (Arc<str>, Arc<str>);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
@@ -36,22 +38,6 @@ pub struct Changes {
     pub undrained: Vec<String>,
 }
 
-struct MachineEntry {
-    row: MachineRow,
-    gauge: Arc<Gauge>,
-    epoch: u32,
-}
-
-#[derive(Default)]
-struct AppEntry {
-    known: bool,
-    network: Option<u64>,
-    org: Option<Arc<str>>,
-    services: BTreeMap<String, Arc<Service>>,
-    /// boxed: the leaves of the map are allocated for many, and most apps have few
-    machines: BTreeMap<String, Box<MachineEntry>>,
-}
-
 pub struct Table {
     node: String,
     revision: u64,
@@ -60,8 +46,10 @@ pub struct Table {
     set_aside: BTreeMap<RowKey, String>,
     /// values that are not read again (key, value): suspected of two crashes
     quarantine: BTreeSet<(RowKey, Arc<str>)>,
-    apps: BTreeMap<String, AppEntry>,
-    app_of_machine: HashMap<String, String>,
+    apps: BTreeMap<Arc<str>, AppEntry>,
+    app_of_machine: HashMap<Arc<str>, Arc<str>>,
+    strings: Strings,
+    ports: Ports,
     certs: BTreeMap<String, Arc<CertRow>>,
     tickets: BTreeMap<String, TicketRow>,
     snapshot: Snapshot,
@@ -77,6 +65,8 @@ impl Table {
             quarantine: BTreeSet::new(),
             apps: BTreeMap::new(),
             app_of_machine: HashMap::new(),
+            strings: Strings::default(),
+            ports: Ports::default(),
             certs: BTreeMap::new(),
             tickets: BTreeMap::new(),
             snapshot: Snapshot::default(),
@@ -107,15 +97,12 @@ impl Table {
 
     /// Keys of rows that are not in force as they came, with the reason.
     pub fn set_aside(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.set_aside
-            .iter()
-            .map(|((_, key), why)| (key.as_str(), why.as_str()))
+        self.set_aside.iter().map(|((_, key), why)| (&**key, why.as_str()))
     }
 
     /// A row read well here that its user could not use (a certificate whose key does not parse).
     pub fn mark_set_aside(&mut self, stream: &str, key: &str, why: &str) {
-        self.set_aside
-            .insert((stream.to_owned(), key.to_owned()), why.to_owned());
+        self.set_aside.insert((stream.into(), key.into()), why.to_owned());
         self.publish_set_aside();
     }
 
@@ -125,18 +112,25 @@ impl Table {
 
     /// A whole view: what it does not name is gone.
     pub fn replace(&mut self, revision: u64, rows: Vec<FeedRow>) -> Changes {
-        let named: BTreeSet<RowKey> = rows.iter().map(|r| (r.stream.clone(), r.key.clone())).collect();
+        let named: HashSet<(&str, &str)> = rows.iter().map(|r| (r.stream.as_str(), r.key.as_str())).collect();
         let known = self.rows.keys().chain(self.set_aside.keys());
-        let gone: Vec<RowKey> = known.filter(|key| !named.contains(*key)).cloned().collect();
-        let deletions = gone.into_iter().map(|(stream, key)| FeedRow {
-            stream,
-            key,
-            value: None,
-        });
-        self.apply(revision, deletions.chain(rows).collect())
+        let gone = known.filter(|(stream, key)| !named.contains(&(&**stream, &**key)));
+        let deletions: Vec<FeedRow> = gone
+            .map(|(stream, key)| FeedRow {
+                stream: stream.to_string(),
+                key: key.to_string(),
+                value: None,
+            })
+            .collect();
+        drop(named);
+        self.apply_all(revision, deletions.into_iter().chain(rows))
     }
 
     pub fn apply(&mut self, revision: u64, rows: Vec<FeedRow>) -> Changes {
+        self.apply_all(revision, rows.into_iter())
+    }
+
+    fn apply_all(&mut self, revision: u64, rows: impl Iterator<Item = FeedRow>) -> Changes {
         let mut batch = Batch::default();
         for row in rows {
             self.apply_row(row, &mut batch);
@@ -158,27 +152,22 @@ impl Table {
         let Some(app) = self.app_of_machine.get(machine).cloned() else {
             return;
         };
-        let Some(entry) = self.apps.get_mut(&app).and_then(|a| a.machines.get_mut(machine)) else {
+        let Some(entry) = self.apps.get_mut(&app).and_then(|a| a.machine_mut(machine)) else {
             return;
         };
-        if entry.row.state != "started" || entry.row.ip4 != ip4 {
-            entry.epoch = entry.gauge.next_epoch();
-        }
-        entry.row.state = "started".to_owned();
-        entry.row.ip4 = ip4.to_owned();
-        entry.row.passing = vec![true; entry.row.services.len()];
-        entry.gauge.undrain();
+        entry.woken(ip4);
+        entry.machine.gauge.undrain();
         self.rebuild(&app);
     }
 
     /// Gauge of a machine, for frames that name only its id.
     pub fn gauge(&self, machine: &str) -> Option<&Arc<Gauge>> {
         let app = self.app_of_machine.get(machine)?;
-        self.apps.get(app)?.machines.get(machine).map(|entry| &entry.gauge)
+        self.apps.get(app)?.machine(machine).map(|entry| &entry.machine.gauge)
     }
 
     fn apply_row(&mut self, row: FeedRow, batch: &mut Batch) {
-        let key = (row.stream, row.key);
+        let key = (self.strings.get(&row.stream), row.key.as_str().into());
         let Some(value) = row.value else {
             self.rows.remove(&key);
             self.set_aside.remove(&key);
@@ -206,22 +195,23 @@ impl Table {
     }
 
     fn read(&mut self, (stream, key): &RowKey, value: &str, batch: &mut Batch) -> Result<(), Unreadable> {
-        match (stream.as_str(), key.split_once('/')) {
+        match (&**stream, key.split_once('/')) {
             ("routes", Some(("app", name))) => {
                 let row: AppRow = parse(value)?;
                 same("app", &row.app, name)?;
-                let app = self.apps.entry(name.to_owned()).or_default();
-                (app.known, app.network, app.org) = (true, Some(row.network), Some(row.org.into()));
-                batch.apps.insert(name.to_owned());
+                let (name, org) = (self.strings.get(name), self.strings.get(&row.org));
+                let app = self.apps.entry(name.clone()).or_default();
+                (app.known, app.network, app.org) = (true, Some(row.network), Some(org));
+                batch.apps.insert(name);
             }
             ("routes", Some(("org", slug))) => {
                 let row: OrgRow = parse(value)?;
                 self.snapshot.orgs.insert(slug.into(), row);
             }
             ("routes", Some(("host", name))) => {
-                let destination = host_destination(&parse(value)?)?;
+                let destination = host_destination(&parse(value)?, &mut self.strings)?;
                 let name = host_key(name).ok_or_else(|| unreadable("the key is no host name"))?;
-                self.snapshot.hosts.insert(name, destination);
+                self.snapshot.hosts.insert(name.into(), destination);
             }
             ("routes", Some(("acme", token))) => {
                 let row: AcmeRow = parse(value)?;
@@ -241,7 +231,7 @@ impl Table {
                     (AddressKind::Shared, _) => drop(addresses.remove(&ip.to_canonical())),
                     (kind, Some(app)) => {
                         let address = Address {
-                            app: app.into(),
+                            app: self.strings.get(&app),
                             private: kind == AddressKind::Private,
                             network: row.network,
                         };
@@ -257,13 +247,11 @@ impl Table {
                     .ok_or_else(|| unreadable("the key has no digest"))?;
                 same("app", &row.app, app)?;
                 check_ports(&row.ports)?;
-                let service = Arc::new(Service::new(row));
-                self.apps
-                    .entry(app.to_owned())
-                    .or_default()
-                    .services
-                    .insert(digest.to_owned(), service);
-                batch.apps.insert(app.to_owned());
+                let service = Arc::new(Service::new(row, &mut self.ports));
+                let (app, digest) = (self.strings.get(app), self.strings.get(digest));
+                let entry = self.apps.entry(app.clone()).or_default();
+                entry.put_service(digest, service);
+                batch.apps.insert(app);
             }
             ("routes", Some(("m", id))) => self.read_machine(id, parse(value)?, batch)?,
             ("nodes", Some(("node", id))) => {
@@ -284,11 +272,11 @@ impl Table {
                 if row.names.is_empty() {
                     return Err(unreadable("names: a certificate needs one"));
                 }
-                self.certs.insert(key.clone(), Arc::new(row));
+                self.certs.insert(key.to_string(), Arc::new(row));
                 batch.changes.certs = true;
             }
             ("certs", Some(("ticket", _))) => {
-                self.tickets.insert(key.clone(), parse(value)?);
+                self.tickets.insert(key.to_string(), parse(value)?);
                 batch.changes.tickets = true;
             }
             _ => {} // a row of a later version: kept, not used
@@ -306,50 +294,55 @@ impl Table {
         if row.passing.len() != row.services.len() {
             return Err(unreadable("passing: needs one flag for each service"));
         }
-        let moved = self.app_of_machine.get(id).filter(|app| **app != row.app).cloned();
+        let name = self.strings.get(&row.app);
+        let moved = self.app_of_machine.get(id).filter(|app| **app != name).cloned();
         let mut kept = moved.and_then(|app| {
-            let entry = self.apps.get_mut(&app)?.machines.remove(id);
+            let entry = self.apps.get_mut(&app)?.remove_machine(id);
             batch.apps.insert(app);
-            entry.map(|entry| entry.gauge)
+            entry.map(|entry| entry.machine.gauge.clone())
         });
-        let app = self.apps.entry(row.app.clone()).or_default();
-        batch.apps.insert(row.app.clone());
-        self.app_of_machine.insert(id.to_owned(), row.app.clone());
-        match app.machines.get_mut(id) {
+        let app = self.apps.entry(name.clone()).or_default();
+        let (gauge, epoch) = match app.machine(id) {
             None => {
                 let gauge = kept.take().unwrap_or_default();
                 let epoch = gauge.next_epoch();
-                app.machines
-                    .insert(id.to_owned(), Box::new(MachineEntry { row, gauge, epoch }));
+                (gauge, epoch)
             }
             Some(entry) => {
-                let another = entry.row.instance_id != row.instance_id || entry.row.ip4 != row.ip4;
-                let left = row.state != "started" && entry.row.state == "started";
-                if another || left {
-                    entry.epoch = entry.gauge.next_epoch();
-                }
-                if (another || row.state != "started") && entry.gauge.read().draining {
-                    entry.gauge.undrain();
+                let (before, gauge) = (&entry.machine, entry.machine.gauge.clone());
+                let another = *entry.instance_id != *row.instance_id || before.ip4 != row.ip4.parse().ok();
+                let left = row.state != "started" && before.phase == Phase::Running;
+                let epoch = if another || left {
+                    gauge.next_epoch()
+                } else {
+                    before.epoch
+                };
+                if (another || row.state != "started") && gauge.read().draining {
+                    gauge.undrain();
                     batch.changes.undrained.push(id.to_owned());
                 }
-                entry.row = row;
+                (gauge, epoch)
             }
-        }
+        };
+        let entry = MachineEntry::new(row, gauge, epoch, &self.node, &mut self.strings);
+        self.app_of_machine.insert(entry.machine.id.clone(), name.clone());
+        app.put_machine(entry);
+        batch.apps.insert(name);
         Ok(())
     }
 
     fn delete(&mut self, (stream, key): &RowKey, batch: &mut Batch) {
-        match (stream.as_str(), key.split_once('/')) {
+        match (&**stream, key.split_once('/')) {
             ("routes", Some(("app", name))) => {
                 if let Some(app) = self.apps.get_mut(name) {
                     (app.known, app.network, app.org) = (false, None, None);
-                    batch.apps.insert(name.to_owned());
+                    batch.apps.insert(name.into());
                 }
             }
             ("routes", Some(("org", slug))) => drop(self.snapshot.orgs.remove(slug)),
             ("routes", Some(("host", name))) => {
                 if let Some(name) = host_key(name) {
-                    self.snapshot.hosts.remove(&name);
+                    self.snapshot.hosts.remove(name.as_str());
                 }
             }
             ("routes", Some(("acme", token))) => drop(Arc::make_mut(&mut self.snapshot.acme).remove(token)),
@@ -368,15 +361,15 @@ impl Table {
                 if let Some((app, digest)) = rest.split_once('/')
                     && let Some(entry) = self.apps.get_mut(app)
                 {
-                    entry.services.remove(digest);
-                    batch.apps.insert(app.to_owned());
+                    entry.remove_service(digest);
+                    batch.apps.insert(app.into());
                 }
             }
             ("routes", Some(("m", id))) => {
                 if let Some(app) = self.app_of_machine.remove(id) {
-                    if let Some(entry) = self.apps.get_mut(&app).and_then(|a| a.machines.remove(id)) {
-                        entry.gauge.next_epoch();
-                        entry.gauge.undrain();
+                    if let Some(entry) = self.apps.get_mut(&app).and_then(|a| a.remove_machine(id)) {
+                        entry.machine.gauge.next_epoch();
+                        entry.machine.gauge.undrain();
                         batch.changes.undrained.push(id.to_owned());
                     }
                     batch.apps.insert(app);
@@ -384,32 +377,34 @@ impl Table {
             }
             ("nodes", Some(("node", id))) => drop(self.snapshot.nodes.remove(id)),
             ("nodes", Some(("member", id))) => drop(self.snapshot.members.remove(id)),
-            ("certs", Some(("ticket", _))) => batch.changes.tickets |= self.tickets.remove(key).is_some(),
-            ("certs", _) => batch.changes.certs |= self.certs.remove(key).is_some(),
+            ("certs", Some(("ticket", _))) => batch.changes.tickets |= self.tickets.remove(&**key).is_some(),
+            ("certs", _) => batch.changes.certs |= self.certs.remove(&**key).is_some(),
             _ => {}
         }
     }
 
     fn rebuild(&mut self, name: &str) {
         let apps = &mut self.snapshot.apps;
-        let Some(entry) = self.apps.get(name) else { return };
-        if !entry.known && entry.services.is_empty() && entry.machines.is_empty() {
-            self.apps.remove(name);
+        let Some((name, entry)) = self.apps.get_key_value(name) else {
+            return;
+        };
+        if entry.is_empty() {
             apps.remove(name);
+            let name = name.clone();
+            self.apps.remove(&name);
             return;
         }
-        let app = build_app(name, entry, &self.node);
-        apps.insert(app.name.clone(), Arc::new(app));
+        apps.insert(name.clone(), Arc::new(entry.assemble(name)));
     }
 
     fn publish_set_aside(&mut self) {
-        self.snapshot.set_aside = self.set_aside.keys().map(|(_, key)| key.clone()).collect();
+        self.snapshot.set_aside = self.set_aside.keys().map(|(_, key)| key.to_string()).collect();
     }
 }
 
 #[derive(Default)]
 struct Batch {
-    apps: BTreeSet<String>,
+    apps: BTreeSet<Arc<str>>,
     addresses: bool,
     changes: Changes,
 }
@@ -421,80 +416,6 @@ fn own_addresses(snapshot: &Snapshot) -> BTreeMap<Arc<str>, Vec<IpAddr>> {
     }
     own.values_mut().for_each(|all| all.sort_unstable());
     own
-}
-
-fn build_app(name: &str, entry: &AppEntry, node: &str) -> App {
-    let name: Arc<str> = name.into();
-    let mut app = App {
-        name: name.clone(),
-        network: entry.network,
-        org: entry.org.clone(),
-        machines: Vec::new(),
-        offers: Vec::new(),
-    };
-    let mut offers: BTreeMap<(u16, u16), Offer> = BTreeMap::new();
-    for (id, machine) in &entry.machines {
-        let MachineEntry { row, gauge, epoch } = &**machine;
-        let machine = Arc::new(Machine {
-            id: id.as_str().into(),
-            app: name.clone(),
-            region: row.region.clone(),
-            node: row.node.as_str().into(),
-            instance_id: row.instance_id.clone(),
-            state: row.state.clone(),
-            phase: Phase::of(&row.state),
-            ip4: row.ip4.parse().ok(),
-            cordoned: row.cordoned,
-            ip6: row.ip6.parse().ok(),
-            dns: row.dns,
-            group: row.group.clone(),
-            metadata: row.metadata.clone(),
-            local: row.node == node,
-            epoch: *epoch,
-            gauge: gauge.clone(),
-        });
-        for (digest, passing) in row.services.iter().zip(&row.passing) {
-            let Some(service) = entry.services.get(digest).filter(|s| s.row.protocol == "tcp") else {
-                continue;
-            };
-            for port in &service.row.ports {
-                let Some((start, end)) = range(port) else { continue };
-                let offer = offers.entry((start, end));
-                let offer = offer.or_insert_with(|| Offer {
-                    start,
-                    end,
-                    port: port.clone(),
-                    http: port.http_options.clone().map(Arc::new),
-                    targets: Vec::new(),
-                });
-                if offer.targets.last().is_none_or(|last| last.machine.id != machine.id) {
-                    let target = Target {
-                        machine: machine.clone(),
-                        service: service.clone(),
-                        passing: *passing,
-                        h2: port.http_options.as_ref().and_then(|o| o.h2_backend) == Some(true),
-                    };
-                    offer.targets.push(target);
-                }
-            }
-        }
-        app.machines.push(machine);
-    }
-    app.offers = offers.into_values().collect();
-    for offer in &mut app.offers {
-        offer
-            .targets
-            .sort_by(|a, b| (&a.machine.region, &a.machine.id).cmp(&(&b.machine.region, &b.machine.id)));
-    }
-    app
-}
-
-fn range(port: &Port) -> Option<(u16, u16)> {
-    match (port.port, port.start_port, port.end_port) {
-        (Some(one), _, _) => Some((one, one)),
-        (None, Some(start), end) => Some((start, end.unwrap_or(start))),
-        _ => None,
-    }
 }
 
 fn check_ports(ports: &[Port]) -> Result<(), Unreadable> {
@@ -526,15 +447,15 @@ fn host_key(name: &str) -> Option<String> {
     }
 }
 
-fn host_destination(row: &HostRow) -> Result<Destination, Unreadable> {
+fn host_destination(row: &HostRow, strings: &mut Strings) -> Result<Destination, Unreadable> {
     match (&row.app, &row.backend) {
         (None, Some(backend)) => {
             let backend: SocketAddr = backend
                 .parse()
                 .map_err(|_| unreadable("backend: not of the form ip:port"))?;
-            Ok(Destination::Backend(backend))
+            Ok(Destination::Backend(Box::new(backend)))
         }
-        (Some(app), None) => Ok(Destination::App(app.as_str().into())),
+        (Some(app), None) => Ok(Destination::App(strings.get(app))),
         _ => Err(unreadable("a host names either app or backend")),
     }
 }

@@ -132,6 +132,7 @@ pub fn turn(
 mod tests {
     use super::*;
     use crate::gauge::Gauge;
+    use crate::intern::Ports;
     use crate::snapshot::{Phase, Service};
     use pantala_wire::feed::{Autostop, Concurrency, ServiceRow};
     use std::collections::BTreeMap;
@@ -141,16 +142,14 @@ mod tests {
         let machine = Machine {
             id: "m1".into(),
             app: "web".into(),
-            region: "iad".to_owned(),
+            region: "iad".into(),
             node: "n1".into(),
-            instance_id: String::new(),
-            state: "started".to_owned(),
             phase: Phase::Running,
             ip4: None,
             cordoned: false,
             ip6: None,
             dns: true,
-            group: String::new(),
+            group: "".into(),
             metadata: BTreeMap::new(),
             local: true,
             epoch: 0,
@@ -170,7 +169,7 @@ mod tests {
         };
         Target {
             machine: Arc::new(machine),
-            service: Arc::new(Service::new(row)),
+            service: Arc::new(Service::new(row, &mut Ports::default())),
             passing: true,
             h2: false,
         }

@@ -155,7 +155,7 @@ impl<'a> Seen<'a> {
         }
         match machine.phase {
             Phase::Running => self.running(target, known),
-            Phase::Asleep(rank) if target.service.row.autostart => {
+            Phase::Asleep(rank) if target.service.autostart => {
                 if known.waking(machine) {
                     self.waking = self.waking.or(Some(target));
                 } else if self.asleep.is_none_or(|best| rank < asleep_rank(best)) {
@@ -163,12 +163,12 @@ impl<'a> Seen<'a> {
                 }
             }
             Phase::Asleep(_) => self.why_not(Failure::Asleep),
-            Phase::Starting if target.service.row.autostart && known.waking(machine) => {
+            Phase::Starting if target.service.autostart && known.waking(machine) => {
                 self.waking = self.waking.or(Some(target))
             }
             Phase::Starting => self.starting = true,
             Phase::Changing => self.changing = true,
-            Phase::Ending if target.service.row.autostart => self.changing = true,
+            Phase::Ending if target.service.autostart => self.changing = true,
             Phase::Ending => self.why_not(Failure::Asleep),
             Phase::Gone => self.why_not(Failure::Unstartable),
         }
@@ -179,7 +179,7 @@ impl<'a> Seen<'a> {
         let load = machine.gauge.load(known.now_ms());
         if machine.gauge.read().draining || (machine.local && machine.ip4.is_none()) {
             self.changing = true;
-        } else if !target.passing && target.service.row.autostart && known.waking(machine) {
+        } else if !target.passing && target.service.autostart && known.waking(machine) {
             // Its row came before the end of its wake: it runs and will be ready, another need not be woken.
             self.waking = self.waking.or(Some(target));
         } else if !target.passing {

@@ -408,7 +408,7 @@ fn targets_of_a_region_stand_together() {
         .unwrap()
         .targets
         .iter()
-        .map(|t| t.machine.region.clone())
+        .map(|t| t.machine.region.to_string())
         .collect();
     assert_eq!(regions, ["iad", "iad", "lhr", "nrt", "nrt"]);
     assert_eq!(Phase::of("started"), Phase::Running);

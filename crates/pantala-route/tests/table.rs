@@ -90,7 +90,7 @@ fn unreadable_rows_are_set_aside_and_older_ones_stay() {
     assert_eq!(set_aside(&table).len(), 9);
     let app = table.snapshot().apps["web"].clone();
     assert_eq!(app.machines[0].phase, Phase::Running);
-    assert_eq!(app.offer(80).unwrap().targets[0].service.row.internal_port, 8080);
+    assert_eq!(app.offer(80).unwrap().targets[0].service.internal_port, 8080);
     table.replace(3, vec![machine("started", "a"), service(8080)]);
     assert!(set_aside(&table).is_empty());
 }
