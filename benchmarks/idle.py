@@ -24,8 +24,9 @@ OURS = "pantala"
 
 def measure(all_peers: Sequence[Peer], authority: Authority) -> list[Figure]:
     weights = {peer.name: asyncio.run(_kib_each(peer, authority)) for peer in all_peers if peer.name != "traefik"}
-    meaning = "resident memory for each of 10,000 idle TLS connections, one request made on each, 5 s ago; all: " + ", ".join(
-        f"{name} {kib:.1f}" for name, kib in weights.items()
+    meaning = (
+        "resident memory for each of 10,000 idle TLS connections, one request made on each, 5 s ago; all: "
+        + ", ".join(f"{name} {kib:.1f}" for name, kib in weights.items())
     )
     return [
         figure("proxy.memory_kib_connection", weights[OURS], "KiB", n=CONNECTIONS, baseline=weights["haproxy"],

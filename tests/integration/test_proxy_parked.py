@@ -118,7 +118,7 @@ async def test_a_quiet_connection_serves_again_and_again(rig: Rig) -> None:
             await one.say(b"\x82\x05hello")
             assert await one.exactly(7) == b"\x82\x05hello"
         await parked(rig, CLIENTS - 2)
-    await parked(rig, 0)
+    await parked(rig, 0)  # their clients left
     assert len(backend.requests) == CLIENTS * 4 + 3
 
 
@@ -143,18 +143,19 @@ async def test_no_byte_is_lost_at_the_moment_of_parking(rig: Rig) -> None:
         await asyncio.wait_for(asyncio.gather(*(converse(*one) for one in enumerate(all_))), WITHIN_S)
 
 
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_the_beginning_of_a_head_is_kept(rig: Rig, *, tls: bool) -> None:
+async def test_the_beginning_of_a_head_is_kept(rig: Rig) -> None:
     await web(rig)
-    async with client(rig, tls=tls) as one, client(rig) as other:
-        await one.say(get("/one") + get("/two")[:9])
-        await answered(one, "/one")
+    async with clients(rig, 2) as both, client(rig) as other:
+        for one in both:
+            await one.say(get("/one") + get("/two")[:9])
+            await answered(one, "/one")
         await other.say(get("/other"))
         await answered(other, "/other")
         await parked(rig, 1)  # the other one, which was quiet later
-        await one.say(get("/two")[9:])
-        await answered(one, "/two")
-        await parked(rig, 2)
+        for one in both:
+            await one.say(get("/two")[9:])
+            await answered(one, "/two")
+        await parked(rig, 3)
 
 
 async def test_a_body_that_outlives_its_answer_keeps_the_connection_busy(rig: Rig) -> None:
@@ -188,27 +189,17 @@ async def test_a_body_that_outlives_its_answer_keeps_the_connection_busy(rig: Ri
 # -- the end -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_the_idle_timeout_goes_on(rig: Rig, *, tls: bool) -> None:
+async def test_the_idle_timeout_goes_on(rig: Rig) -> None:
     await web(rig, HTTPOptions(idle_timeout=4))
-    async with client(rig, tls=tls) as one:
-        await one.say(get("/one"))
-        await answered(one, "/one")
-        await parked(rig, 1)
-        assert await one.rest() == b""
-        await parked(rig, 0)
-        assert await gauge(rig, "connections_open") == 0
-
-
-async def test_a_client_that_leaves_is_let_go(rig: Rig) -> None:
-    await web(rig)
-    async with clients(rig) as all_:
-        for one in all_:
+    async with clients(rig, 2) as both:
+        for one in both:
             await one.say(get("/one"))
             await answered(one, "/one")
-        await parked(rig, CLIENTS)
-    await parked(rig, 0)
-    assert await gauge(rig, "connections_open") == 0
+        await parked(rig, 2)
+        for one in both:
+            assert await one.rest() == b""
+        await parked(rig, 0)
+        assert await gauge(rig, "connections_open") == 0
 
 
 async def test_a_proxy_that_ends_answers_and_closes(rig: Rig) -> None:
