@@ -1,10 +1,11 @@
 //! Rows to snapshots: set aside, deltas, epochs, wakes ahead of their row.
 #![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not see as such
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use pantala_route::matching::Matched;
-use pantala_route::snapshot::Phase;
+use pantala_route::snapshot::{App, Machine, Offer, Phase, Target};
 use pantala_route::table::Table;
 use pantala_wire::feed::FeedRow;
 use proptest::prelude::*;
@@ -180,6 +181,88 @@ proptest! {
         table.apply(2, vec![row(&key, Value::Null)]);
         prop_assert!(set_aside(&table).is_empty());
     }
+
+    /// The view follows from the rows in force, however they came to be so.
+    #[test]
+    fn many_changes_and_one_whole_view_are_the_same(changes in prop::collection::vec(change(), 1..24)) {
+        let mut table = Table::new("n1");
+        let mut rows = BTreeMap::new();
+        for (revision, (key, value)) in changes.into_iter().enumerate() {
+            table.apply(revision as u64, vec![row(&key, value.clone())]);
+            rows.insert(key, value);
+        }
+        let mut fresh = Table::new("n1");
+        let rows = rows.into_iter().filter(|(_, value)| !value.is_null());
+        fresh.replace(1, rows.map(|(key, value)| row(&key, value)).collect());
+        prop_assert_eq!(set_aside(&table).len() + set_aside(&fresh).len(), 0);
+        prop_assert_eq!(told(&table), told(&fresh));
+    }
+}
+
+/// Of two apps with two services each and three machines, which may move between them.
+fn change() -> impl Strategy<Value = (String, Value)> {
+    let app = || prop::sample::select(vec!["api", "web"]);
+    let digest = || prop::sample::select(vec!["d", "e"]);
+    let of_app = (app(), 1..4u8).prop_map(|(app, network)| {
+        let value = json!({"app": app, "org": format!("o{network}"), "network": network});
+        (format!("app/{app}"), value)
+    });
+    let of_service = (app(), digest(), 1..4u16, any::<bool>()).prop_map(|(app, digest, port, h2)| {
+        let ports = json!([
+            {"port": 80, "handlers": ["http"], "http_options": {"h2_backend": h2}},
+            {"start_port": 1000 * port, "end_port": 3000, "force_https": h2},
+        ]);
+        let value = json!({"app": app, "protocol": "tcp", "internal_port": port, "ports": ports, "concurrency": {}});
+        (format!("svc/{app}/{digest}"), value)
+    });
+    let machine = (
+        app(),
+        0..3u8,
+        prop::collection::vec((digest(), any::<bool>()), 0..3),
+        0..4u8,
+    );
+    let of_machine = machine.prop_map(|(app, number, services, kind)| {
+        let (digests, passing): (Vec<_>, Vec<_>) = services.into_iter().unzip();
+        let id = format!("m{number}");
+        let value = json!({"id": id, "app": app, "region": format!("r{}", kind % 2), "node": format!("n{}", kind % 3),
+            "instance_id": kind.to_string(), "generation": 1, "state": (if kind < 2 { "started" } else { "stopped" }),
+            "ip4": format!("10.0.0.{kind}"), "ip6": "", "services": digests, "passing": passing,
+            "group": format!("g{kind}"), "cordoned": kind == 3, "metadata": {"k": kind.to_string()}});
+        (format!("m/{id}"), value)
+    });
+    let change = prop_oneof![of_app, of_service, of_machine];
+    (change, 0..5u8).prop_map(|((key, value), fate)| (key, if fate == 0 { Value::Null } else { value }))
+}
+
+/// All that a request reads of it.
+fn told(table: &Table) -> BTreeMap<String, Value> {
+    let of_machine = |m: &Machine| {
+        json!([
+            *m.id,
+            *m.app,
+            *m.region,
+            *m.node,
+            format!("{:?}", m.phase),
+            m.ip4,
+            m.cordoned,
+            *m.group,
+            m.metadata,
+            m.local
+        ])
+    };
+    let of_app = |app: &App| {
+        let machines: Vec<Value> = app.machines.iter().map(|m| of_machine(m)).collect();
+        let of_offer = |offer: &Offer| {
+            let of_target = |t: &Target| json!([*t.machine.id, t.service.internal_port, t.passing, t.h2]);
+            let targets: Vec<Value> = offer.targets.iter().map(of_target).collect();
+            json!([offer.start, offer.end, *offer.port, offer.http.as_deref(), targets])
+        };
+        let offers: Vec<Value> = app.offers.iter().map(of_offer).collect();
+        json!([app.network, app.org.as_deref(), machines, offers])
+    };
+    let snapshot = table.snapshot();
+    let apps = snapshot.apps.iter();
+    apps.map(|(name, app)| (name.to_string(), of_app(app))).collect()
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
