@@ -11,7 +11,7 @@ import asyncio
 import os
 import shutil
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,10 @@ class PublicDns(asyncio.DatagramProtocol):
 class Pebble:
     """The authority: `directory` is where it is ordered from, `ca_file` what its own certificate is trusted by."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, bindings: Mapping[str, str] | None = None) -> None:
+        """`bindings`: HMAC keys (base64url) by id, one of which each new account then has to show."""
         self._folder = folder
+        self._bindings = bindings
         self._port, self._management = free_port(), free_port()
         self._process: asyncio.subprocess.Process | None = None
         self.directory = f"https://localhost:{self._port}/dir"
@@ -119,7 +121,8 @@ class Pebble:
             "httpPort": ports.http,
             "tlsPort": ports.https,
             "ocspResponderURL": "",
-            "externalAccountBindingRequired": False,
+            "externalAccountBindingRequired": self._bindings is not None,
+            "externalAccountMACKeys": self._bindings or {},
         }
         file = self._folder / "pebble.json"
         file.write_bytes(msgspec.json.encode({"pebble": settings}))
@@ -229,14 +232,16 @@ class Issuing:
 
 
 @asynccontextmanager
-async def issuing(folder: Path, **settings: Any) -> AsyncGenerator[Issuing]:
+async def issuing(
+    folder: Path, *, bindings: Mapping[str, str] | None = None, **settings: Any
+) -> AsyncGenerator[Issuing]:
     """The app `web` is there; DNS knows nothing yet."""
     ports = Ports()
     dns_settings = DNSSettings(listen=[], public_listen=[EDGE], public_names={ZONE: EDGE}, forward=[], port=ports.dns)
     (folder / "edge").mkdir()
     (folder / "control").mkdir()
     async with running_proxy(folder / "edge", ports=ports, dns=dns_settings) as rig:
-        public, pebble = PublicDns(ports.dns), Pebble(folder)
+        public, pebble = PublicDns(ports.dns), Pebble(folder, bindings=bindings)
         await public.start()
         try:
             await pebble.start(ports=ports, dns_port=public.port)

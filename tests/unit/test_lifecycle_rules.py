@@ -349,8 +349,16 @@ def test_stop_defaults() -> None:
             "config.statics[1].url_prefix",
         ),
         (
-            {"statics": [Static(url_prefix="/a", guest_path="/a", tigris_bucket="b")]},
+            {"statics": [Static(url_prefix="/a", guest_path="/a", tigris_bucket="a/b")]},
             "config.statics[0].tigris_bucket",
+        ),
+        (
+            {"statics": [Static(url_prefix="/a", guest_path="/a/../b", tigris_bucket="assets")]},
+            "config.statics[0].guest_path",
+        ),
+        (
+            {"statics": [Static(url_prefix="/a", guest_path="/a", index_document="index.html")]},
+            "config.statics[0].index_document",
         ),
     ],
 )

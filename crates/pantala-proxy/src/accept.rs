@@ -15,6 +15,7 @@ use tokio::time::{interval, sleep};
 use crate::handover::sockets::{Key, Kind, Sockets};
 use crate::mesh::listen;
 use crate::mesh::pool::MeshPool;
+use crate::objects;
 use crate::pool::Pool;
 use crate::service::Worker;
 use crate::settings::{Expects, ListenAddress};
@@ -112,6 +113,7 @@ pub fn work(
             pool: Rc::new(Pool::default()),
             mesh: shared.mesh.clone().map(|mesh| Rc::new(MeshPool::new(mesh))),
             recorder: shared.traces.recorder(index),
+            objects: objects::Pool::default(),
         });
         spawn_local(sweep(worker.clone()));
         shared.serving().await;

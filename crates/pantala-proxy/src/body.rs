@@ -16,6 +16,7 @@ use crate::compress::Compressed;
 use crate::conversation::{Busy, Reading};
 use crate::expect::Held;
 use crate::mesh::pool::Stream;
+use crate::objects::Streamed;
 use crate::pool::Lease;
 use crate::slot::Slot;
 use crate::trace::Answering;
@@ -250,6 +251,8 @@ pub enum OutBody {
     /// Streamed from upstream. At its end the connection is kept for the next request; dropped before, it is closed.
     Upstream(Box<Upstream>),
     Compressed(Box<Compressed>),
+    /// read from a bucket
+    Object(Box<Streamed>),
 }
 
 /// An answer on a client's connection, which counts as busy until this is dropped.
@@ -308,6 +311,7 @@ impl Body for OutBody {
         match &mut *self {
             OutBody::Full(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
             OutBody::Compressed(compressed) => compressed.poll(cx),
+            OutBody::Object(object) => object.poll(cx),
             OutBody::Upstream(upstream) => {
                 let frame = std::task::ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
                 if let (Some(Err(_)), Some(slot)) = (&frame, &upstream.slot) {
@@ -329,6 +333,7 @@ impl Body for OutBody {
         match self {
             OutBody::Full(full) => full.is_end_stream(),
             OutBody::Compressed(compressed) => compressed.is_end_stream(),
+            OutBody::Object(object) => object.is_end_stream(),
             OutBody::Upstream(upstream) => upstream.incoming.is_end_stream(),
         }
     }
@@ -337,6 +342,7 @@ impl Body for OutBody {
         match self {
             OutBody::Full(full) => full.size_hint(),
             OutBody::Compressed(_) => SizeHint::default(),
+            OutBody::Object(object) => object.size_hint(),
             OutBody::Upstream(upstream) => upstream.incoming.size_hint(),
         }
     }

@@ -179,10 +179,10 @@ pub const CODES: &[Code] = &[
         "no machine took the request, or all stayed at their limit",
         "Try again in a moment. If you run this app: it needs more machines, or a higher hard_limit.",
     ),
-    absent(
+    code(
         "PR05",
         "a static file could not be fetched from its bucket",
-        "statics are not served from buckets",
+        "Try again in a moment. If you run this app: look at tigris_bucket in its statics, and ask who runs this platform.",
     ),
     absent(
         "PL01",

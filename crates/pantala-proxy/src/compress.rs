@@ -110,7 +110,11 @@ pub fn compress(response: Response<OutBody>, wanted: Wanted) -> Response<OutBody
         }
         return Response::from_parts(parts, body);
     }
-    if wanted.bodiless || !matches!(body, OutBody::Upstream(_)) || !whole(parts.status, headers) || !gains(headers) {
+    if wanted.bodiless
+        || !matches!(body, OutBody::Upstream(_) | OutBody::Object(_))
+        || !whole(parts.status, headers)
+        || !gains(headers)
+    {
         return Response::from_parts(parts, body);
     }
     // Whoever caches it must know, whatever this client takes.

@@ -1,4 +1,4 @@
-//! Phases 3 to 8 of one request, in order: check, match, redirect, recall, forward, replay, respond.
+//! Phases 3 to 8 of one request, in order: check, match, redirect, read from a bucket, recall, forward, replay, respond.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
 use crate::shared::Shared;
 use crate::trace::{Recorder, Role, Trail, Who};
-use crate::{connection, instruction, log, timing, upgrade};
+use crate::{connection, instruction, log, objects, timing, upgrade};
 
 /// RFC 8555, section 8.3.
 const ACME_CHALLENGE: &str = "/.well-known/acme-challenge/";
@@ -41,6 +41,7 @@ pub struct Worker {
     pub mesh: Option<Rc<MeshPool>>,
     /// none: nothing is kept of requests
     pub recorder: Option<Rc<Recorder>>,
+    pub objects: objects::Pool,
 }
 
 /// Never fails: what goes wrong is a page. `by_host`: the connection belongs to whom the request names.
@@ -174,6 +175,13 @@ async fn answer(
                 return Err(no_service(&app.name, port));
             }
             manner.of(offer, &parts);
+            if let Some(statics) = &offer.buckets
+                && checked.bodiless
+                && let Some(object) = objects::wanted(statics, &parts)
+                && let Some(response) = Box::pin(objects::fetch(worker, &app, &object, &parts)).await?
+            {
+                return Ok(response);
+            }
             let wishes = headers::wishes(&parts.headers);
             (app, wishes)
         }

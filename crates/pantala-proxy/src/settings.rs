@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use pantala_wire::feed::{MeshSettings, ProxySettings};
 
+use crate::store::{Store, StoreError};
+
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     #[error("cannot read the settings file {}: {source}", path.display())]
@@ -17,6 +19,8 @@ pub enum SettingsError {
         value: String,
         wanted: &'static str,
     },
+    #[error("settings: {0}")]
+    Store(#[from] StoreError),
 }
 
 /// The settings with every address parsed.
@@ -32,6 +36,8 @@ pub struct Settings {
     pub api_listen: Vec<SocketAddr>,
     pub admin_listen: Option<SocketAddr>,
     pub mesh_listen: Option<SocketAddr>,
+    /// where files of apps may be read; none: nowhere
+    pub buckets: Option<Store>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +146,7 @@ fn check(wire: ProxySettings) -> Result<Settings, SettingsError> {
         api_listen,
         admin_listen,
         mesh_listen,
+        buckets: wire.buckets.as_ref().map(Store::open).transpose()?,
         wire,
     })
 }

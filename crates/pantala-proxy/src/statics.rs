@@ -20,6 +20,9 @@ use crate::slot::Slot;
 pub fn concerns(statics: &[Static], parts: &Parts) -> bool {
     let path = parts.uri.path();
     let under = |one: &Static| {
+        if one.tigris_bucket.is_some() {
+            return false; // read before a machine was chosen
+        }
         let rest = path.strip_prefix(one.url_prefix.trim_end_matches('/'));
         rest.is_some_and(|rest| rest.len() > 1 && rest.starts_with('/'))
     };

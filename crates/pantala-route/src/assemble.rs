@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pantala_wire::feed::{MachineRow, Port};
 
+use crate::buckets;
 use crate::gauge::Gauge;
 use crate::intern::Strings;
 use crate::snapshot::{App, Machine, Offer, Phase, Service, Target};
@@ -134,6 +135,7 @@ impl AppEntry {
                         end,
                         port: declared.port.clone(),
                         http: declared.http.clone(),
+                        buckets: buckets::of(&service.statics),
                         targets: Vec::with_capacity(self.machines.len()),
                     });
                     if offer.targets.last().is_none_or(|last| last.machine.id != machine.id) {

@@ -4,6 +4,7 @@
 //! - [`table`]: rows become a [`snapshot`] (`assemble`), what they say alike is kept once (`intern`); unreadable ones are set aside
 //! - [`entry`]: which app a connection is for and what is spoken on it; [`announce`] is the PROXY header, [`rates`] how often
 //! - [`matching`]: address and host name to an app or a platform service
+//! - [`buckets`]: whether a path is that of an object in a bucket, and of which
 //! - [`choose`]: which machine of which region, or wake, wait, queue, fail; [`within`] is the part inside one region
 //! - [`prefer`]: the same within what the client wishes
 //! - [`replay`]: what an app says when a request should be answered elsewhere; [`replay_cache`] remembers it;
@@ -17,6 +18,7 @@
 
 pub mod announce;
 mod assemble;
+pub mod buckets;
 pub mod choose;
 pub mod entry;
 pub mod gauge;

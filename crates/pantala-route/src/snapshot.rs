@@ -122,6 +122,8 @@ pub struct Offer {
     pub port: Arc<Port>,
     /// the port's: requests keep them
     pub http: Option<Arc<HTTPOptions>>,
+    /// files of the app that are read from buckets, without a machine; none for nearly all
+    pub buckets: Option<Arc<[Static]>>,
     /// by region, so that those of one stand together ([`crate::choose`] cuts them there), and by id within
     pub targets: Vec<Target>,
 }

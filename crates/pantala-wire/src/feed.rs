@@ -614,6 +614,29 @@ pub struct MeshSettings {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BucketSettings {
+    pub endpoint: String,
+    #[serde(default = "us_east_1")]
+    pub region: String,
+    #[serde(default)]
+    pub virtual_host: bool,
+    #[serde(default)]
+    pub ca_file: String,
+    #[serde(default)]
+    pub credentials_file: String,
+    #[serde(default)]
+    pub readers: BTreeMap<String, Vec<String>>,
+    #[serde(default = "ms_10_000")]
+    pub answer_timeout_ms: u64,
+    #[serde(default = "ms_30_000")]
+    pub silence_timeout_ms: u64,
+}
+
+fn us_east_1() -> String {
+    "us-east-1".to_owned()
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProxySettings {
     pub node: String,
     pub region: String,
@@ -647,6 +670,8 @@ pub struct ProxySettings {
     pub lame_duck_ms: u64,
     #[serde(default)]
     pub app_domain: String,
+    #[serde(default)]
+    pub buckets: Option<BucketSettings>,
     #[serde(default = "connections_per_app_max")]
     pub connections_per_app_max: usize,
     #[serde(default = "handshakes_max")]

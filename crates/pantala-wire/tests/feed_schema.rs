@@ -255,10 +255,13 @@ fn settings_match_the_schema() {
     let mesh = json!({"listen": "10.0.0.1:4443", "certificate": "/c", "key": "/k", "authority": "/a",
         "ping_interval_ms": 1, "ping_timeout_ms": 2});
     check::<MeshSettings>("MeshSettings", mesh.clone());
+    let buckets = json!({"endpoint": "https://s3.test", "region": "r", "virtual_host": true, "ca_file": "/ca",
+        "credentials_file": "/c", "readers": {"b": ["o"]}, "answer_timeout_ms": 1, "silence_timeout_ms": 2});
+    check::<BucketSettings>("BucketSettings", buckets.clone());
     check::<ProxySettings>(
         "ProxySettings",
         json!({"node": "n1", "region": "iad", "state_dir": "/s", "agent_socket": "/a", "listeners": [listener], "dns": dns,
-            "mesh": mesh, "entry_listen": ["127.0.0.1:4480"], "connections_per_app_max": 8, "handshakes_max": 9,
+            "mesh": mesh, "buckets": buckets, "entry_listen": ["127.0.0.1:4480"], "connections_per_app_max": 8, "handshakes_max": 9,
             "handshakes_per_range_per_s_max": 10, "handshakes_per_name_per_s_max": 11,
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
             "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "waiting_max": 8,
@@ -275,6 +278,7 @@ fn every_type_of_the_schema_is_mirrored() {
         "AgentHello",
         "AppRow",
         "Applied",
+        "BucketSettings",
         "CertRow",
         "Concurrency",
         "DNSSettings",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import msgspec
 
 from pantala.box import audit as auditing
 from pantala.box.at import run_at
@@ -21,6 +22,8 @@ from pantala.cli.context import Config, forget_config, load_config, save_config
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import json_option
 from pantala.errors import InternalError, InvalidRequest, NotFound
+from pantala.host.commands import buckets_option
+from pantala.host.settings import read_buckets
 from pantala.host.supervisor import Held, read_held, read_status, replace_running, write_held
 from pantala.images.bootstrap import RECIPES, BaseCache, recipe_for
 
@@ -52,6 +55,7 @@ def default_cache() -> Path:
 @click.option("--bfd", "bfd_ms", type=click.IntRange(0, 5000), default=0, metavar="MS",
               help="How often edges are greeted; a dead one is left after three times that. Default by the number of"
               " regions.")  # fmt: skip
+@buckets_option
 @click.option("--settings", "tuning", multiple=True, hidden=True, metavar="PART.FIELD=JSON",
               help="Settings of agent, proxy, mesh or server, for tests that have no time.")  # fmt: skip
 @state_option
@@ -65,6 +69,7 @@ def up(
     links_kind: LinkKind,
     distances: bool,
     bfd_ms: int,
+    buckets: Path | None,
     tuning: tuple[str, ...],
     state: Path | None,
     as_json: bool,
@@ -72,13 +77,14 @@ def up(
     """Start a platform in a box on this machine, and log in to it."""
     if idle_window_s <= 0:
         raise InvalidRequest("must be above 0 seconds", field="--idle-window")
+    chosen = {f"proxy.{name}": msgspec.json.encode(value).decode() for name, value in read_buckets(buckets).items()}
     started = bring_up(
         state=state or STATE,
         run=RUN,
         cache=default_cache(),
         regions=[code.strip() for code in regions.split(",") if code.strip()],
         idle_window_s=idle_window_s,
-        tuning={name: value for name, _, value in (text.partition("=") for text in tuning)},
+        tuning=chosen | {name: value for name, _, value in (text.partition("=") for text in tuning)},
         links_kind=links_kind,
         distances=distances,
         bfd_ms=bfd_ms,

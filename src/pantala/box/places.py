@@ -108,7 +108,7 @@ def tuning(box: Box) -> Tuning:
     )
     made = tuned(made, box.tuning)
     # Control must not take a host for silent whose beats it was told to make slower.
-    return msgspec.structs.replace(made, server={"beat_s": made.agent["beat_s"]} | made.server)
+    return msgspec.structs.replace(made, server={"beat_s": made.agent["beat_s"], "sign_names": True} | made.server)
 
 
 def tuned(tuning: Tuning, given: dict[str, str]) -> Tuning:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
+
 import anyio
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pantala.control.acme import Acme, load_key
+from pantala.control.acme import Acme, Binding, Refused, load_key
 from pantala.control.context import Context
 from pantala.control.registry_tokens import private_pem
 from pantala.store import certificates
@@ -39,6 +42,19 @@ class AcmeAccount:
         key = load_key(self._context.key.open(record.kept_key))
         client = Acme(directory, key, ca_file=self._context.settings.acme_ca_file, url=record.url)
         if not record.url:
-            url = await client.register(self._context.settings.acme_email)
+            url = await client.register(self._context.settings.acme_email, bound_to=self._binding())
             await self._context.db.write(lambda c: certificates.set_account_url(c, directory, url))
         return client
+
+    def _binding(self) -> Binding | None:
+        settings = self._context.settings
+        if not settings.acme_eab_kid:
+            return None
+        path = Path(settings.acme_eab_key_file)
+        try:
+            key = path.read_text("ascii").strip().rstrip("=")
+            base64.b64decode(key + "=" * (-len(key) % 4), altchars=b"-_", validate=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not base64url"
+            raise Refused(f"the server's acme_eab_key_file {path} cannot be read: {reason}", code="binding") from error
+        return Binding(settings.acme_eab_kid, key)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import acme.client
 import acme.messages
@@ -66,6 +66,16 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         return b64encode(self.digest).decode("ascii")
 
 
+class Binding(NamedTuple):
+    """External account binding (RFC 8555, 7.3.4). `hmac_key`: base64url, as authorities hand it out."""
+
+    kid: str
+    hmac_key: str
+
+    def __repr__(self) -> str:
+        return f"Binding({self.kid})"
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """`status`: pending, ready, processing, valid, invalid. `tasks`: by kind of challenge, of the one name."""
 
@@ -91,11 +101,18 @@ class Acme:
         if url:
             self._net.account = _account(url)
 
-    async def register(self, email: str) -> str:
-        """The URL of the account, new or known."""
+    async def register(self, email: str, *, bound_to: Binding | None = None) -> str:
+        """The URL of the account, new or known. `bound_to`: an account of another kind that the operator has there."""
 
         def call(client: acme.client.ClientV2) -> str:
-            new = acme.messages.NewRegistration.from_data(email=email or None, terms_of_service_agreed=True)
+            binding = None
+            if bound_to is not None:
+                binding = acme.messages.ExternalAccountBinding.from_data(
+                    self._key.public_key(), bound_to.kid, bound_to.hmac_key, client.directory
+                )
+            new = acme.messages.NewRegistration.from_data(
+                email=email or None, terms_of_service_agreed=True, external_account_binding=binding
+            )
             try:
                 made = client.new_account(new)
                 return str(made.uri)

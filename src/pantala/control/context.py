@@ -25,7 +25,7 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`registry` is the name that images carry (`registry.<domain>[:port]`). `api_backend` and `registry_backend` are
     `ip:port` as edges reach them, `registry_url` is where hosts pull from. `shared_kernel`: orgs may share a host whose
     machines are not VMs. `beat_s`: how often hosts say that they are there. `bus_hubs`, `bus_routes`, `edge_addresses`
-    and `closed_addresses`: see `wire/hosts.py`; `pools` and the last four: `wire/server.py`."""
+    and `closed_addresses`: see `wire/hosts.py`; `pools` and what follows: `wire/server.py`."""
 
     app_domain: str
     platform_domain: str
@@ -45,6 +45,9 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     acme_directory: str = ""
     acme_ca_file: str = ""
     acme_email: str = ""
+    acme_eab_kid: str = ""
+    acme_eab_key_file: str = ""
+    sign_names: bool = False
     resolvers: tuple[str, ...] = ()
 
 

@@ -8,7 +8,7 @@ looks at DNS; here is what users ask.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Literal, cast
 
@@ -51,7 +51,7 @@ NAMES_MAX = 50_000
 
 
 class Hostnames:
-    """`poke` wakes the reconciler."""
+    """`poke` wakes the reconciler. `sign` gives a name its certificate at once, where our own authority does it."""
 
     def __init__(
         self,
@@ -63,7 +63,9 @@ class Hostnames:
         lookup: Lookup,
         records: NameRecords,
         poke: Callable[[], None],
+        sign: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
+        self._sign = sign
         self._context = context
         self._access = access
         self._publication = publication
@@ -90,7 +92,7 @@ class Hostnames:
 
         await self._context.db.write(add)
         await self._publication.publish_hostname(name)
-        self._poke()
+        await self._go_on(name)
         return await self._detail(app, name)
 
     async def add_custom(self, principal: Principal, app_name: str, request: AddCustomRequest) -> CertificateDetail:
@@ -123,8 +125,14 @@ class Hostnames:
 
         await self._context.db.write(add)
         await self._publication.publish_hostname(name)
-        self._poke()
+        await self._go_on(name)
         return await self._detail(app, name)
+
+    async def _go_on(self, name: str) -> None:
+        if self._sign is not None:
+            await self._sign(name)
+        else:
+            self._poke()
 
     def _claim(self, connection: Connection, app: AppRecord, name: str, *, now_ms: int) -> HostnameRecord:
         """The name is the app's; a new one unless somebody else has it. Raises NameTaken."""
@@ -288,7 +296,7 @@ class Hostnames:
         errors = kept_errors
         if now_wrong is not None:
             errors = [*now_wrong, *(error for error in kept_errors if not error.code.startswith(("dns_", "acme_")))]
-        if record.acme_requested and not self._context.settings.acme_directory:
+        if record.acme_requested and self._sign is None and not self._context.settings.acme_directory:
             errors = [*errors, _no_authority(self._now())]
         status = self._status(record, kept)
         return CertificateDetail(

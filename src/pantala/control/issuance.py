@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 import structlog
 from cryptography import x509
@@ -26,6 +27,7 @@ from pantala.control.dns_lookup import Lookup
 from pantala.control.edge_keys import EdgeKeys
 from pantala.control.edge_rows import certificate_name
 from pantala.control.name_records import NameRecords
+from pantala.control.own_names import OwnNames
 from pantala.control.publication import Publication
 from pantala.control.registry_tokens import private_pem
 from pantala.domain.hostnames import covers
@@ -53,6 +55,8 @@ PER_HOUR_MS = plan.HOUR_MS
 
 
 class Issuance:
+    """`own_names`: the authority where no directory is set; None: users bring their own certificates."""
+
     def __init__(
         self,
         context: Context,
@@ -60,8 +64,11 @@ class Issuance:
         edge_keys: EdgeKeys,
         lookup: Lookup,
         records: NameRecords,
+        *,
+        own_names: OwnNames | None = None,
     ) -> None:
         self._context = context
+        self._own_names = own_names
         self._publication = publication
         self._edge_keys = edge_keys
         self._lookup = lookup
@@ -126,6 +133,8 @@ class Issuance:
         renew_at_ms = _renew_at_ms(served)
         if not record.acme_requested or (renew_at_ms is not None and renew_at_ms > now_ms):
             return await self._look_only(record, renew_at_ms)
+        if self._own_names is not None and not self._context.settings.acme_directory:
+            return await self._sign(record, self._own_names)
         judged = await self._judge(record)
         if not self._context.settings.acme_directory:
             await self._wait_for_records(record, renew_at_ms)
@@ -152,9 +161,18 @@ class Issuance:
         await self._context.db.write(partial(certificates.insert_order, order=order))
         return await self._carry(record, order)
 
+    async def _sign(self, record: HostnameRecord, authority: OwnNames) -> str:
+        """Nobody else is asked, and DNS may say what it likes."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        chain = await anyio.to_thread.run_sync(authority.issue, record.hostname, key.public_key())
+        return await self._keep(record, private_pem(key), chain)
+
     async def _look_only(self, record: HostnameRecord, renew_at_ms: int | None) -> str:
         """A custom certificate waits until DNS shows whose the name is; all others until their renewal."""
-        if not record.owned:
+        if not record.owned and self._own_names is not None:
+            await self._update(record.hostname, owned=True)
+            await self._publication.publish_hostname(record.hostname)
+        elif not record.owned:
             judged = await self._judge(record)
             if not judged.owned:
                 await self._wait_for_records(record, None)
@@ -302,7 +320,10 @@ class Issuance:
         await self._context.db.write(lambda c: hostnames.update_hostname(c, hostname, **values))
 
 
+_BINDING = "the operator binds the platform's account (acme_eab_kid and acme_eab_key_file of the server's settings)"
 REMEDIES = {
+    "externalAccountRequired": _BINDING,
+    "binding": _BINDING,
     "connection": "the authority could not reach an edge by this name: look at its A and AAAA records and at firewalls",
     "dns": "the authority could not resolve the name: look at its records at the provider's own name servers",
     "unauthorized": "somebody else answered the authority: look at the name's A and AAAA records, all of them",

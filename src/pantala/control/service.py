@@ -39,6 +39,7 @@ from pantala.control.moves import Moves
 from pantala.control.name_records import NameRecords
 from pantala.control.nodes import Nodes
 from pantala.control.operations import Operations
+from pantala.control.own_names import OwnNames
 from pantala.control.platform import Platform
 from pantala.control.ports import Builder, NothingSeen, Registry, Sightings
 from pantala.control.projection import Projection
@@ -112,7 +113,9 @@ class Control:
         self.addresses = Addresses(context, self.access, self.publication)
         lookup = lookup or DnsLookup(settings.resolvers)
         records = NameRecords(context)
-        self.issuance = Issuance(context, self.publication, edge_keys, lookup, records)
+        signs = settings.sign_names and not settings.acme_directory
+        own_names = OwnNames(state_dir / "names-ca", context.clock) if signs else None
+        self.issuance = Issuance(context, self.publication, edge_keys, lookup, records, own_names=own_names)
         self.hostnames = Hostnames(
             context,
             access=self.access,
@@ -121,6 +124,7 @@ class Control:
             lookup=lookup,
             records=records,
             poke=self.issuance.poke,
+            sign=self.issuance.advance if signs else None,
         )
         self.images = Images(context, self.access, registry, self.registry_tokens)
         self.secrets = Secrets(context, self.access, self.nodes)

@@ -1,5 +1,6 @@
-"""A certificate authority of control's own: a key and a self-signed certificate in a folder. There are two, which must
-not stand in for each other: the edges' (`certificates.py`) and the cluster's (`cluster_authority.py`).
+"""A certificate authority of control's own: a key and a self-signed certificate in a folder. They must not stand in for
+each other: the platform's names' (`certificates.py`), users' names' in a box (`own_names.py`), the cluster's
+(`cluster_authority.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BACKDATED = timedelta(hours=1)
 
 class SigningAuthority:
     """Kept in `folder` as `ca.pem` and `ca.key`; made on first use. It may sign only under `domains` (name
-    constraints), so trusting it trusts it with nothing else."""
+    constraints), so trusting it trusts it with nothing else; without any it may sign for every name."""
 
     def __init__(self, folder: Path, clock: Clock, *, name: str, domains: Sequence[str]) -> None:
         self._clock = clock
@@ -74,7 +75,7 @@ class SigningAuthority:
     def _self_signed(self, key: ec.EllipticCurvePrivateKey, name: str, domains: Sequence[str]) -> x509.Certificate:
         now = self._clock.now()
         permitted = [x509.DNSName(domain) for domain in dict.fromkeys(domains)]
-        return (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(_common_name(name))
             .issuer_name(_common_name(name))
@@ -85,9 +86,10 @@ class SigningAuthority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(authority=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.NameConstraints(permitted, None), critical=True)
-            .sign(key, hashes.SHA256())
         )
+        if permitted:
+            builder = builder.add_extension(x509.NameConstraints(permitted, None), critical=True)
+        return builder.sign(key, hashes.SHA256())
 
 
 def _common_name(name: str) -> x509.Name:

@@ -132,8 +132,10 @@ def files(config: MachineConfig, secrets: Mapping[str, str]) -> list[GuestFile]:
 
 
 def statics(config: MachineConfig) -> Statics | None:
-    """What init serves itself. On IPv4 only: it is closed to all but the machine's host."""
-    paths = [StaticPath(url_prefix=one.url_prefix, guest_path=one.guest_path) for one in config.statics or []]
+    """What init serves itself: all but what edges read from buckets. On IPv4 only: it is closed to all but the
+    machine's host."""
+    own = [one for one in config.statics or [] if not one.tigris_bucket]
+    paths = [StaticPath(url_prefix=one.url_prefix, guest_path=one.guest_path) for one in own]
     return Statics(listen=f"0.0.0.0:{STATICS_PORT}", paths=paths) if paths else None
 
 

@@ -5,6 +5,7 @@ Called by control when a request arrives and by the agent before it journals one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -26,6 +27,7 @@ FILES_BYTES_MAX = 1024 * 1024
 SERVICES_MAX = 64
 STATICS_MAX = 10
 PROCESSES_MAX = 16
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def validate_config(config: MachineConfig) -> None:
@@ -222,15 +224,24 @@ def _statics(statics: list[Static]) -> None:
         field = f"config.statics[{index}]"
         if not item.url_prefix.startswith("/"):
             raise InvalidRequest(f"{item.url_prefix!r} does not begin with /", field=f"{field}.url_prefix")
-        if item.tigris_bucket or item.index_document:
-            raise InvalidRequest("statics in buckets are not offered yet; leave it out", field=f"{field}.tigris_bucket")
-        if not item.guest_path.startswith("/"):
+        if item.tigris_bucket:
+            _bucket(item.tigris_bucket, item.guest_path, field)
+        elif item.index_document:
+            raise InvalidRequest("only files of a tigris_bucket have one", field=f"{field}.index_document")
+        elif not item.guest_path.startswith("/"):
             raise InvalidRequest(f"{item.guest_path!r} is not an absolute path", field=f"{field}.guest_path")
         prefix = item.url_prefix.rstrip("/") + "/"
         for other in prefixes:
             if prefix.startswith(other) or other.startswith(prefix):
                 raise InvalidRequest(f"{prefix} and {other} overlap", field=f"{field}.url_prefix")
         prefixes.append(prefix)
+
+
+def _bucket(name: str, folder: str, field: str) -> None:
+    if not BUCKET_NAME.fullmatch(name):
+        raise InvalidRequest(f"{name!r} is no name of a bucket", field=f"{field}.tigris_bucket")
+    if any(part in (".", "..") for part in folder.split("/")):
+        raise InvalidRequest(f"{folder!r} has . or .. in it", field=f"{field}.guest_path")
 
 
 def normalized(config: MachineConfig) -> MachineConfig:

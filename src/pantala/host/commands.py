@@ -18,7 +18,7 @@ from pantala.host.join import ask, decode_token, own_address
 from pantala.host.outside import resolvers
 from pantala.host.place import Place
 from pantala.host.record import ROOT, RUN, HostRecord, load_record, save_record
-from pantala.host.settings import Tuning
+from pantala.host.settings import Tuning, read_buckets
 from pantala.host.stop import stop_processes, sweep_machines
 from pantala.host.supervisor import is_supervisor, read_status, replace_running, save_processes
 
@@ -32,6 +32,10 @@ run_option = click.option(
     "--run", "run_dir", type=click.Path(path_type=Path), default=RUN, envvar="PANTALA_HOST_RUN", hidden=True
 )
 cgroup_option = click.option("--cgroup", default="", envvar="PANTALA_HOST_CGROUP", hidden=True)
+buckets_option = click.option(
+    "--buckets", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="JSON: the S3-compatible store that statics with tigris_bucket are read from.",
+)  # fmt: skip
 systemd_option = click.option(
     "--systemd/--no-systemd", "use_systemd", default=None, help="Run as systemd units; default where systemd runs."
 )
@@ -47,8 +51,12 @@ systemd_option = click.option(
 @click.option("--acme-directory", default="", metavar="URL", help="Of the authority that signs for users' host names.")
 @click.option("--acme-email", default="", help="Where that authority writes to; default --email.")
 @click.option("--acme-ca", default="", metavar="PATH", help="PEM of who signs for the directory, if not a usual one.")
+@click.option("--acme-eab-kid", default="", metavar="ID", help="Of your account there, if that authority wants one.")
+@click.option("--acme-eab-key", type=click.Path(exists=True, dir_okay=False, resolve_path=True), default=None,
+              metavar="PATH", help="File with that account's HMAC key, as it gave it.")  # fmt: skip
 @click.option("--pool-v4", multiple=True, metavar="PREFIX", help="Routed to all edges: IPv4 addresses of single apps.")
 @click.option("--pool-v6", multiple=True, metavar="PREFIX", help="The same by IPv6.")
+@buckets_option
 @systemd_option
 @root_option
 @run_option
@@ -64,8 +72,11 @@ def init(
     acme_directory: str,
     acme_email: str,
     acme_ca: str,
+    acme_eab_kid: str,
+    acme_eab_key: str | None,
     pool_v4: tuple[str, ...],
     pool_v6: tuple[str, ...],
+    buckets: Path | None,
     use_systemd: bool | None,
     root: Path,
     run_dir: Path,
@@ -73,6 +84,8 @@ def init(
 ) -> None:
     """Make this server the first host of a new platform, with its control plane."""
     check_server(root, [*TOOLS, "docker-registry"])
+    if bool(acme_eab_kid) != bool(acme_eab_key):
+        raise InvalidRequest("go together: give both or none", field="--acme-eab-kid and --acme-eab-key")
     supervised = _supervised(use_systemd)
     email = email or f"admin@{domain}"
     place = _place(root, run_dir, address=address, edge=True, cgroup=cgroup, supervised=supervised)
@@ -85,10 +98,13 @@ def init(
         email=email,
         org=org,
         systemd=supervised,
+        proxy=read_buckets(buckets),
         server={
             "acme_directory": acme_directory,
             "acme_email": acme_email or email,
             "acme_ca_file": acme_ca,
+            "acme_eab_kid": acme_eab_kid,
+            "acme_eab_key_file": acme_eab_key or "",
             "pools": {"shared_v4": [address] if ":" not in address else [], "v4": pool_v4, "v6": pool_v6},
         },
     )
@@ -109,6 +125,7 @@ def init(
 @click.option("--address", default="", metavar="IP", help="Where other hosts reach it; default the way to the API.")
 @click.option("--zone", default="", metavar="NAME", help="What fails together, such as a data centre.")
 @click.option("--edge/--no-edge", default=True, show_default=True, help="Take public traffic.")
+@buckets_option
 @systemd_option
 @root_option
 @run_option
@@ -120,6 +137,7 @@ def join(
     address: str,
     zone: str,
     edge: bool,
+    buckets: Path | None,
     use_systemd: bool | None,
     root: Path,
     run_dir: Path,
@@ -128,6 +146,7 @@ def join(
     """Make this server a host of a platform: TOKEN is what `pantala host token` printed there."""
     text = decode_token(token)
     check_server(root, TOOLS)
+    store = read_buckets(buckets)
     supervised = _supervised(use_systemd)
     place = _place(
         root,
@@ -139,9 +158,8 @@ def join(
     )
     joined = ask(text, join_request(place, region=region, zone=zone, edge=edge, token=token.strip()))
     keep(place, joined)
-    record = HostRecord(
-        root=str(root), place=place, tuning=Tuning(resolvers=resolvers(loopback=True)), systemd=supervised
-    )
+    tuning = Tuning(resolvers=resolvers(loopback=True), proxy=store)
+    record = HostRecord(root=str(root), place=place, tuning=tuning, systemd=supervised)
     save_record(record)
     emit(joined.node)
     say(f"==> This host is {joined.node} of {joined.platform_domain}, in {joined.region}")

@@ -30,9 +30,10 @@ def set_up(
     org: str,
     systemd: bool,
     server: dict[str, Any] | None = None,
+    proxy: dict[str, Any] | None = None,
 ) -> tuple[HostRecord, Bootstrapped]:
     """The control plane's database and keys, and this host admitted to it; nothing is started.
-    `server`: fields of ServerSettings that the operator chose."""
+    `server` and `proxy`: fields of their settings that the operator chose."""
     platform = Platform(
         state=str(root / "control"),
         registry_state=str(root / "registry"),
@@ -50,7 +51,7 @@ def set_up(
         pools=AddressPools(shared_v4=[place.address]),
     )
     builds = Builds(netns=BUILDS_NETNS, open=[platform.api, platform.registry], closed=platform.closed_addresses)
-    tuning = Tuning(resolvers=resolvers(loopback=True), server=server or {})
+    tuning = Tuning(resolvers=resolvers(loopback=True), server=server or {}, proxy=proxy or {})
     first = FirstHost(
         platform=platform,
         builds=builds,

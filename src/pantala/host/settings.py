@@ -14,7 +14,7 @@ from pantala.host import bus
 from pantala.host.place import ADMIN_PORT, Place
 from pantala.kit.files import write_private
 from pantala.net.rules import ENTRY_PORT
-from pantala.wire.feed import DNSSettings, Listener, MeshSettings, ProxySettings
+from pantala.wire.feed import BucketSettings, DNSSettings, Listener, MeshSettings, ProxySettings
 from pantala.wire.hosts import Joined
 from pantala.wire.server import BusSettings
 
@@ -105,6 +105,22 @@ def write_proxy(place: Place, joined: Joined, tuning: Tuning) -> Path:
     )
     (place.state_dir / "proxy").mkdir(exist_ok=True, mode=0o700)
     return save(place.proxy_settings, changed(settings, tuning.proxy))
+
+
+def read_buckets(path: Path | None) -> dict[str, Any]:
+    """Fields of the proxy's settings by which it reads files of apps from buckets. Raises InvalidRequest."""
+    if path is None:
+        return {}
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=BucketSettings)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}", field="--buckets") from error
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"{path}: {error}", field="--buckets") from error
+    for name in (found.ca_file, found.credentials_file):
+        if name and not (Path(name).is_absolute() and Path(name).is_file()):
+            raise InvalidRequest(f"{path} names {name}, which is no absolute path of a file here", field="--buckets")
+    return {"buckets": msgspec.to_builtins(found)}
 
 
 def changed(settings: S, fields: dict[str, Any]) -> S:

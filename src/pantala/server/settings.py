@@ -41,6 +41,9 @@ def control_settings(settings: ServerSettings) -> ControlSettings:
         acme_directory=settings.acme_directory,
         acme_ca_file=settings.acme_ca_file,
         acme_email=settings.acme_email,
+        acme_eab_kid=settings.acme_eab_kid,
+        acme_eab_key_file=settings.acme_eab_key_file,
+        sign_names=settings.sign_names,
         resolvers=tuple(settings.resolvers),
     )
 

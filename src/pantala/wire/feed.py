@@ -387,6 +387,23 @@ class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
     ping_timeout_ms: int = 750
 
 
+class BucketSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where `statics` with a `tigris_bucket` are read: an S3-compatible store. `endpoint`: its URL; `virtual_host`: the
+    bucket is part of the host name rather than of the path; `ca_file`: PEM of who signs for it, empty: the machine's
+    usual ones. `credentials_file`: JSON with `access_key_id`, `secret_access_key` and perhaps `session_token`, readable
+    by its owner alone. `readers`: by bucket the orgs whose apps may read it by these credentials; every other bucket is
+    read without any, so it has to be public. The two times: until its answer begins, and between its bytes."""
+
+    endpoint: str
+    region: str = "us-east-1"
+    virtual_host: bool = False
+    ca_file: str = ""
+    credentials_file: str = ""
+    readers: dict[str, list[str]] = {}
+    answer_timeout_ms: int = 10_000
+    silence_timeout_ms: int = 30_000
+
+
 class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     """The proxy's whole configuration, one JSON file, read before anything binds. `lame_duck_ms`: how long one that was
     told to end still accepts, while `/healthz` answers 503, so that who announces this edge can withdraw it first.
@@ -415,6 +432,7 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_max_ms: int = 3_600_000
     lame_duck_ms: int = 0
     app_domain: str = ""
+    buckets: BucketSettings | None = None
     connections_per_app_max: int = 2_048
     handshakes_max: int = 4_096
     handshakes_per_range_per_s_max: int = 500

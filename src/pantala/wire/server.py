@@ -59,8 +59,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `acme_directory`: URL of the certificate authority's ACME directory, which signs for users' host names; empty: they
     bring their own certificates. `acme_ca_file`: PEM of authorities that the directory itself is trusted by;
-    `acme_email`: where the authority writes to. `resolvers` (`address` or `address:port`): who is asked what public DNS
-    says; empty: those of this machine.
+    `acme_email`: where the authority writes to. `acme_eab_kid` with `acme_eab_key_file` (the HMAC key in base64url, as
+    the authority gives it): an account there to which ours is bound. `sign_names`, without a directory: users' names
+    are signed by an authority of our own (`names-ca/ca.pem`), whatever DNS says; for boxes. `resolvers` (`address` or
+    `address:port`): who is asked what public DNS says; empty: those of this machine.
     """
 
     id: str = "server-1"
@@ -87,6 +89,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     acme_directory: str = ""
     acme_ca_file: str = ""
     acme_email: str = ""
+    acme_eab_kid: str = ""
+    acme_eab_key_file: str = ""
+    sign_names: bool = False
     resolvers: list[str] = []
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
