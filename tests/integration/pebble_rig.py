@@ -13,6 +13,7 @@ import shutil
 import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from proxy_rig import WITHIN_S, Ports, Rig, json_of
 from proxy_rig import running as running_proxy
 
 from pantala.control.dns_lookup import DnsLookup
+from pantala.kit.clock import Clock
 from pantala.kit.rows import Row
 from pantala.kit.sealing import Opener, b64
 from pantala.testing.authority import Authority
@@ -96,10 +98,14 @@ class PublicDns(asyncio.DatagramProtocol):
 class Pebble:
     """The authority: `directory` is where it is ordered from, `ca_file` what its own certificate is trusted by."""
 
-    def __init__(self, folder: Path, *, bindings: Mapping[str, str] | None = None) -> None:
-        """`bindings`: HMAC keys (base64url) by id, one of which each new account then has to show."""
+    def __init__(
+        self, folder: Path, *, bindings: Mapping[str, str] | None = None, lives: timedelta | None = None
+    ) -> None:
+        """`bindings`: HMAC keys (base64url) by id, one of which each new account then has to show. `lives`: how long
+        its certificates do."""
         self._folder = folder
         self._bindings = bindings
+        self._lives = lives
         self._port, self._management = free_port(), free_port()
         self._process: asyncio.subprocess.Process | None = None
         self.directory = f"https://localhost:{self._port}/dir"
@@ -113,7 +119,7 @@ class Pebble:
         (self._folder / "pebble.pem").write_text(own.chain_pem)
         (self._folder / "pebble.key").write_text(own.key_pem)
         self.ca_file.write_text(authority.pem())
-        settings = {
+        settings: dict[str, Any] = {
             "listenAddress": f"127.0.0.1:{self._port}",
             "managementListenAddress": f"127.0.0.1:{self._management}",
             "certificate": str(self._folder / "pebble.pem"),
@@ -124,6 +130,8 @@ class Pebble:
             "externalAccountBindingRequired": self._bindings is not None,
             "externalAccountMACKeys": self._bindings or {},
         }
+        if self._lives is not None:
+            settings["certificateValidityPeriod"] = int(self._lives.total_seconds())
         file = self._folder / "pebble.json"
         file.write_bytes(msgspec.json.encode({"pebble": settings}))
         environment = os.environ | {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": str(reject_nonces)}
@@ -212,17 +220,17 @@ class Issuing:
         answer = await self.platform.http.delete(path, headers=self.platform.auth)
         assert answer.status_code == 204, answer.text
 
-    async def issuer(self, server_name: str) -> str:
-        """Who signed for whom one connects to by this name, trusting pebble alone."""
-        shown = await self._shown(server_name)
+    async def issuer(self, server_name: str, *, trusted: str | None = None) -> str:
+        """Who signed for whom one connects to by this name, trusting pebble alone, or this PEM."""
+        shown = await self._shown(server_name, trusted)
         return str(dict(pair[0] for pair in shown["issuer"])["commonName"])
 
     async def serial(self, server_name: str) -> int:
         return int((await self._shown(server_name))["serialNumber"], 16)
 
-    async def _shown(self, server_name: str) -> dict[str, Any]:
+    async def _shown(self, server_name: str, trusted: str | None = None) -> dict[str, Any]:
         """Raises OSError (ssl.SSLError) when the handshake fails."""
-        context = ssl.create_default_context(cadata=await self.pebble.roots())
+        context = ssl.create_default_context(cadata=trusted or await self.pebble.roots())
         _, writer = await asyncio.open_connection(EDGE, self.rig.ports.https, ssl=context, server_hostname=server_name)
         try:
             shown: dict[str, Any] = writer.get_extra_info("peercert")
@@ -231,33 +239,60 @@ class Issuing:
             writer.close()
 
 
+class Outside:
+    """What is there without control: the authority, DNS, an edge with its agent's rows."""
+
+    def __init__(self, folder: Path, rig: Rig, public: PublicDns, pebble: Pebble) -> None:
+        self.folder, self.rig, self.dns, self.pebble = folder, rig, public, pebble
+        self.feed = EdgeFeed(rig)
+
+
 @asynccontextmanager
-async def issuing(
-    folder: Path, *, bindings: Mapping[str, str] | None = None, **settings: Any
-) -> AsyncGenerator[Issuing]:
-    """The app `web` is there; DNS knows nothing yet."""
+async def outside(
+    folder: Path, *, bindings: Mapping[str, str] | None = None, lives: timedelta | None = None
+) -> AsyncGenerator[Outside]:
     ports = Ports()
     dns_settings = DNSSettings(listen=[], public_listen=[EDGE], public_names={ZONE: EDGE}, forward=[], port=ports.dns)
     (folder / "edge").mkdir()
     (folder / "control").mkdir()
     async with running_proxy(folder / "edge", ports=ports, dns=dns_settings) as rig:
-        public, pebble = PublicDns(ports.dns), Pebble(folder, bindings=bindings)
+        public, pebble = PublicDns(ports.dns), Pebble(folder, bindings=bindings, lives=lives)
         await public.start()
         try:
             await pebble.start(ports=ports, dns_port=public.port)
-            lookup = DnsLookup([f"127.0.0.1:{public.port}"])
-            chosen = msgspec.structs.replace(
-                SETTINGS,
-                **{"edge_addresses": (EDGE,)} | settings,
-                acme_directory=pebble.directory,
-                acme_ca_file=str(pebble.ca_file),
-            )
-            feed = EdgeFeed(rig)
-            async with running_platform(folder / "control", settings=chosen, lookup=lookup, rows=feed) as platform:
-                sealed = platform.rows.rows["edge/node-1"]["sealed_key"]
-                feed.opener = Opener(platform.agents["node-1"].opener.open(sealed))
-                await platform.create_app("web")
-                yield Issuing(platform, rig, public, pebble, lookup)
+            yield Outside(folder, rig, public, pebble)
         finally:
             await pebble.stop()
             public.stop()
+
+
+@asynccontextmanager
+async def controlled(
+    around: Outside, *, clock: Clock | None = None, again: bool = False, **settings: Any
+) -> AsyncGenerator[Issuing]:
+    """One life of control. `again`: not the first."""
+    lookup = DnsLookup([f"127.0.0.1:{around.dns.port}"])
+    options: dict[str, Any] = {
+        "edge_addresses": (EDGE,),
+        "acme_directory": around.pebble.directory,
+        "acme_ca_file": str(around.pebble.ca_file),
+    }
+    chosen = msgspec.structs.replace(SETTINGS, **options | settings)
+    folder, feed = around.folder / "control", around.feed
+    async with running_platform(
+        folder, settings=chosen, lookup=lookup, rows=feed, clock=clock, admits=not again
+    ) as platform:
+        if not again:
+            sealed = platform.rows.rows["edge/node-1"]["sealed_key"]
+            feed.opener = Opener(platform.agents["node-1"].opener.open(sealed))
+        yield Issuing(platform, around.rig, around.dns, around.pebble, lookup)
+
+
+@asynccontextmanager
+async def issuing(
+    folder: Path, *, bindings: Mapping[str, str] | None = None, **settings: Any
+) -> AsyncGenerator[Issuing]:
+    """The app `web` is there; DNS knows nothing yet."""
+    async with outside(folder, bindings=bindings) as around, controlled(around, **settings) as world:
+        await world.platform.create_app("web")
+        yield world

@@ -209,10 +209,41 @@ pub struct Snapshot {
     /// hosts that belong to the cluster: control's word, without which a host's proxy is not spoken to
     pub members: HashSet<Arc<str>>,
     /// the other way round, public ones only: what the name of an app leads to
-    pub own_addresses: Arc<BTreeMap<Arc<str>, Vec<IpAddr>>>,
+    pub own_addresses: HashMap<Arc<str>, Arc<[IpAddr]>>,
     /// answers to certificate authorities by token; empty while no certificate is ordered
     pub acme: Arc<BTreeMap<String, Arc<str>>>,
     /// TXT records of the platform's own names
     pub texts: Arc<BTreeMap<String, Vec<String>>>,
     pub set_aside: Vec<String>,
+}
+
+impl Snapshot {
+    /// The address leads to this app from now on, or to none by itself.
+    pub fn lead(&mut self, ip: IpAddr, to: Option<Address>) {
+        let ip = ip.to_canonical();
+        let public = |address: &Address| (!address.private).then(|| address.app.clone());
+        let now = to.as_ref().and_then(public);
+        let before = match to {
+            Some(address) => self.addresses.insert(ip, address),
+            None => self.addresses.remove(&ip),
+        };
+        let before = before.as_ref().and_then(public);
+        if before == now {
+            return;
+        }
+        if let Some(app) = before {
+            let others = self.own_addresses.get(&app).into_iter().flat_map(|all| all.iter());
+            let others: Arc<[IpAddr]> = others.copied().filter(|one| *one != ip).collect();
+            match others.is_empty() {
+                true => drop(self.own_addresses.remove(&app)),
+                false => drop(self.own_addresses.insert(app, others)),
+            }
+        }
+        if let Some(app) = now {
+            let mut all: Vec<IpAddr> = self.own_addresses.get(&app).map_or_else(Vec::new, |all| all.to_vec());
+            all.push(ip);
+            all.sort_unstable();
+            self.own_addresses.insert(app, all.into());
+        }
+    }
 }

@@ -138,9 +138,6 @@ impl Table {
         for app in std::mem::take(&mut batch.apps) {
             self.rebuild(&app);
         }
-        if batch.addresses {
-            self.snapshot.own_addresses = Arc::new(own_addresses(&self.snapshot));
-        }
         self.revision = revision;
         self.snapshot.revision = revision;
         self.publish_set_aside();
@@ -225,17 +222,15 @@ impl Table {
             ("routes", Some(("addr", ip))) => {
                 let row: AddressRow = parse(value)?;
                 let ip: IpAddr = ip.parse().map_err(|_| unreadable("the key is no IP address"))?;
-                batch.addresses = true;
-                let addresses = &mut self.snapshot.addresses;
                 match (row.kind, row.app) {
-                    (AddressKind::Shared, _) => drop(addresses.remove(&ip.to_canonical())),
+                    (AddressKind::Shared, _) => self.snapshot.lead(ip, None),
                     (kind, Some(app)) => {
                         let address = Address {
                             app: self.strings.get(&app),
                             private: kind == AddressKind::Private,
                             network: row.network,
                         };
-                        addresses.insert(ip.to_canonical(), address);
+                        self.snapshot.lead(ip, Some(address));
                     }
                     (_, None) => return Err(unreadable("app: a dedicated or private address names its app")),
                 }
@@ -352,9 +347,8 @@ impl Table {
                 }
             }
             ("routes", Some(("addr", ip))) => {
-                batch.addresses = true;
                 if let Ok(ip) = ip.parse::<IpAddr>() {
-                    self.snapshot.addresses.remove(&ip.to_canonical());
+                    self.snapshot.lead(ip, None);
                 }
             }
             ("routes", Some(("svc", rest))) => {
@@ -405,17 +399,7 @@ impl Table {
 #[derive(Default)]
 struct Batch {
     apps: BTreeSet<Arc<str>>,
-    addresses: bool,
     changes: Changes,
-}
-
-fn own_addresses(snapshot: &Snapshot) -> BTreeMap<Arc<str>, Vec<IpAddr>> {
-    let mut own: BTreeMap<Arc<str>, Vec<IpAddr>> = BTreeMap::new();
-    for (ip, address) in snapshot.addresses.iter().filter(|(_, address)| !address.private) {
-        own.entry(address.app.clone()).or_default().push(*ip);
-    }
-    own.values_mut().for_each(|all| all.sort_unstable());
-    own
 }
 
 fn check_ports(ports: &[Port]) -> Result<(), Unreadable> {

@@ -339,3 +339,29 @@ fn names_of_users_and_addresses_of_apps() {
     ));
     assert!(snapshot.own_addresses.is_empty() && snapshot.acme.is_empty() && snapshot.texts.is_empty());
 }
+
+proptest! {
+    /// What the names of apps lead to is kept up change by change; it has to be what all addresses together say.
+    #[test]
+    fn the_addresses_of_apps_are_those_of_all_changes_so_far(steps in prop::collection::vec((0..6u8, 0..5u8, 0..3u8), 1..60)) {
+        let mut table = Table::new("n1");
+        for (revision, (ip, kind, app)) in steps.into_iter().enumerate() {
+            let value = match kind {
+                0 => Value::Null,
+                1 => json!({"kind": "shared"}),
+                2 => json!({"kind": "private", "app": "a0"}),
+                _ => json!({"kind": "dedicated", "app": format!("a{app}")}),
+            };
+            table.apply(revision as u64, vec![row(&format!("addr/192.0.2.{ip}"), value)]);
+            let snapshot = table.snapshot();
+            let mut wanted = BTreeMap::<String, Vec<IpAddr>>::new();
+            for (ip, address) in snapshot.addresses.iter().filter(|(_, address)| !address.private) {
+                wanted.entry(address.app.to_string()).or_default().push(*ip);
+            }
+            wanted.values_mut().for_each(|all| all.sort_unstable());
+            let kept = snapshot.own_addresses.iter();
+            let kept: BTreeMap<_, _> = kept.map(|(app, all)| (app.to_string(), all.to_vec())).collect();
+            prop_assert_eq!(kept, wanted);
+        }
+    }
+}

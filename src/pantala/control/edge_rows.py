@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from pantala.kit.rows import Row
 from pantala.store import addresses, certificates, hostnames
-from pantala.store.records import AddressRecord, AnswerRecord, CertificateRecord, TicketKeyRecord
+from pantala.store.records import AddressRecord, AnswerRecord, CertificateRecord, HostnameRecord, TicketKeyRecord
 from pantala.wire.feed import AcmeRow, AddressRow, CertRow, HostRow, TextRow, TicketRow
 
 SOURCES = ("acme", "custom", "challenge")
@@ -22,13 +22,32 @@ def certificate_name(source: str, hostname: str) -> str:
     return f"{source}:{hostname}"
 
 
-def all_rows(connection: Connection) -> list[Row]:
-    owned = {record.hostname for record in hostnames.list_hostnames(connection) if record.owned}
-    rows = [
-        certificate_row(record)
-        for record in certificates.list_certificates(connection)
-        if record.source != "custom" or record.hostname in owned
-    ]
+class CertificateRows:
+    """Rows of all certificates, of which only those that changed since the last look are read: with ten thousand that
+    is most of what a publication of everything costs."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, Row]] = {}
+
+    def read(self, connection: Connection, *, owned: set[str]) -> list[Row]:
+        """`owned`: names of which public DNS showed that they are the app's; others' own certificates wait."""
+        marks = certificates.list_marks(connection)
+        known = {name: made for name, made in self._known.items() if marks.get(name) == made[0]}
+        changed = [name for name in marks if name not in known]
+        for record in certificates.list_named(connection, changed):
+            known[record.name] = (marks[record.name], certificate_row(record))
+        self._known = known
+        waiting = "custom:"
+        return [
+            row
+            for name, (_, row) in known.items()
+            if not name.startswith(waiting) or name.removeprefix(waiting) in owned
+        ]
+
+
+def all_rows(connection: Connection, kept: CertificateRows, known: Iterable[HostnameRecord]) -> list[Row]:
+    """`known`: all names of users."""
+    rows = kept.read(connection, owned={record.hostname for record in known if record.owned})
     rows += answer_rows(certificates.list_answers(connection))
     rows += [ticket_row(record) for record in certificates.list_ticket_keys(connection)]
     rows += [address_row(record) for record in addresses.list_addresses(connection) if record.kind in _KINDS]

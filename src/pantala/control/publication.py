@@ -36,6 +36,7 @@ class Publication:
         self._edge_keys = edge_keys
         self._one_at_a_time = anyio.Lock()
         self._again = anyio.Event()
+        self._certificates = edge_rows.CertificateRows()
 
     async def run(self) -> None:
         """Publish everything at start, then whenever something failed, and once a minute in any case."""
@@ -59,7 +60,10 @@ class Publication:
 
         def rows(connection: Connection) -> list[Row]:
             app = apps.find_app(connection, name)
-            return self._app_rows(connection, app) if app else self._gone(name)
+            if app is None:
+                return self._gone(name)
+            known = hostnames.list_hostnames(connection, app_id=app.id)
+            return self._app_rows(app, [record.hostname for record in known])
 
         async with self._one_at_a_time:
             await self._put(await self._context.db.read(rows))
@@ -74,7 +78,7 @@ class Publication:
     async def publish_certificates(self) -> None:
         """All keys that edges have: those of the platform, and after a change of the edge key everybody's."""
         async with self._one_at_a_time:
-            await self._put(await self._context.db.read(edge_rows.all_rows))
+            await self._put(await self._context.db.read(self._edge_rows))
 
     async def publish_hostname(self, hostname: str, *, gone: Sequence[AnswerRecord] = ()) -> None:
         """Route, certificates and answers of one name, or their deletion."""
@@ -117,9 +121,16 @@ class Publication:
         rows = [row for row in self._member_rows(connection) if row.value is not None]
         rows += self._platform_rows()
         rows += [_row(f"org/{rules.org}", org_row(rules)) for rules in replays.list_rules(connection)]
+        known = hostnames.list_hostnames(connection)
+        names: dict[int, list[str]] = {}
+        for record in known:
+            names.setdefault(record.app_id, []).append(record.hostname)
         for app in apps.list_apps(connection):
-            rows += self._app_rows(connection, app)
-        return rows + edge_rows.all_rows(connection)
+            rows += self._app_rows(app, names.get(app.id, []))
+        return rows + edge_rows.all_rows(connection, self._certificates, known)
+
+    def _edge_rows(self, connection: Connection) -> list[Row]:
+        return edge_rows.all_rows(connection, self._certificates, hostnames.list_hostnames(connection))
 
     def _member_rows(self, connection: Connection) -> list[Row]:
         edge_key = hosts.find_edge_key(connection)
@@ -140,12 +151,11 @@ class Publication:
         rows = [_row(f"host/{name}", HostRow(backend=backend)) for name, backend in hosts.items() if backend]
         return rows + [_row(f"addr/{address}", AddressRow(kind="shared")) for address in settings.pools.shared_v4]
 
-    def _app_rows(self, connection: Connection, app: AppRecord) -> list[Row]:
-        names = [self.default_hostname(app.name)]
-        names += [record.hostname for record in hostnames.list_hostnames(connection, app_id=app.id)]
+    def _app_rows(self, app: AppRecord, own_names: Sequence[str]) -> list[Row]:
+        value = msgspec.to_builtins(HostRow(app=app.name))
         return [
             _row(f"app/{app.name}", AppRow(app=app.name, org=app.org_slug, network=app.network_id)),
-            *(_row(f"host/{name}", HostRow(app=app.name)) for name in names),
+            *(Row("routes", f"host/{name}", value) for name in (self.default_hostname(app.name), *own_names)),
         ]
 
     def _gone(self, name: str) -> list[Row]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from pantala.store.records import (
@@ -14,6 +16,9 @@ from pantala.store.records import (
     many,
 )
 from pantala.store.schema import acme_accounts, acme_answers, acme_orders, certificates, ticket_keys
+
+NAMED_AT_ONCE = 500
+"""Databases bound how much one statement may name."""
 
 
 def put_certificate(connection: Connection, record: CertificateRecord) -> None:
@@ -32,6 +37,21 @@ def list_certificates(
     if source is not None:
         statement = statement.where(certificates.c.source == source)
     return many(connection, statement, CertificateRecord)
+
+
+def list_marks(connection: Connection) -> dict[str, str]:
+    """By name what changes whenever a certificate is put or sealed anew, without the certificate itself: sealing never
+    gives the same text twice."""
+    columns = select(certificates.c.name, certificates.c.sealed_key.concat(certificates.c.sealed_to))
+    return {str(row[0]): str(row[1]) for row in connection.execute(columns)}
+
+
+def list_named(connection: Connection, names: Sequence[str]) -> list[CertificateRecord]:
+    found: list[CertificateRecord] = []
+    for start in range(0, len(names), NAMED_AT_ONCE):
+        some = certificates.c.name.in_(names[start : start + NAMED_AT_ONCE])
+        found += many(connection, select(certificates).where(some), CertificateRecord)
+    return found
 
 
 def delete_certificate(connection: Connection, name: str) -> bool:

@@ -21,7 +21,7 @@ from pantala.control.dns_lookup import Lookup
 from pantala.control.keys import ClusterKey
 from pantala.control.service import Control, make_context
 from pantala.kit.clock import Clock, SystemClock
-from pantala.kit.rows import Row
+from pantala.kit.rows import Row, RowSink
 from pantala.kit.sealing import Signer
 from pantala.kit.secret import Secret
 from pantala.server.app import make_app
@@ -223,8 +223,11 @@ async def running(
     bus: MemoryBus | None = None,
     lookup: Lookup | None = None,
     rows: RowTable | None = None,
+    sink: RowSink | None = None,
+    admits: bool = True,
 ) -> AsyncGenerator[TestPlatform]:
-    """One agent (`node-1` in iad), the org `acme` with an admin whose token is `platform.token`."""
+    """One agent (`node-1` in iad), the org `acme` with an admin whose token is `platform.token`. `sink`: where rows of
+    control go instead of `rows`. `admits` False: a further life over the same folder, without the node."""
     clock = clock or SystemClock()
     bus = bus or MemoryBus()
     db = open_database(folder / "control.db")
@@ -236,7 +239,7 @@ async def running(
         sightings = FakeSightings(clock)
         control = Control(
             context,
-            sink=rows,
+            sink=sink or rows,
             registry=registry,
             builder=builder,
             state_dir=folder,
@@ -247,7 +250,8 @@ async def running(
         platform = TestPlatform(control, bus, db, sightings)
         platform.rows, platform.registry, platform.builder = rows, registry, builder
         await bus.serve(CONTROL_CALL, control.calls.handle)
-        await platform.add_agent("node-1")
+        if admits:
+            await platform.add_agent("node-1")
         platform.token = (await control.accounts.bootstrap(email="ada@example.com", org="acme")).token
         app = make_app(control, RateLimits(clock, per_s=1000, burst=10_000))
         transport = httpx2.ASGITransport(app=app)  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use imbl::HashMap;
 use pantala_route::internal::{Network, Records, Wanted};
 
 const TTL_S: u32 = 5;
@@ -37,7 +38,7 @@ pub struct Public<'a> {
     pub texts: &'a BTreeMap<String, Vec<String>>,
     /// `<app>.<app_domain>` leads to the app's own addresses where it has some
     pub app_domain: &'a str,
-    pub own_addresses: &'a BTreeMap<Arc<str>, Vec<IpAddr>>,
+    pub own_addresses: &'a HashMap<Arc<str>, Arc<[IpAddr]>>,
 }
 
 impl Public<'_> {
@@ -51,7 +52,7 @@ impl Public<'_> {
             .strip_suffix(self.app_domain)
             .and_then(|rest| rest.strip_suffix('.'));
         let own = app.and_then(|app| self.own_addresses.get(app));
-        let found: Vec<RData> = own.into_iter().flatten().flat_map(|ip| data(wanted, *ip)).collect();
+        let found: Vec<RData> = own.into_iter().flat_map(|all| all.iter()).flat_map(|ip| data(wanted, *ip)).collect();
         Some(if found.is_empty() { data(wanted, *edge) } else { found })
     }
 }
@@ -204,7 +205,7 @@ mod tests {
             names: &names,
             texts: &texts,
             app_domain: "apps.test",
-            own_addresses: &BTreeMap::from([("own".into(), own.to_vec()), ("six".into(), vec![own[2]])]),
+            own_addresses: &HashMap::from_iter([("own".into(), own.into()), ("six".into(), [own[2]].into())]),
         };
         match decide(zone, &query, public, None).unwrap() {
             Decision::Answer(answer) => Some(Message::from_vec(&answer).unwrap()),
@@ -273,7 +274,7 @@ mod tests {
             names: &[],
             texts: &BTreeMap::new(),
             app_domain: "",
-            own_addresses: &BTreeMap::new(),
+            own_addresses: &HashMap::new(),
         };
         assert!(decide(Zone::Machines, &response, nothing, None).is_none());
         assert!(refusal(&response.to_vec().unwrap(), ResponseCode::Refused).is_none());
