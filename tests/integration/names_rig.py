@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.abc
 import anyio.streams.tls
 import msgspec
 from cryptography import x509
@@ -116,7 +115,7 @@ class Edge:
             tls_standard_compatible=False,
         )
         async with stream:
-            shown: dict[str, Any] = stream.extra(anyio.streams.tls.TLSAttribute.ssl_object).getpeercert()
+            shown: Any = stream.extra(anyio.streams.tls.TLSAttribute.ssl_object).getpeercert()
             assert shown["subjectAltName"] == (("DNS", name),)
             return int(shown["serialNumber"], 16)
 

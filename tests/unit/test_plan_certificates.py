@@ -43,6 +43,7 @@ def judge(hostname: str = "www.example.com", **records: Any) -> plan.Judged:
             [],
         ),
         ({"acme_challenge_cname": "elsewhere.test"}, [], False, ["dns_missing"]),
+        ({"acme_challenge_cname": WANTED.acme_challenge.target}, ["dns-01"], True, ["dns_missing"]),
         ({"ownership_txt": ["x", "a; org-1"]}, [], True, ["dns_missing"]),
         ({"cname": ["web.apps.test"], "resolved_addresses": ["192.0.2.1"]}, ["tls-alpn-01", "http-01"], True, []),
     ],
@@ -53,6 +54,13 @@ def test_dns_is_judged(records: dict[str, Any], challenges: list[str], owned: bo
     assert sorted(plan.challenges("www.example.com", judged.validation)) == sorted(challenges)
     assert (judged.owned, [error.code for error in judged.errors]) == (owned, codes)
     assert all(error.remediation for error in judged.errors)
+
+
+def test_a_wildcard_needs_an_address_besides() -> None:
+    codes = [error.code for error in judge("*.example.com").errors]
+    assert codes == ["acme_challenge_missing", "dns_missing"]
+    delegated = judge("*.example.com", acme_challenge_cname=WANTED.acme_challenge.target)
+    assert "add *.example.com A 192.0.2.1" in delegated.errors[0].remediation
 
 
 def test_a_wildcard_is_never_validated_by_address() -> None:

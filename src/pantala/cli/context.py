@@ -28,6 +28,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str = ""
     box_state: str = ""
 
+    @property
+    def own_authority(self) -> Path | None:
+        """Of a box: what it signs names of its users by, once it has."""
+        path = Path(self.ca_file).parent.parent / "names-ca" / "ca.pem"
+        return path if self.ca_file and path.is_file() else None
+
 
 def config_path() -> Path:
     folder = os.environ.get("PANTALA_CONFIG_DIR")

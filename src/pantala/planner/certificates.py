@@ -49,21 +49,22 @@ def judge(hostname: str, wanted: DnsRequirements, seen: DnsRecords, *, ours: fro
 
     if is_wildcard(hostname) and not delegated:
         complain(*_delegation(hostname, wanted, seen))
-    elif not by_address and not delegated:
+    if not resolved:
+        # Told even where a delegation gets the certificate: without it nobody arrives.
+        complain("dns_missing", f"{hostname} has no address", _address_records(hostname, wanted, verb="add "))
+    elif not is_wildcard(hostname) and not by_address and not delegated:
         if strange and leads_here:
             complain(
                 "dns_foreign_address",
                 f"{hostname} leads here, but also to {', '.join(strange)}",
                 f"remove {_records(hostname, strange)}",
             )
-        elif strange:
+        else:
             complain(
                 "dns_elsewhere",
                 f"{hostname} leads to {', '.join(strange)} and not here",
                 f"replace the records of {hostname}: {_address_records(hostname, wanted)}",
             )
-        else:
-            complain("dns_missing", f"{hostname} has no address", _address_records(hostname, wanted, verb="add "))
     return Judged(
         validation=Validation(
             dns_configured=delegated,

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pantala.cli.context import load_config
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pantala.wire.certificates import CertificateDetail, CertificateSummary
+
+
+OWN_AUTHORITY = "Pantala box authority"
 
 
 @click.group()
@@ -152,6 +156,8 @@ def _show(detail: CertificateDetail, *, as_json: bool) -> None:
         say(f"\n{error.message}")
         if error.remediation:
             say(f"  {error.remediation}")
+    if (own := load_config().own_authority) and any(OWN_AUTHORITY in one.issuer for one in detail.certificates):
+        say(f"\nThis box signs for it itself: clients trust it by {own}")
     if detail.status == "pending_validation" and not detail.validation_errors:
         say("\nDNS is right; the certificate is being issued.")
     if detail.status == "pending_ownership":
