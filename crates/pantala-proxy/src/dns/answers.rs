@@ -52,7 +52,11 @@ impl Public<'_> {
             .strip_suffix(self.app_domain)
             .and_then(|rest| rest.strip_suffix('.'));
         let own = app.and_then(|app| self.own_addresses.get(app));
-        let found: Vec<RData> = own.into_iter().flat_map(|all| all.iter()).flat_map(|ip| data(wanted, *ip)).collect();
+        let found: Vec<RData> = own
+            .into_iter()
+            .flat_map(|all| all.iter())
+            .flat_map(|ip| data(wanted, *ip))
+            .collect();
         Some(if found.is_empty() { data(wanted, *edge) } else { found })
     }
 }
