@@ -268,12 +268,88 @@ async def test_an_app_that_eats_its_memory_is_reported_as_oom_killed(harness: Ha
     assert (after.exit.signal, after.oom_killed) == (9, True)
 
 
-@pytest.mark.parametrize("phase", ["prepared", "running", "exited"])
+async def test_a_suspended_machine_does_nothing_until_it_goes_on_where_it_was(harness: Harness) -> None:
+    driver, machine_id = await running(harness, h.STUBBORN)
+    before = await driver.inspect(machine_id)
+    await said(driver, machine_id, 1)
+    await driver.suspend(machine_id)
+    await driver.suspend(machine_id)
+    asleep = await driver.inspect(machine_id)
+    assert before is not None
+    assert asleep is not None
+    assert (asleep.phase, asleep.pid) == ("suspended", before.pid)
+    await driver.resume(machine_id)
+    await driver.resume(machine_id)
+    assert await driver.inspect(machine_id) == before
+
+
+@pytest.mark.root
+def test_a_suspended_machine_gets_no_cpu_and_keeps_its_memory(tmp_path: Path) -> None:
+    async def count(harness: ContainerHarness) -> None:
+        driver, machine_id = await running(harness, h.COUNTS)
+        await said(driver, machine_id, 3)
+        await driver.suspend(machine_id)
+        first = await driver.logs(machine_id, 0)
+        await anyio.sleep(0.2)  # ten rounds of a loop that does not run
+        assert await driver.logs(machine_id, 0) == first
+        await driver.resume(machine_id)
+        after = await said(driver, machine_id, len(first) + 3)
+        assert [int(line.text) for line in after] == list(range(1, len(after) + 1)), (
+            "it went on with what it had counted"
+        )
+
+    with h.container_harness(tmp_path / "host") as made:
+        anyio.run(count, made)
+
+
+async def test_what_a_killed_caller_suspended_is_found_suspended(harness: Harness) -> None:
+    _, machine_id = await running(harness, h.RUNS)
+    await harness.suspend_and_die(machine_id)
+    other = harness.driver()
+    found = await other.inspect(machine_id)
+    assert found is not None
+    assert found.phase == "suspended"
+    await other.resume(machine_id)
+    again = await other.inspect(machine_id)
+    assert again is not None
+    assert again.phase == "running"
+
+
+async def test_a_suspended_machine_can_be_stopped_gracefully(harness: Harness) -> None:
+    driver, machine_id = await running(harness, h.GRACEFUL)
+    await said(driver, machine_id, 1)
+    await driver.suspend(machine_id)
+    with pytest.raises(DriverError, match="suspended"):
+        await driver.signal(machine_id, h.USR1)
+    await driver.stop(machine_id, signal=h.TERM, grace_s=30)
+    after = await ended(driver, machine_id)
+    assert after.exit is not None
+    assert (after.exit.exit_code, after.exit.requested_stop) == (7, True)
+
+
+async def test_what_does_not_run_cannot_be_suspended(harness: Harness) -> None:
+    driver, spec = harness.driver(), harness.spec()
+    with pytest.raises(DriverError):
+        await driver.resume(spec.machine_id)
+    await driver.prepare(spec)
+    with pytest.raises(DriverError, match="does not run"):
+        await driver.suspend(spec.machine_id)
+    await driver.start(spec.machine_id, h.EXITS_3)
+    await ended(driver, spec.machine_id)
+    with pytest.raises(DriverError, match="does not run"):
+        await driver.suspend(spec.machine_id)
+    with pytest.raises(DriverError, match="gone"):
+        await driver.resume(spec.machine_id)
+
+
+@pytest.mark.parametrize("phase", ["prepared", "running", "suspended", "exited"])
 async def test_destroy_leaves_nothing(harness: Harness, phase: str) -> None:
     driver, spec = harness.driver(), harness.spec()
     await driver.prepare(spec)
     if phase != "prepared":
-        await driver.start(spec.machine_id, h.RUNS if phase == "running" else h.EXITS_3)
+        await driver.start(spec.machine_id, h.EXITS_3 if phase == "exited" else h.RUNS)
+    if phase == "suspended":
+        await driver.suspend(spec.machine_id)
     if phase == "exited":
         await ended(driver, spec.machine_id)
     assert harness.leftovers(spec.machine_id) != []

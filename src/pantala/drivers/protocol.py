@@ -16,6 +16,8 @@ import msgspec
 from pantala.domain.runtime import CPUUsage, Limits, NetworkHandle, ProcessInfo, UnpackedImage
 from pantala.wire.guest import Exec, Executed, ExitRecord, Start
 
+Phase = Literal["prepared", "running", "suspended", "exited"]
+
 
 class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything PID 1 needs but the app's secrets. `uid_base`: 65,536 ids from there are the machine's.
@@ -35,14 +37,15 @@ class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
-    """What a driver knows of one machine. `prepared` and `running` have a live PID 1.
+    """What a driver knows of one machine. `prepared`, `running` and `suspended` have a live PID 1; a suspended one gets
+    no CPU until `resume`, also after the caller was replaced.
 
     `exited` keeps its `exit` record until `destroy`. `oom_killed`: the kernel killed something of it for memory.
     """
 
     machine_id: str
     instance_id: str
-    phase: Literal["prepared", "running", "exited"]
+    phase: Phase
     pid: int
     exit: ExitRecord | None = None
     oom_killed: bool = False
@@ -85,10 +88,21 @@ class Driver(Protocol):
         ...
 
     async def stop(self, machine_id: str, *, signal: int, grace_s: float) -> None:
-        """Ask the app to end; it is killed after `grace_s` even if the caller dies. Returns at once; see `wait`."""
+        """Ask the app to end; it is killed after `grace_s` even if the caller dies. Returns at once; see `wait`.
+        A suspended machine goes on for it."""
         ...
 
     async def signal(self, machine_id: str, signal: int) -> None: ...
+
+    async def suspend(self, machine_id: str) -> None:
+        """Nothing of a running machine runs when this returns; memory, sockets and open files stay. Repeating it is
+        fine. Raises DriverError when it does not run, or cannot be suspended: it then goes on."""
+        ...
+
+    async def resume(self, machine_id: str) -> None:
+        """A suspended machine goes on where it was; one that runs is left alone. Raises DriverError when nothing of
+        it is there."""
+        ...
 
     async def wait(self, machine_id: str) -> Runtime:
         """Return when PID 1 is gone, however it went, with the exit record if one was written."""

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import msgspec
 
 from pantala.domain.runtime import CPUUsage, ListenSocket, ProcessInfo
-from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
+from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
 from pantala.wire.guest import Exec, Executed, ExitRecord, Start
 
@@ -27,12 +27,14 @@ class Behaviour(msgspec.Struct, kw_only=True):
     prepare_fails: str = ""
     start_fails: str = ""
     guest_fault: bool = False
+    suspend_fails: str = ""
+    resume_fails: str = ""
 
 
 class _Machine:
     def __init__(self, spec: PrepareSpec) -> None:
         self.spec = spec
-        self.phase: Literal["prepared", "running", "exited"] = "prepared"
+        self.phase: Phase = "prepared"
         self.exit: ExitRecord | None = None
         self.oom_killed = False
         self.gone = anyio.Event()
@@ -57,6 +59,7 @@ class ScriptedDriver:
         self.starts: dict[str, int] = {}
         self.executed: list[Exec] = []
         self.answer = Executed(exit_code=0)
+        self.resumes: dict[str, int] = {}
 
     # -- what a test does to machines -------------------------------------------------------------------------------
 
@@ -68,6 +71,9 @@ class ScriptedDriver:
     def say(self, machine_id: str, text: str, stream: Literal["stdout", "stderr"] = "stdout") -> None:
         logs = self.machines[machine_id].logs
         logs.append(LogRecord(timestamp_ns=time.time_ns(), stream=stream, text=text, position=len(logs) + 1))
+
+    def suspended(self) -> set[str]:
+        return {key for key, machine in self.machines.items() if machine.phase == "suspended"}
 
     def running(self) -> set[str]:
         return {key for key, machine in self.machines.items() if machine.phase == "running"}
@@ -129,6 +135,26 @@ class ScriptedDriver:
         await anyio.lowlevel.checkpoint()
         if signal == 9:
             self._end(self._get(machine_id), 137, 9)
+
+    async def suspend(self, machine_id: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        machine = self._get(machine_id)
+        if machine.phase not in ("running", "suspended"):
+            raise DriverError(f"machine {machine_id} does not run")
+        if self._of(machine_id).suspend_fails:
+            raise DriverError(self._of(machine_id).suspend_fails)
+        machine.phase = "suspended"
+        await anyio.lowlevel.checkpoint()
+
+    async def resume(self, machine_id: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        machine = self._get(machine_id)
+        if self._of(machine_id).resume_fails or machine.phase == "exited":
+            raise DriverError(self._of(machine_id).resume_fails or f"what ran in machine {machine_id} is gone")
+        if machine.phase == "suspended":
+            machine.phase = "running"
+            self.resumes[machine_id] = self.resumes.get(machine_id, 0) + 1
+        await anyio.lowlevel.checkpoint()
 
     async def wait(self, machine_id: str) -> Runtime:
         machine = self._get(machine_id)

@@ -40,6 +40,7 @@ PRINTS = shell("echo one; echo two; echo three; echo oops >&2; sleep 1000")
 PRINTS_AND_FAILS = shell("echo one; echo oops >&2; exit 3")
 STUBBORN = shell("trap '' TERM; echo ready; while :; do sleep 0.02; done")
 GRACEFUL = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done")
+COUNTS = shell("i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done")
 MISSING = Start(argv=["/no/such/program"], env={})
 EATS_MEMORY = Start(argv=["tail", "/dev/zero"], env={"PATH": "/bin"})
 
@@ -80,6 +81,9 @@ class FakeHarness:
     async def stop_and_die(self, machine_id: str, *, grace_s: float) -> None:
         """A caller asks for a stop and is killed."""
         await self.driver().stop(machine_id, signal=TERM, grace_s=grace_s)
+
+    async def suspend_and_die(self, machine_id: str) -> None:
+        await self.driver().suspend(machine_id)
 
     def leftovers(self, machine_id: str) -> list[str]:
         return [machine_id] if machine_id in self.world.machines else []
@@ -131,6 +135,9 @@ class ContainerHarness:
 
     async def stop_and_die(self, machine_id: str, *, grace_s: float) -> None:
         await self._in_caller(f"await driver.stop({machine_id!r}, signal={TERM}, grace_s={grace_s})")
+
+    async def suspend_and_die(self, machine_id: str) -> None:
+        await self._in_caller(f"await driver.suspend({machine_id!r})")
 
     async def break_prepare(self, spec: PrepareSpec, at: str = "attempt") -> None:
         """`at`: the file of the machine's run folder whose appearance is the moment."""

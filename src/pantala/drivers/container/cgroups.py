@@ -16,6 +16,7 @@ import msgspec
 
 from pantala.domain.burst import PERIOD_US, quota_us
 from pantala.domain.runtime import CPUUsage, Limits
+from pantala.drivers.container.freezer import Freezer
 from pantala.errors import DriverError
 from pantala.kit.clock import Clock
 
@@ -207,12 +208,15 @@ class Cgroups:
         finally:
             os.close(pidfd)
 
+    def freezer(self, machine_id: str) -> Freezer | None:
+        """None on a host without a freezer."""
+        base = self._bases.get("unified" if self.is_unified else "freezer")
+        return Freezer(base / machine_id, unified=self.is_unified, clock=self._clock) if base is not None else None
+
     def _thaw(self, machine_id: str) -> None:
-        with contextlib.suppress(OSError):
-            if (unified := self._bases.get("unified")) is not None:
-                (unified / machine_id / "cgroup.freeze").write_text("0")
-            elif (freezer := self._bases.get("freezer")) is not None:
-                (freezer / machine_id / "freezer.state").write_text("THAWED")
+        if (freezer := self.freezer(machine_id)) is not None:
+            with contextlib.suppress(DriverError):
+                freezer.thaw()
 
     async def remove(self, machine_id: str) -> None:
         """Remove the emptied groups, with what the kernel counted in them."""

@@ -27,7 +27,7 @@ from pantala.drivers.container import spec as oci
 from pantala.drivers.container.cgroups import Cgroups
 from pantala.drivers.container.disk import DiskTemplates
 from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile, open_pidfd
-from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
+from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError, PantalaError
 from pantala.kit.clock import Clock, SystemClock
 from pantala.kit.disk import disk_full, is_full
@@ -226,6 +226,8 @@ class ContainerDriver:
     # --- a running machine -----------------------------------------------------------------------------------------
 
     async def stop(self, machine_id: str, *, signal: int, grace_s: float) -> None:
+        if self._is_frozen(machine_id):
+            self._thaw(machine_id)
         try:
             await self._call(machine_id, Stop(signal=signal, grace_ms=max(0, round(grace_s * 1000))))
         except guest.GuestGone:
@@ -233,9 +235,13 @@ class ContainerDriver:
                 raise
 
     async def signal(self, machine_id: str, signal: int) -> None:
+        if self._is_frozen(machine_id):
+            raise DriverError(f"machine {machine_id} is suspended")
         await self._call(machine_id, Signal(signal=signal))
 
     async def exec(self, machine_id: str, command: Exec) -> Executed:
+        if self._is_frozen(machine_id):
+            raise DriverError(f"machine {machine_id} is suspended")
         match await self._call(machine_id, command, deadline_s=command.timeout_ms / 1000 + guest.CALL_DEADLINE_S):
             case Executed() as ended:
                 return ended
@@ -243,6 +249,32 @@ class ContainerDriver:
                 raise DriverError(reason, guest_fault=True)
             case reply:
                 raise DriverError(f"init answered a command with {type(reply).__name__}")
+
+    async def suspend(self, machine_id: str) -> None:
+        runtime = await self.inspect(machine_id)
+        if runtime is None or runtime.phase in ("prepared", "exited"):
+            raise DriverError(f"machine {machine_id} does not run")
+        freezer = self._cgroups.freezer(machine_id)
+        if freezer is None:
+            raise DriverError("this host has no freezer; mount the cgroup controller freezer")
+        await freezer.freeze()
+
+    async def resume(self, machine_id: str) -> None:
+        """Nothing is awaited: a request waits for this."""
+        recorded = self._folder(machine_id).read_pid()
+        pidfd = open_pidfd(recorded) if recorded else None
+        if pidfd is None:
+            raise DriverError(f"what ran in machine {machine_id} is gone")
+        os.close(pidfd)
+        self._thaw(machine_id)
+
+    def _is_frozen(self, machine_id: str) -> bool:
+        freezer = self._cgroups.freezer(machine_id)
+        return freezer is not None and freezer.is_asked()
+
+    def _thaw(self, machine_id: str) -> None:
+        if (freezer := self._cgroups.freezer(machine_id)) is not None:
+            freezer.thaw()
 
     async def _call(
         self, machine_id: str, request: GuestRequest, *, deadline_s: float = guest.CALL_DEADLINE_S
@@ -275,7 +307,7 @@ class ContainerDriver:
         machine, recorded = folder.read_machine(), folder.read_pid()
         if machine is None or recorded is None:
             return None
-        phase = await self._phase(folder, recorded)
+        phase = await self._phase(folder, recorded, machine_id)
         return Runtime(
             machine_id=machine_id,
             instance_id=machine.instance_id,
@@ -285,11 +317,13 @@ class ContainerDriver:
             oom_killed=self._cgroups.oom_killed(machine_id),
         )
 
-    async def _phase(self, folder: MachineFolder, recorded: PidFile) -> Literal["prepared", "running", "exited"]:
+    async def _phase(self, folder: MachineFolder, recorded: PidFile, machine_id: str) -> Phase:
         pidfd = open_pidfd(recorded)
         if pidfd is None:
             return "exited"
         try:
+            if self._is_frozen(machine_id):
+                return "suspended"
             with anyio.move_on_after(guest.CALL_DEADLINE_S) as scope:
                 try:
                     reply = await guest.call(folder.socket, Status())

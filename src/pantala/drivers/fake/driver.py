@@ -89,6 +89,7 @@ class FakeDriver:
         runtime = world.runtime(machine)
         if runtime is None or runtime.phase == "exited":
             return
+        world.thaw(machine)
         machine.stop_requested = True
         now = world.clock.monotonic()
         if machine.start is None:
@@ -108,11 +109,32 @@ class FakeDriver:
         machine = self._get(machine_id)
         world.check("signal")
         runtime = world.runtime(machine)
+        if machine.frozen_at is not None:
+            raise DriverError(f"machine {machine_id} is suspended")
         if runtime is None or runtime.phase != "running" or machine.start is None:
             raise DriverError("the app was not started")
         app = world.app_for(machine_id, machine.start)
         if signal == SIGKILL or (signal not in app.ignored and signal not in _HARMLESS):
             world.exit(machine_id, signal=signal)
+
+    async def suspend(self, machine_id: str) -> None:
+        world = self._world
+        machine = self._get(machine_id)
+        world.check("suspend")
+        runtime = world.runtime(machine)
+        if runtime is None or runtime.phase in ("prepared", "exited"):
+            raise DriverError(f"machine {machine_id} does not run")
+        world.freeze(machine)
+        world.on_step("suspended", machine_id)
+
+    async def resume(self, machine_id: str) -> None:
+        world = self._world
+        machine = self._get(machine_id)
+        world.check("resume")
+        if machine.has_ended:
+            raise DriverError(f"what ran in machine {machine_id} is gone")
+        world.thaw(machine)
+        world.on_step("resumed", machine_id)
 
     async def wait(self, machine_id: str) -> Runtime:
         world = self._world
@@ -131,7 +153,7 @@ class FakeDriver:
         machine.watchers.add(watcher)
         try:
             async with anyio.create_task_group() as group:
-                if machine.due is not None:
+                if machine.due is not None and machine.frozen_at is None:
                     group.start_soon(self._ring, watcher, machine.due.at)
                 await watcher.wait()
                 group.cancel_scope.cancel()

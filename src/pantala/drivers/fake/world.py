@@ -13,12 +13,12 @@ from typing import Literal
 import anyio
 import msgspec
 
-from pantala.drivers.protocol import LogRecord, PrepareSpec, Runtime
+from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Runtime
 from pantala.kit.clock import Clock, SystemClock, unix_ms
 from pantala.wire.guest import ExitRecord, Start
 
 SIGKILL = 9
-Operation = Literal["prepare", "start", "stop", "signal", "inspect", "destroy"]
+Operation = Literal["prepare", "start", "stop", "signal", "suspend", "resume", "inspect", "destroy"]
 
 
 class FakeApp(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +61,7 @@ class FakeMachine:
         self.app: FakeApp | None = None
         self.started_at_ms = 0
         self.due: Due | None = None
+        self.frozen_at: float | None = None
         self.end: ExitRecord | None = None
         self.has_ended = False
         self.oom_killed = False
@@ -135,6 +136,19 @@ class FakeWorld:
             machine.due = due
         machine.changed()
 
+    def freeze(self, machine: FakeMachine) -> None:
+        """Its time stands still."""
+        if machine.frozen_at is None:
+            machine.frozen_at = self.clock.monotonic()
+            machine.changed()
+
+    def thaw(self, machine: FakeMachine) -> None:
+        if machine.frozen_at is not None:
+            slept_s, machine.frozen_at = self.clock.monotonic() - machine.frozen_at, None
+            if machine.due is not None:
+                machine.due = msgspec.structs.replace(machine.due, at=machine.due.at + slept_s)
+            machine.changed()
+
     def finish(self, machine: FakeMachine, due: Due, *, reason: str = "") -> None:
         now_ms = unix_ms(self.clock.now())
         machine.oom_killed = machine.oom_killed or due.oom
@@ -150,11 +164,13 @@ class FakeWorld:
         machine.changed()
 
     def runtime(self, machine: FakeMachine) -> Runtime | None:
-        if not machine.has_ended and machine.due is not None and self.clock.monotonic() >= machine.due.at:
-            self.finish(machine, machine.due)
+        is_frozen = machine.frozen_at is not None
+        due = machine.due
+        if not machine.has_ended and not is_frozen and due is not None and self.clock.monotonic() >= due.at:
+            self.finish(machine, due)
         if not machine.is_prepared:
             return None
-        alive: Literal["prepared", "running"] = "prepared" if machine.start is None else "running"
+        alive: Phase = "prepared" if machine.start is None else "suspended" if is_frozen else "running"
         return Runtime(
             machine_id=machine.spec.machine_id,
             instance_id=machine.spec.instance_id,
