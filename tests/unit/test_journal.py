@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from msgspec.structs import replace
 
@@ -87,6 +88,38 @@ async def test_a_refused_change_leaves_its_neighbours_alone(tmp_path: Path) -> N
         assert len(refused) == 1, "two machines cannot have one slot"
         assert {machine.id for machine in await journal.live()} == {"a", "b", "c"} - set(refused)
         assert await journal.outcome(f"r-{refused[0]}") is None
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_writer_that_is_cancelled_takes_nobody_elses_change_along(tmp_path: Path, steps: int) -> None:
+    """It may be writing for others: what `commit` returned for is on disk."""
+    async with Journal.open(tmp_path / "j.db") as journal:
+        given_up = anyio.CancelScope()
+
+        async def first() -> None:
+            with given_up:
+                await journal.commit(Change(outcome=("first", b"1")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            tasks.start_soon(journal.commit, Change(outcome=("second", b"2")))
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            given_up.cancel()
+        assert await journal.outcome("second") == b"2"
+
+
+async def test_the_last_versions_are_kept_and_forgotten_with_their_machine(tmp_path: Path) -> None:
+    async with Journal.open(tmp_path / "j.db") as journal:
+        for number in range(60):
+            version = replace(record().version, instance_id=f"{number:02}", pull_token="sealed")  # noqa: S106
+            await journal.commit(Change(machine=record(), versions=(version,)))
+        kept = await journal.versions("m1")
+        assert [version.instance_id for version in kept] == [f"{number:02}" for number in range(59, 9, -1)]
+        assert not any(version.pull_token for version in kept)
+        await journal.commit(Change(machine=replace(record(), state=State.DESTROYED, destroyed_at_ms=5)))
+        await journal.forget(outcomes_before_ms=0, destroyed_before_ms=10)
+        assert await journal.versions("m1") == []
 
 
 async def test_older_secrets_do_not_replace_newer_ones(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import msgspec
+from msgspec.structs import replace
 
 from pantala.errors import InternalError, StoreBusy
 from pantala.journal import schema
-from pantala.journal.records import MachineRecord
+from pantala.journal.records import MachineRecord, Version
 from pantala.kit.disk import disk_full, is_full
 from pantala.wire.machine import Event
 from pantala.wire.node import SealedSecrets
@@ -26,6 +27,7 @@ from pantala.wire.node import SealedSecrets
 T = TypeVar("T")
 
 EVENTS_KEPT = 200
+VERSIONS_KEPT = 50
 PENDING_MAX = 10_000
 
 
@@ -37,11 +39,13 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What goes to disk together: a machine's record, its history, steps, and the outcome of the request.
-    `fence`: copies of a machine below that generation never run here again."""
+    """What goes to disk together: a machine's record, its history, steps, and the outcome of the request. `versions`:
+    those of the machine that are new or were changed; the last ones are kept, also when they are replaced. `fence`:
+    copies of a machine below that generation never run here again."""
 
     machine: MachineRecord | None = None
     events: tuple[Event, ...] = ()
+    versions: tuple[Version, ...] = ()
     begin: Step | None = None
     end: tuple[Step, ...] = ()
     outcome: tuple[str, bytes] | None = None
@@ -93,7 +97,8 @@ class Journal:
             async with self._turn:
                 if not mine.done:
                     batch, self._pending = self._pending, []
-                    await anyio.to_thread.run_sync(self._write, batch, limiter=self._limiter)
+                    with anyio.CancelScope(shield=True):  # others wait for what is in it, whatever happens to this task
+                        await anyio.to_thread.run_sync(self._write, batch, limiter=self._limiter)
                     self.commits += 1
         finally:
             if not mine.done and mine in self._pending:
@@ -134,6 +139,7 @@ class Journal:
             connection.execute(schema.FORGET_DESTROYED, (destroyed_before_ms,))
             connection.execute(schema.FORGET_FENCES, (fences_before_ms,))
             connection.execute(schema.FORGET_EVENTS)
+            connection.execute(schema.FORGET_VERSIONS)
             connection.execute(schema.FORGET_SECRETS)
             connection.execute("COMMIT")
 
@@ -165,6 +171,15 @@ class Journal:
                 msgspec.json.decode(row[0], type=Event)
                 for row in connection.execute(schema.EVENTS, (machine_id, limit))
             ]
+
+        return await self._run(work)
+
+    async def versions(self, machine_id: str) -> list[Version]:
+        """Newest first; of those that are kept."""
+
+        def work(connection: sqlite3.Connection) -> list[Version]:
+            rows = connection.execute(schema.VERSIONS, (machine_id,))
+            return [msgspec.json.decode(row[0], type=Version) for row in rows]
 
         return await self._run(work)
 
@@ -217,6 +232,11 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(schema.ADD_EVENT, (record.id, event.id, msgspec.json.encode(event)))
         if change.events:
             connection.execute(schema.TRIM_EVENTS, {"machine": record.id, "keep": EVENTS_KEPT})
+        for version in change.versions:
+            kept = replace(version, pull_token="")
+            connection.execute(schema.PUT_VERSION, (record.id, version.instance_id, msgspec.json.encode(kept)))
+        if change.versions:
+            connection.execute(schema.TRIM_VERSIONS, {"machine": record.id, "keep": VERSIONS_KEPT})
     if change.begin is not None:
         connection.execute(schema.BEGIN_STEP, (change.begin.machine, change.begin.kind, change.at_ms))
     for step in change.end:

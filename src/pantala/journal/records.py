@@ -10,7 +10,7 @@ from pantala.domain.machine import State, Verb
 from pantala.wire.machine import ImageRef, MachineConfig
 from pantala.wire.node import AppRef
 
-Goal = Literal["started", "stopped", "destroyed", "migrated", "created", "rest"]
+Goal = Literal["started", "stopped", "suspended", "destroyed", "migrated", "created", "rest"]
 Source = Literal["user", "flyd", "proxy"]
 
 
@@ -50,10 +50,36 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str
 
 
+class HoldRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that must not be put to sleep before `until_ms`, and why."""
+
+    until_ms: int
+    reason: str
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a schedule. `outcome`: started, exited, missed or skipped."""
+
+    due_ms: int
+    outcome: str
+    reason: str = ""
+
+
+class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """When a scheduled machine runs next, and its last runs, newest first. `expression` is the config's: another one
+    begins anew. `waits`: the run that is due waits for room; its history says so already."""
+
+    expression: str
+    next_ms: int
+    runs: tuple[RunRecord, ...] = ()
+    waits: bool = False
+
+
 class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`runtime` and `network` say what has been made on this host under the machine's id; `next_version` waits to
     replace `version`. `restarts_ms` are the restarts that the policy counts. `answered_instance` is the last version
-    that answered over HTTP when the agent asked it. `hidden`: nobody is told of it yet."""
+    that answered over HTTP when the agent asked it. `hidden`: nobody is told of it yet. `state_since_ms` is 0 in
+    records of older agents."""
 
     id: str
     app: AppRef
@@ -75,7 +101,7 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     cordoned: bool = False
     lease: LeaseRecord | None = None
     network: bool = False
-    runtime: Literal["none", "prepared", "running"] = "none"
+    runtime: Literal["none", "prepared", "running", "suspended"] = "none"
     runtime_instance: str = ""
     started_at_ms: int = 0
     stop_requested: bool = False
@@ -84,6 +110,9 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
     destroyed_at_ms: int = 0
     answered_instance: str = ""
     hidden: bool = False
+    state_since_ms: int = 0
+    hold: HoldRecord | None = None
+    schedule: ScheduleRecord | None = None
 
     def queued(self) -> tuple[Verb, ...]:
         """Requests that were accepted and are not done, for the judge."""
@@ -96,6 +125,8 @@ class MachineRecord(msgspec.Struct, frozen=True, kw_only=True):
             out.append(Verb.START)
         elif self.desired.goal == "stopped" and self.state is not State.STOPPED:
             out.append(Verb.STOP)
+        elif self.desired.goal == "suspended" and self.state is not State.SUSPENDED:
+            out.append(Verb.SUSPEND)
         if self.desired.ends:
             out.append(Verb.DESTROY)
         return tuple(out)

@@ -46,6 +46,14 @@ MIGRATIONS = (
         at_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE versions (
+        machine TEXT NOT NULL,
+        instance_id TEXT NOT NULL,
+        doc BLOB NOT NULL,
+        PRIMARY KEY (machine, instance_id)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 PRAGMAS = (
@@ -82,6 +90,18 @@ TRIM_EVENTS = """
     )
 """
 EVENTS = "SELECT doc FROM events WHERE machine = ? ORDER BY seq DESC LIMIT ?"
+
+PUT_VERSION = """
+    INSERT INTO versions (machine, instance_id, doc) VALUES (?, ?, ?)
+    ON CONFLICT (machine, instance_id) DO UPDATE SET doc = excluded.doc
+"""
+TRIM_VERSIONS = """
+    DELETE FROM versions WHERE machine = :machine AND instance_id <= (
+        SELECT instance_id FROM versions WHERE machine = :machine ORDER BY instance_id DESC LIMIT 1 OFFSET :keep
+    )
+"""
+VERSIONS = "SELECT doc FROM versions WHERE machine = ? ORDER BY instance_id DESC"
+FORGET_VERSIONS = "DELETE FROM versions WHERE machine NOT IN (SELECT id FROM machines)"
 
 PUT_OUTCOME = "INSERT OR IGNORE INTO outcomes (request_id, at_ms, reply) VALUES (?, ?, ?)"
 GET_OUTCOME = "SELECT reply FROM outcomes WHERE request_id = ?"
