@@ -46,7 +46,20 @@ async def act(agent: RunningAgent, world: World, dice: random.Random, told: Ackn
     """One random thing that a caller, an app or time does."""
     machine_id = dice.choice(IDS)
     what = dice.choice(
-        ["create", "create", "start", "stop", "update", "restart", "destroy", "crash", "settle", "cordon"]
+        [
+            "create",
+            "create",
+            "start",
+            "stop",
+            "suspend",
+            "suspend",
+            "update",
+            "restart",
+            "destroy",
+            "crash",
+            "settle",
+            "cordon",
+        ]
     )
     with refusals_are_fine():
         match what:
@@ -66,6 +79,10 @@ async def act(agent: RunningAgent, world: World, dice: random.Random, told: Ackn
                 told.goal.pop(machine_id, None)
                 await agent.do(node.StopMachine, machine_id, timeout_s=0.01)
                 told.goal[machine_id] = "stopped"
+            case "suspend":
+                told.goal.pop(machine_id, None)
+                await agent.do(node.SuspendMachine, machine_id)
+                told.goal[machine_id] = "suspended"
             case "update":
                 told.goal.pop(machine_id, None)
                 told.version.pop(machine_id, None)
@@ -83,7 +100,7 @@ async def act(agent: RunningAgent, world: World, dice: random.Random, told: Ackn
             case "cordon":
                 await agent.do(node.CordonMachine, machine_id, cordoned=dice.random() < 0.5)
             case "crash":
-                if machine_id in world.driver.running():
+                if machine_id in world.driver.running() | world.driver.suspended():
                     told.goal.pop(machine_id, None)
                     world.driver.crash(machine_id, exit_code=dice.choice([0, 1, 137]))
             case _:
@@ -103,7 +120,9 @@ def refusals_are_fine() -> Generator[None]:
 
 def settled(host: Host) -> bool:
     return all(
-        task.record.state in PERSISTENT and not task.record.queued() and task.record.desired.goal != "created"
+        task.record.state in PERSISTENT | {State.LAUNCH_FAILED}
+        and not task.record.queued()
+        and task.record.desired.goal != "created"
         for task in host.machines.values()
     )
 
@@ -125,7 +144,9 @@ async def check(agent: RunningAgent, world: World, told: Acknowledged) -> None:
         if machine_id in told.version:
             assert record.version.instance_id == told.version[machine_id]
         if told.goal.get(machine_id) == "stopped":
-            assert record.state in (State.STOPPED, State.FAILED)
+            assert record.state in (State.STOPPED, State.FAILED, State.LAUNCH_FAILED)
+        if told.goal.get(machine_id) == "suspended":
+            assert record.state in (State.SUSPENDED, State.STOPPED, State.FAILED, State.LAUNCH_FAILED)
 
 
 async def disagreement(host: Host, world: World) -> str:
@@ -141,6 +162,8 @@ async def disagreement(host: Host, world: World) -> str:
     for machine_id, task in host.machines.items():
         record, found = task.record, world.driver.machines.get(machine_id)
         if (record.state is State.STARTED) != (machine_id in running):
+            return f"{machine_id} is {record.state}, the driver says {found.phase if found else 'nothing'}"
+        if (record.state is State.SUSPENDED) != (machine_id in world.driver.suspended()):
             return f"{machine_id} is {record.state}, the driver says {found.phase if found else 'nothing'}"
         if found is not None and found.spec.instance_id != record.version.instance_id:
             return f"{machine_id} has a runtime of {found.spec.instance_id}"
@@ -181,7 +204,11 @@ async def one_run(folder: Path, seed: int) -> None:
     dice = random.Random(seed)
     world, told = World(folder), Acknowledged()
     world.driver.behaviour = Behaviour(
-        exits_with=dice.choice([None, None, None, None, 0, 3]), start_fails=dice.choice([""] * 9 + ["no such file"])
+        exits_with=dice.choice([None, None, None, None, 0, 3]),
+        start_fails=dice.choice([""] * 9 + ["no such file"]),
+        guest_fault=dice.random() < 0.5,
+        suspend_fails=dice.choice([""] * 9 + ["not frozen"]),
+        resume_fails=dice.choice([""] * 9 + ["not thawed"]),
     )
     for _ in range(dice.randint(1, 2)):
         await one_life(world, dice, told)

@@ -195,8 +195,8 @@ async def test_a_failed_start_says_why_and_can_be_tried_again(world: World) -> N
     world.driver.behaviour = Behaviour(start_fails="exec /bin/app: no such file", guest_fault=True)
     async with world.agent() as agent:
         await agent.create()
-        machine = await agent.until(lambda m: m.state == "failed")
-        assert story(machine)[-1] == ("start", "failed")
+        machine = await agent.until(lambda m: m.state == "launch_failed")
+        assert story(machine)[-1] == ("start", "launch_failed")
         assert machine.events[0].request is not None
         assert "no such file" in (machine.events[0].request.reason or "")
         assert any("no such file" in line for _, line in world.logs.lines)

@@ -17,7 +17,7 @@ from pantala.agent import leases
 from pantala.agent.host import Host
 from pantala.agent.keeper import Outcome
 from pantala.agent.queries import Queries
-from pantala.domain import guests, signals, validate
+from pantala.domain import guests, signals, suspend, validate
 from pantala.domain.machine import TERMINAL, State, Verb
 from pantala.errors import (
     Conflict,
@@ -43,6 +43,7 @@ _REQUEST = msgspec.json.Decoder(node.NodeRequest)
 EXEC_S_MAX = 60.0
 OUTCOME_BYTES_MAX = 64 * 1024
 """Of what is kept for a repetition; a longer output of a command is not."""
+_FAILED = (State.FAILED, State.LAUNCH_FAILED)
 METADATA_KEYS_MAX = 100
 METADATA_VALUE_MAX = 4096
 
@@ -95,7 +96,7 @@ class NodeApi:
                 return await self._update(request)
             case node.StartMachine():
                 return await self._start(request)
-            case node.StopMachine() | node.RestartMachine() | node.DestroyMachine():
+            case node.StopMachine() | node.RestartMachine() | node.SuspendMachine() | node.DestroyMachine():
                 return await self._wind_down(request)
             case node.SignalMachine() | node.ExecMachine():
                 return await self._meddle(request)
@@ -143,14 +144,14 @@ class NodeApi:
             seen = record.latest.instance_id
             if request.current_version is not None and request.current_version != seen:
                 raise Conflict(f"the machine is at version {seen}, not at {request.current_version}")
-            if not request.skip_launch and (record.desired.goal == "started" or record.state is State.FAILED):
+            if not request.skip_launch and (record.desired.goal == "started" or record.state in _FAILED):
                 self._host.check_room(guests.resolve(request.config), without=record.id)
 
         def want(record: MachineRecord) -> MachineRecord:
             goal = record.desired.goal
             if request.skip_launch:
                 goal = "stopped"
-            elif record.state is State.FAILED:
+            elif record.state in _FAILED:
                 goal = "started"
             lease = record.lease
             if request.lease_ttl_s > 0:
@@ -189,8 +190,10 @@ class NodeApi:
         )
         return answer.bytes
 
-    async def _wind_down(self, request: node.StopMachine | node.RestartMachine | node.DestroyMachine) -> bytes:
-        """Stop, restart, destroy: they differ in where the machine ends."""
+    async def _wind_down(
+        self, request: node.StopMachine | node.RestartMachine | node.SuspendMachine | node.DestroyMachine
+    ) -> bytes:
+        """Stop, restart, suspend, destroy: they differ in where the machine ends."""
         match request:
             case node.StopMachine():
                 verb = Verb.STOP
@@ -199,6 +202,9 @@ class NodeApi:
                 verb = Verb.RESTART
                 timeout_s = 0.001 if request.force_stop else request.timeout_s
                 wanted = Desired(goal="started", restart=True, signal=request.signal, timeout_s=timeout_s)
+            case node.SuspendMachine():
+                verb = Verb.SUSPEND
+                wanted = Desired(goal="suspended")
             case node.DestroyMachine():
                 verb = Verb.DESTROY
                 wanted = Desired(goal="destroyed", force=request.force)
@@ -209,11 +215,17 @@ class NodeApi:
         if record.state in TERMINAL and verb is Verb.DESTROY:
             return encode(None)
         task = self._host.get(request.machine_id)
+
+        def guard(record: MachineRecord) -> None:
+            leases.check(record, request.nonce, self._now_ms())
+            if verb is Verb.SUSPEND and (why := suspend.why_not(record.latest.config)):
+                raise WrongState(f"the machine cannot be suspended: {why}", hint="stop it instead")
+
         await task.keeper.admit(
             verb,
             lambda record: replace(record, desired=wanted),
             force=wanted.force,
-            guard=lambda record: leases.check(record, request.nonce, self._now_ms()),
+            guard=guard,
             outcome=lambda met, wanted: answer.keep(None),
         )
         return answer.bytes

@@ -101,6 +101,14 @@ class Body:
         async with deadline(self._context.pace.start_s, "starting the app"):
             await self._context.driver.start(self._id, message)
 
+    async def suspend(self) -> None:
+        async with deadline(self._context.pace.suspend_s, "suspending the machine"):
+            await self._context.driver.suspend(self._id)
+
+    async def resume(self) -> None:
+        async with deadline(self._context.pace.start_s, "resuming the machine"):
+            await self._context.driver.resume(self._id)
+
     async def ask_to_stop(self, record: MachineRecord, image: UnpackedImage | None) -> float:
         """Signal the app; the seconds after which its end is overdue."""
         stop = record.version.config.stop_config

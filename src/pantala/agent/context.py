@@ -69,6 +69,10 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines and rhythms of the machine tasks, in seconds."""
 
     image_s: float = 600.0
+    secrets_s: float = 30.0
+    secrets_poll_s: float = 0.2
+    suspend_s: float = 10.0
+    launch_failed_kept_s: float = 3600.0
     prepare_s: float = 60.0
     start_s: float = 30.0
     stop_extra_s: float = 15.0

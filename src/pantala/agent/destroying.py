@@ -49,7 +49,7 @@ async def destroy(work: Work) -> float:
             ),
             event("migrate" if migrated else "destroy", str(last), "flyd", at_ms),
         ),
-        end=("destroy", "start", "prepare", "clear", "stop", "update"),
+        end=("destroy", "start", "prepare", "clear", "stop", "update", "suspend"),
     )
     return AT_ONCE
 

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
-from pantala.agent import addresses
+from pantala.agent import addresses, holds
 from pantala.agent.context import Context, ProxyLink
 from pantala.agent.events import event
 from pantala.agent.keeper import Keeper, Outcome
@@ -177,6 +177,7 @@ class Host:
                 Change(
                     machine=record,
                     events=(launched,),
+                    versions=(record.version,),
                     secrets=request.secrets,
                     outcome=make_outcome(record),
                     at_ms=record.created_at_ms,
@@ -295,10 +296,15 @@ class Host:
         await task.keeper.alter(lambda record: msgspec.structs.replace(record, hidden=False), guard=check, outcome=kept)
         self._service_keys |= {row.key for row in task.keeper.rows() if row.key.startswith("svc/")}
 
+    async def hold(self, machine_id: str, seconds: float, reason: str) -> MachineRecord:
+        """The machine is not put to sleep before then; 0 seconds: it may be again. Journaled when it returns."""
+        hold = holds.made(seconds, reason, int(self.context.clock.now().timestamp() * 1000))
+        return await self.get(machine_id).keeper.alter(lambda record: msgspec.structs.replace(record, hold=hold))
+
     # -- room ----------------------------------------------------------------------------------------------------------
 
     def used(self, *, without: str = "") -> tuple[float, int]:
-        """CPUs and MiB that started machines and those about to start are promised."""
+        """CPUs and MiB that started machines, those about to start and suspended ones are promised."""
         cpus, memory_mib = 0.0, 0
         for task in self.machines.values():
             record = task.record

@@ -9,7 +9,7 @@ import structlog
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from pantala.agent import leases, view
+from pantala.agent import holds, leases, view
 from pantala.agent.feed import Feed
 from pantala.agent.host import Host
 from pantala.agent.machine import MachineTask
@@ -72,7 +72,7 @@ class Idle:
             return None
         now_ms = unix_ms(self._host.context.clock.now())
         since_start_ms = now_ms - max(record.started_at_ms, task.keeper.health.ready_at_ms if task.keeper.health else 0)
-        setting = view.least_autostop(record.version.config)
+        setting = view.autostop(record.version.config)
         services = record.version.config.services or []
         soft = [s.concurrency.soft_limit for s in services if s.concurrency and s.concurrency.soft_limit]
         return autostop.Candidate(
@@ -80,13 +80,14 @@ class Idle:
             in_flight=load.in_flight,
             seq=load.seq,
             idle_ms=0 if load.in_flight else max(min(load.idle_ms, since_start_ms), 0),
-            autostop="off" if setting == "off" else "stop",
+            autostop=setting,
             soft_limit=min(soft, default=0),
             leased=leases.current(record, now_ms) is not None,
+            held=holds.current(record, now_ms) is not None,
         )
 
     async def _put_to_sleep(self, choice: autostop.Candidate) -> None:
-        """Drain, then stop, unless a request, a lease or another version came in between."""
+        """Drain, then stop or suspend, unless a request, a lease or another version came in between."""
         try:
             task = self._host.machines.get(choice.machine)
             if task is None:
@@ -98,9 +99,11 @@ class Idle:
                     await self._feed.undrain(choice.machine)
                 return
             try:
+                sleeps = choice.autostop == "suspend"
+                wanted = Desired(goal="suspended" if sleeps else "stopped", source="proxy")
                 await task.keeper.admit(
-                    Verb.STOP,
-                    lambda record: replace(record, desired=Desired(goal="stopped", source="proxy")),
+                    Verb.SUSPEND if sleeps else Verb.STOP,
+                    lambda record: replace(record, desired=wanted),
                     source="proxy",
                     guard=lambda record: self._still(record, instance_id),
                 )
@@ -113,8 +116,11 @@ class Idle:
     def _still(self, record: MachineRecord, instance_id: str) -> None:
         if record.version.instance_id != instance_id or record.state is not State.STARTED or record.queued():
             raise Conflict("something else was asked of the machine")
-        if leases.current(record, unix_ms(self._host.context.clock.now())) is not None:
+        now_ms = unix_ms(self._host.context.clock.now())
+        if leases.current(record, now_ms) is not None:
             raise Conflict("the machine is leased")
+        if holds.current(record, now_ms) is not None:
+            raise Conflict("the machine holds itself awake")
 
 
 def _group(record: MachineRecord) -> str:

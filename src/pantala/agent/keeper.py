@@ -17,7 +17,7 @@ from pantala.agent.health import Health
 from pantala.agent.outcomes import can_start_at_once
 from pantala.domain.machine import TERMINAL, Ignored, Refused, State, Verb, judge, may_follow
 from pantala.errors import InternalError, PantalaError
-from pantala.journal import Change, Desired, MachineRecord, Step
+from pantala.journal import Change, Desired, MachineRecord, Step, Version
 from pantala.kit.clock import unix_ms
 from pantala.kit.rows import Row
 from pantala.wire.machine import CheckStatus, Event
@@ -67,11 +67,16 @@ class Keeper:
         if not may_follow(before, record.state):
             raise InternalError(f"machine {record.id} cannot go from {before} to {record.state}")
         now_ms = self.now_ms()
-        record = replace(record, updated_at_ms=now_ms)
+        record = replace(
+            record,
+            updated_at_ms=now_ms,
+            state_since_ms=now_ms if before != record.state else self.record.state_since_ms,
+        )
         await self._context.journal.commit(
             Change(
                 machine=record,
                 events=events,
+                versions=self._new_versions(record),
                 begin=Step(record.id, begin) if begin else None,
                 end=tuple(Step(record.id, kind) for kind in end),
                 outcome=outcome,
@@ -93,6 +98,10 @@ class Keeper:
             )
         self.announce()
 
+    def _new_versions(self, record: MachineRecord) -> tuple[Version, ...]:
+        known = (self.record.version, self.record.next_version)
+        return tuple(v for v in (record.version, record.next_version) if v is not None and v not in known)
+
     async def note(self, outcome: Outcome | None) -> None:
         """Keep the outcome of a request that changes nothing."""
         if outcome is not None:
@@ -109,8 +118,9 @@ class Keeper:
         source: str = "user",
         guard: Guard | None = None,
         outcome: MakeOutcome | None = None,
+        events: tuple[Event, ...] = (),
     ) -> MachineRecord:
-        """Journal what a request wants; the record it met.
+        """Journal what a request wants, with `events`; the record it met.
 
         `guard` (leases, expected versions) raises before anything is written, so does a refusal of the judge.
         `outcome` makes, of the record met and the new one, what a repetition of the request will be answered.
@@ -130,14 +140,15 @@ class Keeper:
             at_ms = self.now_ms()
             if verb is Verb.START and can_start_at_once(met):
                 # A wake is one write: what is wanted and the step that does it go to disk together.
+                how = "resume" if met.state is State.SUSPENDED else ""
                 await self.write(
                     replace(wanted, state=State.STARTING, reason=""),
-                    events=(event("start", "starting", source, at_ms),),
+                    events=(*events, event("start", "starting", source, at_ms, reason=how)),
                     begin="start",
                     outcome=kept,
                 )
             else:
-                await self.write(wanted, outcome=kept)
+                await self.write(wanted, events=events, outcome=kept)
             self.accepted(verb)
         return met
 

@@ -3,9 +3,9 @@ at what is wanted and what is, does the next thing, journals what it learnt, and
 
 Between two looks nothing is remembered but the record, so a new agent goes on where the old one died:
 
-    desired   ──►  look: destroy? exited? update? restart? start? stop? get ready?  ──►  one step  ──►  observed
+    desired   ──►  look: destroy? exited? update? restart? start? stop? suspend? ready?  ──►  one step  ──►  observed
 
-The steps are in `starting.py`, `stopping.py`, `updating.py` and `destroying.py`.
+The steps are in `starting.py`, `stopping.py`, `suspending.py`, `updating.py` and `destroying.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import structlog
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from pantala.agent import adoption, destroying, starting, stopping, updating
+from pantala.agent import adoption, destroying, starting, stopping, suspending, updating
 from pantala.agent.context import Context, ProxyLink
 from pantala.agent.events import event
 from pantala.agent.keeper import Keeper
@@ -53,8 +53,8 @@ class MachineTask:
 
     async def run(self) -> None:
         """Until the machine is destroyed. Adoption has already made record and driver agree on what runs."""
-        if self.record.state is State.STARTED:
-            self._work.watch.begin()
+        if self.record.state in (State.STARTED, State.SUSPENDING, State.SUSPENDED):
+            self._work.watch.begin(asleep=self.record.state is not State.STARTED)
         await self.keeper.publish()
         while self.record.state not in TERMINAL:
             self._nudged = anyio.Event()
@@ -73,19 +73,32 @@ class MachineTask:
         wanted = record.desired
         if wanted.ends or record.state is State.DESTROYING:
             return await destroying.destroy(work)
-        if record.state is State.STARTED and work.watch.is_gone.is_set():
-            return await stopping.exited(work)
+        if work.watch.is_gone.is_set():
+            if record.state in (State.STARTED, State.SUSPENDING):
+                return await stopping.exited(work)
+            if record.state is State.SUSPENDED:
+                return await suspending.lost(work)
         if record.state is State.STOPPING:
             return await stopping.finish(work)
+        if record.state is State.SUSPENDING:
+            return await suspending.finish(work)
         if record.next_version is not None or record.state is State.UPDATING:
             return await updating.update(work)
         if record.state is State.STARTED:
             if wanted.goal == "stopped" or wanted.restart:
                 return await stopping.stop(work)
+            if wanted.goal == "suspended":
+                return await suspending.suspend(work)
             return WHEN_NUDGED
-        if wanted.goal == "started" or wanted.restart:
+        if wanted.goal == "started" or wanted.restart or _is_on_its_way_up(record):
             return await starting.start(work)
-        if wanted.goal in ("stopped", "created") and record.state is not State.STOPPED:
+        if record.state is State.SUSPENDED and wanted.goal == "stopped":
+            return await stopping.drop(work)
+        if _is_pointless(record):
+            return await suspending.settle(work)
+        if record.state is State.LAUNCH_FAILED and wanted.goal == "rest":
+            return await starting.clean_up(work)
+        if wanted.goal in ("stopped", "created", "suspended") and record.state is not State.STOPPED:
             return await stopping.rest(work)
         return await starting.get_ready(work)
 
@@ -104,3 +117,19 @@ class MachineTask:
             except PantalaError as refused:
                 log.warning("the journal takes nothing", machine=self.record.id, error=str(refused))
         return self._context.pace.retry_prepare_s
+
+
+def _is_pointless(record: MachineRecord) -> bool:
+    """Nothing has to be done to have what was asked for."""
+    match record.desired.goal:
+        case "suspended":
+            return record.state in (State.STOPPED, State.SUSPENDED, State.LAUNCH_FAILED)
+        case "stopped":
+            return record.state is State.LAUNCH_FAILED
+        case _:
+            return False
+
+
+def _is_on_its_way_up(record: MachineRecord) -> bool:
+    """It is to be suspended once it runs."""
+    return record.desired.goal == "suspended" and record.state in (State.STARTING, State.RESTARTING)

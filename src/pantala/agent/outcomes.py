@@ -8,6 +8,8 @@ from pantala.domain.machine import State
 from pantala.drivers.protocol import Runtime
 from pantala.journal import Desired, MachineRecord
 
+LOST = "what it held in memory is lost; its next start boots"
+
 READY = frozenset({State.STOPPED, State.CREATED})
 """Nothing runs, and a start needs nothing but a prepared runtime."""
 
@@ -25,17 +27,23 @@ def started(record: MachineRecord, at_ms: int) -> MachineRecord:
 
 
 def can_start_at_once(record: MachineRecord) -> bool:
-    return (
-        record.state in READY
-        and record.next_version is None
-        and record.runtime == "prepared"
-        and record.runtime_instance == record.version.instance_id
+    """One message starts it, or nothing but a thaw."""
+    waits = (record.state in READY and record.runtime == "prepared") or (
+        record.state is State.SUSPENDED and record.runtime == "suspended"
+    )
+    return waits and record.next_version is None and record.runtime_instance == record.version.instance_id
+
+
+def lost(record: MachineRecord) -> MachineRecord:
+    """What a suspended machine held in memory is gone; its next start boots."""
+    return replace(
+        settled(record), state=State.STOPPED, reason=LOST, runtime="none", runtime_instance="", stop_requested=False
     )
 
 
 def settled(record: MachineRecord) -> MachineRecord:
     """Nothing is wanted any more of a machine that was to be stopped and is."""
-    if record.desired.goal not in ("stopped", "created"):
+    if record.desired.goal not in ("stopped", "created", "suspended"):
         return record
     return replace(record, desired=replace(record.desired, goal="rest"))
 

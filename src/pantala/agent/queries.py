@@ -18,7 +18,7 @@ from pantala.errors import InternalError, InvalidRequest, RequestTimeout
 from pantala.journal import MachineRecord
 from pantala.kit.clock import unix_ms
 from pantala.wire import node
-from pantala.wire.api import ListenSocket, LogLine, ProcessStat, WaitResponse
+from pantala.wire.api import ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
 from pantala.wire.machine import CheckStatus, Event, Machine, MachineCPU
 
 WAIT_S_MAX = 60.0
@@ -59,6 +59,8 @@ class Queries:
             case node.ListEvents():
                 await self._host.find_record(request.machine_id)
                 return await self._host.context.journal.events(request.machine_id, min(max(request.limit, 1), 200))
+            case node.ListVersions():
+                return await self._versions(await self._host.find_record(request.machine_id))
             case node.GetLease():
                 now_ms = unix_ms(self._host.context.clock.now())
                 return leases.shown(leases.get(self._host.get(request.machine_id).record, now_ms))
@@ -115,6 +117,8 @@ class Queries:
                 changed = task.keeper.changed() if task is not None else None
                 last_event_id = task.keeper.last_event_id if task is not None else ""
                 record = task.record if task is not None else record
+                if state := await self._version_state(record, request):
+                    return WaitResponse(ok=True, state=state, version=request.version or "", event_id=last_event_id)
                 if _holds(record, request, last_event_id):
                     return WaitResponse(
                         ok=True, state=str(record.state), version=record.version.instance_id, event_id=last_event_id
@@ -126,6 +130,35 @@ class Queries:
         raise RequestTimeout(
             f"machine failed to reach desired state {' or '.join(request.states)}, it is {record.state}{why}"
         )
+
+    async def _versions(self, record: MachineRecord) -> list[MachineVersion]:
+        """Those that are kept, newest first; a version that never came counts as replaced."""
+        known = {version.instance_id: version for version in await self._host.context.journal.versions(record.id)}
+        for version in (record.version, record.next_version):
+            if version is not None:
+                known[version.instance_id] = version
+        return [
+            MachineVersion(
+                version=version.instance_id,
+                user_config=version.config,
+                status=_version_status(record, version.instance_id),
+                created_at=view.moment(version.created_at_ms),
+            )
+            for version in sorted(known.values(), key=lambda version: version.instance_id, reverse=True)
+        ]
+
+    async def _version_state(self, record: MachineRecord, request: node.WaitMachine) -> str:
+        """`replacing` or `replaced` when that is waited for and so: states of a version that another one follows."""
+        wanted = {"replacing", "replaced"} & set(request.states)
+        if not wanted or request.version is None:
+            return ""
+        if request.version == record.version.instance_id:
+            state = "replacing" if record.next_version is not None else ""
+        else:
+            kept = await self._host.context.journal.versions(record.id)
+            was_here = any(version.instance_id == request.version for version in kept)
+            state = "replaced" if was_here and record.latest.instance_id != request.version else ""
+        return state if state in wanted else ""
 
     async def _processes(self, machine_id: str) -> list[ProcessStat]:
         """What lives in a started machine, each with the sockets that it holds open."""
@@ -170,6 +203,13 @@ class Queries:
             memory_mib_free=max(capacity.memory_mib - memory_mib, 0),
             disk_mib_free=shutil.disk_usage(self._state_dir).free // (1 << 20),
         )
+
+
+def _version_status(record: MachineRecord, instance_id: str) -> str:
+    if instance_id == record.version.instance_id:
+        return "current"
+    pending = record.next_version is not None and record.next_version.instance_id == instance_id
+    return "pending" if pending else "replaced"
 
 
 def _holds(record: MachineRecord, request: node.WaitMachine, last_event_id: str) -> bool:

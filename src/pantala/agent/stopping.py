@@ -37,7 +37,33 @@ async def stop(work: Work) -> float:
     return await finish(work)
 
 
+async def drop(work: Work) -> float:
+    """A suspended machine is to be stopped: what it holds in memory goes, its app is not asked."""
+    at_ms = work.keeper.now_ms()
+    await work.keeper.change(
+        lambda r: replace(r, state=State.STOPPING, reason=""),
+        events=(event("stop", "stopping", work.record.desired.source, at_ms),),
+        begin="stop",
+    )
+    return await finish(work)
+
+
+async def _finish_drop(work: Work) -> float:
+    work.watch.end()
+    await work.body.clear(work.record)
+    at_ms, reason = work.keeper.now_ms(), "what it held in memory was dropped"
+
+    def settle(r: MachineRecord) -> MachineRecord:
+        stopped = replace(r, state=State.STOPPED, reason="", runtime="none", runtime_instance="", stop_requested=False)
+        return stopped if stopped.desired.goal == "started" else outcomes.at_rest(stopped)
+
+    await work.keeper.change(settle, events=(event("stop", "stopped", "flyd", at_ms, reason=reason),), end=("stop",))
+    return AT_ONCE
+
+
 async def finish(work: Work) -> float:
+    if work.record.runtime == "suspended":
+        return await _finish_drop(work)
     runtime = await end_app(work)
     at_ms = work.keeper.now_ms()
     await work.body.clear(work.record)
@@ -112,7 +138,7 @@ async def exited(work: Work) -> float:
     await work.keeper.change(settle, events=(shown,), begin="clear")
     await work.say(outcomes.exit_sentence(runtime, reason), "info" if code == 0 else "warning")
     await work.body.clear(work.record)
-    await work.keeper.change(lambda r: replace(r, runtime="none", runtime_instance=""), end=("clear",))
+    await work.keeper.change(lambda r: replace(r, runtime="none", runtime_instance=""), end=("clear", "suspend"))
     return AT_ONCE
 
 

@@ -40,6 +40,7 @@ async def _exchange(work: Work) -> float:
     ended: tuple[Runtime | None, ...] = ()
     if record.runtime == "running":
         ended = (await stopping.end_app(work),)
+    work.watch.end()
     await work.body.clear(work.record)
     at_ms = work.keeper.now_ms()
     runs = record.desired.goal == "started"

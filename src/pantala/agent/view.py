@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
-from pantala.domain import validate
+from pantala.domain import suspend, validate
 from pantala.domain.machine import TERMINAL
 from pantala.journal import MachineRecord
 from pantala.kit.clock import rfc3339
@@ -57,13 +58,13 @@ def machine(
     )
 
 
-def least_autostop(config: MachineConfig) -> str:
-    """The setting of a machine with several services: the least aggressive one wins."""
-    settings = [validate.autostop(service) for service in config.services or []]
-    for choice in ("off", "stop", "suspend"):
-        if choice in settings:
-            return choice
-    return "off"
+def autostop(config: MachineConfig) -> Literal["off", "stop", "suspend"]:
+    """The setting of a machine with several services: the least aggressive one wins. What cannot be suspended is
+    stopped."""
+    settings = {validate.autostop(service) for service in config.services or []} or {"off"}
+    if "off" in settings:
+        return "off"
+    return "stop" if "stop" in settings or suspend.why_not(config) else "suspend"
 
 
 def wants_wake(config: MachineConfig) -> bool:

@@ -18,6 +18,11 @@ from pantala.wire.feed import WakeResult
 log = structlog.get_logger()
 
 
+_UP = frozenset({State.STARTING, State.STARTED})
+"""What was resumed is looked at (`keeper.health`) before its record says started."""
+_ENDED = frozenset({State.FAILED, State.LAUNCH_FAILED, State.STOPPED, State.DESTROYED})
+
+
 class Wakes:
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -44,13 +49,19 @@ class Wakes:
         if task is None:
             return refused(machine_id, "PM08", "the machine is not on this host")
         begun = self._host.context.clock.monotonic()
-        await task.keeper.admit(Verb.START, _wanted, source="proxy", guard=self._may_wake)
+        met = await task.keeper.admit(Verb.START, _wanted, source="proxy", guard=self._may_wake)
         while True:
             changed = task.keeper.changed()
             record, health = task.record, task.keeper.health
-            if record.state is State.STARTED and health is not None and health.ready.is_set():
+            if record.state in _UP and health is not None and health.ready.is_set():
                 took_ms = round((self._host.context.clock.monotonic() - begun) * 1000)
-                log.info("machine woken", app=record.app.name, machine=machine_id, took_ms=took_ms)
+                log.info(
+                    "machine woken",
+                    app=record.app.name,
+                    machine=machine_id,
+                    how="resume" if met.state is State.SUSPENDED else "cold",
+                    took_ms=took_ms,
+                )
                 return WakeResult(id=0, machine=machine_id, ok=True, ip4=record.ip4)
             if _gave_up(record):
                 why = record.reason or "it ended before it was ready"
@@ -60,7 +71,7 @@ class Wakes:
     async def _wait(self, task: MachineTask, changed: anyio.Event) -> None:
         """Until the record changes or it becomes ready, whatever comes first."""
         health = task.keeper.health
-        if health is None or task.record.state is not State.STARTED:
+        if health is None or task.record.state not in _UP:
             await changed.wait()
             return
         async with anyio.create_task_group() as tasks:
@@ -75,8 +86,8 @@ class Wakes:
     def _may_wake(self, record: MachineRecord) -> None:
         if record.cordoned:
             raise WrongState("the machine is cordoned")
-        if record.state is State.FAILED:
-            raise WrongState(f"the machine is failed: {record.reason}")
+        if record.state in (State.FAILED, State.LAUNCH_FAILED):
+            raise WrongState(f"the machine is {record.state}: {record.reason}")
         if record.state is not State.STARTED and not view.wants_wake(record.version.config):
             raise WrongState(f"the machine is {record.state} and its services have no autostart")
         if record.state in (State.STOPPED, State.CREATED):
@@ -98,7 +109,7 @@ def _wanted(record: MachineRecord) -> MachineRecord:
 
 
 def _gave_up(record: MachineRecord) -> bool:
-    return record.state in (State.FAILED, State.STOPPED, State.DESTROYED) and record.desired.goal != "started"
+    return record.state in _ENDED and record.desired.goal != "started"
 
 
 def refused(machine_id: str, code: str, reason: str) -> WakeResult:

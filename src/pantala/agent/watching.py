@@ -29,6 +29,7 @@ class Watch:
         self._tasks = tasks
         self._nudge = nudge
         self._scope: anyio.CancelScope | None = None
+        self._awake = anyio.CancelScope()
         self.gone: Runtime | None = None
         self.is_gone = anyio.Event()
 
@@ -36,19 +37,28 @@ class Watch:
     def is_on(self) -> bool:
         return self._scope is not None
 
-    def begin(self) -> None:
+    def begin(self, *, asleep: bool = False) -> None:
+        """Of an app that is `asleep` only the end: it answers nobody and says nothing."""
         self.end()
         self.is_gone = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._keeper.health = Health(
-            self._context,
-            self._keeper.record,
-            changed=self._health_changed,
-            became_ready=self._tell_ready,
-            answered=self._tell_answered,
-            explain=self._explain_address,
-        )
-        self._tasks.start_soon(self._follow, self._scope, self.is_gone, self._keeper.health)
+        self._awake = anyio.CancelScope()
+        health = None
+        if not asleep:
+            health = self._keeper.health = Health(
+                self._context,
+                self._keeper.record,
+                changed=self._health_changed,
+                became_ready=self._tell_ready,
+                answered=self._tell_answered,
+                explain=self._explain_address,
+            )
+        self._tasks.start_soon(self._follow, self._scope, self._awake, self.is_gone, health)
+
+    def doze(self) -> None:
+        """It was put to sleep."""
+        self._awake.cancel()
+        self._keeper.health = None
 
     def end(self) -> None:
         if self._scope is not None:
@@ -56,15 +66,23 @@ class Watch:
             self._scope = None
         self._keeper.health = None
 
-    async def _follow(self, scope: anyio.CancelScope, is_gone: anyio.Event, health: Health) -> None:
+    async def _follow(
+        self, scope: anyio.CancelScope, awake: anyio.CancelScope, is_gone: anyio.Event, health: Health | None
+    ) -> None:
         with scope:
             async with anyio.create_task_group() as tasks:
-                health.start(tasks)
-                tasks.start_soon(self._listen)
+                if health is not None:
+                    tasks.start_soon(self._attend, awake, health)
                 self.gone = await self._body.gone()
                 is_gone.set()
                 self._nudge()
                 tasks.cancel_scope.cancel()
+
+    async def _attend(self, awake: anyio.CancelScope, health: Health) -> None:
+        with awake:
+            async with anyio.create_task_group() as tasks:
+                health.start(tasks)
+                tasks.start_soon(self._listen)
 
     async def _listen(self) -> None:
         record = self._keeper.record

@@ -1,6 +1,7 @@
 """What the steps of one machine share: its record, its body, its proxy, and the waits that a new request ends.
 
-The story is in `agent/machine.py`; the steps are in `starting.py`, `stopping.py`, `updating.py` and `destroying.py`.
+The story is in `agent/machine.py`; the steps are in `starting.py`, `stopping.py`, `suspending.py`, `updating.py` and
+`destroying.py`.
 Each is a function of a `Work` and returns the seconds after which the task looks again.
 """
 

@@ -53,7 +53,7 @@ class State(StrEnum):
 PERSISTENT = frozenset({State.CREATED, State.STARTED, State.STOPPED, State.SUSPENDED, State.FAILED})
 TERMINAL = frozenset({State.DESTROYED, State.REPLACED, State.MIGRATED})
 
-SETTLED = PERSISTENT | TERMINAL
+SETTLED = PERSISTENT | TERMINAL | {State.LAUNCH_FAILED}
 """What `wait?state=settled` waits for."""
 
 RUNS = frozenset({State.STARTED, State.STOPPING, State.SUSPENDING})
@@ -121,7 +121,7 @@ class Refused(msgspec.Struct, frozen=True):
 Judgement = Accepted | Ignored | Refused
 
 _UP = frozenset({State.STARTED, State.STARTING, State.RESTARTING})
-_DOWN = frozenset({State.STOPPED, State.STOPPING})
+_DOWN = frozenset({State.STOPPED, State.STOPPING, State.LAUNCH_FAILED})
 _ASLEEP = frozenset({State.SUSPENDED, State.SUSPENDING})
 _DIRECTIONS = (Verb.START, Verb.STOP, Verb.RESTART, Verb.SUSPEND)
 

@@ -2,7 +2,7 @@
 
 Default mode: every machine that has been idle for the window, down to the floor. `one_per_pass` is the documented mode
 of the original (`excess` by soft limits, at most one machine a pass), kept for those who rely on it.
-A machine with anything in flight is never stopped, nor one that is leased by an API caller.
+A machine with anything in flight is never stopped, nor one that is leased by an API caller or holds itself awake.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A started machine of the app in the region. `seq` is the load sequence that the decision is based on;
-    `soft_limit` 0 means none. `idle_ms` counts from its start when it had no request yet."""
+    """A started machine of the app in the region. `seq` is the load sequence that the decision is based on; `held`: it
+    asked to stay awake. `soft_limit` 0 means none. `idle_ms` counts from its start when it had no request yet."""
 
     machine: str
     in_flight: int
@@ -24,6 +24,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     autostop: Literal["off", "stop", "suspend"]
     soft_limit: int = 0
     leased: bool = False
+    held: bool = False
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,11 +36,11 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(candidates: Sequence[Candidate], rules: Rules) -> list[Candidate]:
-    """The machines to drain and stop, longest idle first."""
+    """The machines to drain and to stop or suspend, longest idle first."""
     sleepy = [
         candidate
         for candidate in candidates
-        if candidate.autostop != "off" and not candidate.leased and candidate.in_flight == 0
+        if candidate.autostop != "off" and not (candidate.leased or candidate.held) and candidate.in_flight == 0
     ]
     sleepy.sort(key=lambda candidate: (-candidate.idle_ms, candidate.machine))
     spare = max(len(candidates) - rules.floor, 0)

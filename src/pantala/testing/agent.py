@@ -27,6 +27,8 @@ from pantala.wire.machine import ImageRef, Machine, MachineConfig, Service
 
 FAST = Pace(
     restart_scale=0.001,
+    secrets_s=0.1,
+    secrets_poll_s=0.01,
     stop_extra_s=1.0,
     drain_s=0.05,
     hand_over_s=0.01,

@@ -19,6 +19,10 @@ class KillingJournal:
         self._at = at
         self._after_write = after_write
 
+    def stop_at(self, count: int) -> None:
+        """The commit with that number is the last one that begins."""
+        self._at = count
+
     async def commit(self, change: Change) -> None:
         self.count += 1
         if self.dead.is_set():
