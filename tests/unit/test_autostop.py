@@ -18,6 +18,7 @@ CANDIDATES = st.lists(
         autostop=st.sampled_from(["off", "stop", "suspend"]),
         soft_limit=st.sampled_from([0, 10, 20]),
         leased=st.booleans(),
+        held=st.booleans(),
     ),
     max_size=12,
     unique_by=lambda candidate: candidate.machine,
@@ -36,6 +37,7 @@ def test_what_never_sleeps(candidates: list[Candidate], rules: Rules) -> None:
     for candidate in chosen:
         assert candidate.in_flight == 0
         assert not candidate.leased
+        assert not candidate.held
         assert candidate.autostop != "off"
     assert len(candidates) - len(chosen) >= min(rules.floor, len(candidates))
     if rules.mode == "one_per_pass":
@@ -48,7 +50,7 @@ def test_without_a_floor_every_idle_machine_sleeps_in_one_pass(candidates: list[
     may = {
         c.machine
         for c in candidates
-        if c.autostop != "off" and not c.leased and not c.in_flight and c.idle_ms >= 60_000
+        if c.autostop != "off" and not c.leased and not c.held and not c.in_flight and c.idle_ms >= 60_000
     }
     assert chosen == may
 

@@ -15,6 +15,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from pantala.agent.certs import EdgeCertificates
 from pantala.agent.feed import ROWS_PER_FRAME, Feed
+from pantala.agent.host import Capacity
 from pantala.agent.idle import Idle
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import View
@@ -25,7 +26,7 @@ from pantala.testing.agent import RunningAgent, World, config, service
 from pantala.testing.poll import until
 from pantala.wire import feed, node
 from pantala.wire.catalogue import OwnedRow
-from pantala.wire.machine import Port
+from pantala.wire.machine import Guest, Port
 
 pytestmark = pytest.mark.anyio
 
@@ -341,6 +342,24 @@ async def test_an_idle_machine_sleeps_and_a_wake_brings_it_back(tmp_path: Path) 
         assert (await client.hear(feed.WakeResult)).ok
 
 
+@pytest.mark.parametrize("memory_mb", [256, 4096])
+async def test_an_idle_machine_is_suspended_and_resumed_where_it_may_be(tmp_path: Path, memory_mb: int) -> None:
+    world = World(tmp_path)
+    world.capacity = Capacity(cpus=8, memory_mib=8192)
+    async with asleep_soon(world, tmp_path, idle_window_s=0.05) as (agent, client):
+        guest = Guest(cpus=1 if memory_mb == 256 else 2, memory_mb=memory_mb)
+        await agent.create(config=config(services=[service(autostop="suspend")], guest=guest))
+        await agent.wait("started")
+        await client.say(load(seq=5))
+        asked = await client.hear(feed.Drain)
+        await client.say(feed.Drained(id=asked.id, machine=ID, result="drained"))
+        asleep = "suspended" if memory_mb == 256 else "stopped"
+        await agent.wait(asleep)
+        await client.say(feed.Wake(id=3, machine=ID, deadline_ms=5_000))
+        assert (await client.hear(feed.WakeResult)).ok
+        assert world.driver.resumes.get(ID, 0) == (asleep == "suspended")
+
+
 async def test_a_request_in_between_keeps_it_up(tmp_path: Path) -> None:
     async with asleep_soon(World(tmp_path), tmp_path, idle_window_s=0.05) as (agent, client):
         await agent.create()
@@ -352,7 +371,7 @@ async def test_a_request_in_between_keeps_it_up(tmp_path: Path) -> None:
         await until(agent.get, lambda m: m.state == "started", within_s=1)
 
 
-@pytest.mark.parametrize("why", ["busy", "floor", "leased", "off", "silent proxy", "owes an answer"])
+@pytest.mark.parametrize("why", ["busy", "floor", "leased", "held", "off", "silent proxy", "owes an answer"])
 async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str) -> None:
     world = World(tmp_path)
     world.prober.http_status = 0 if why == "owes an answer" else 200
@@ -373,6 +392,8 @@ async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str) -> None:
         )
         await agent.create(config=config(services=[kept]), lease_ttl_s=60 if why == "leased" else 0)
         await agent.wait("started")
+        if why == "held":
+            await agent.host.hold(ID, 60, "a job is under way")
         if why != "owes an answer":
             await agent.until(lambda m: m.events[0].type == "answer")
         async with serving(served, tmp_path) as path, proxy(path) as client:

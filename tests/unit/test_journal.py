@@ -112,7 +112,7 @@ async def test_a_writer_that_is_cancelled_takes_nobody_elses_change_along(tmp_pa
 async def test_the_last_versions_are_kept_and_forgotten_with_their_machine(tmp_path: Path) -> None:
     async with Journal.open(tmp_path / "j.db") as journal:
         for number in range(60):
-            version = replace(record().version, instance_id=f"{number:02}", pull_token="sealed")  # noqa: S106
+            version = replace(record().version, instance_id=f"{number:02}", pull_token="sealed")
             await journal.commit(Change(machine=record(), versions=(version,)))
         kept = await journal.versions("m1")
         assert [version.instance_id for version in kept] == [f"{number:02}" for number in range(59, 9, -1)]

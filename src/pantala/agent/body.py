@@ -23,33 +23,37 @@ from pantala.wire.guest import Start
 log = structlog.get_logger()
 
 
-@asynccontextmanager
-async def deadline(seconds: float, doing: str) -> AsyncGenerator[None]:
-    """A transient state's deadline: TransientError that says what did not end in time."""
-    with anyio.move_on_after(seconds) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise TransientError(f"{doing} did not end within {seconds:g} s")
-
-
 class Body:
     def __init__(self, context: Context, machine_id: str) -> None:
         self._context = context
         self._id = machine_id
+        self.doing = ""
+
+    @asynccontextmanager
+    async def _deadline(self, seconds: float, doing: str) -> AsyncGenerator[None]:
+        """TransientError says what did not end in time."""
+        self.doing = doing
+        try:
+            with anyio.move_on_after(seconds) as scope:
+                yield
+        finally:
+            self.doing = ""
+        if scope.cancelled_caught:
+            raise TransientError(f"{doing} did not end within {seconds:g} s")
 
     async def pull(self, version: Version) -> UnpackedImage:
         """The version's image on this host. Raises what `ImageStore.ensure` raises."""
         token = ""
         if version.pull_token:
             token = self._context.node_key.open(version.pull_token).decode()
-        async with deadline(self._context.pace.image_s, f"pulling {process.image_name(version.image)}"):
+        async with self._deadline(self._context.pace.image_s, f"pulling {process.image_name(version.image)}"):
             return await self._context.images.ensure(version.image, pull_token=token)
         raise AssertionError("unreachable")
 
     async def prepare(self, record: MachineRecord, image: UnpackedImage) -> None:
         """PID 1 is there, blocked; whatever was there before is gone."""
         context, config = self._context, record.version.config
-        async with deadline(context.pace.prepare_s, "preparing the machine"):
+        async with self._deadline(context.pace.prepare_s, "preparing the machine"):
             known = await context.driver.inspect(self._id)
             if known is None or known.phase != "prepared" or known.instance_id != record.version.instance_id:
                 await context.driver.destroy(self._id)
@@ -98,15 +102,15 @@ class Body:
         return process.start_message(image.config, version.config, identity, secrets)
 
     async def start(self, message: Start) -> None:
-        async with deadline(self._context.pace.start_s, "starting the app"):
+        async with self._deadline(self._context.pace.start_s, "starting the app"):
             await self._context.driver.start(self._id, message)
 
     async def suspend(self) -> None:
-        async with deadline(self._context.pace.suspend_s, "suspending the machine"):
+        async with self._deadline(self._context.pace.suspend_s, "suspending the machine"):
             await self._context.driver.suspend(self._id)
 
     async def resume(self) -> None:
-        async with deadline(self._context.pace.start_s, "resuming the machine"):
+        async with self._deadline(self._context.pace.start_s, "resuming the machine"):
             await self._context.driver.resume(self._id)
 
     async def ask_to_stop(self, record: MachineRecord, image: UnpackedImage | None) -> float:
@@ -137,12 +141,12 @@ class Body:
         """Nothing is left of the runtime; what it said is kept first."""
         instance_id = record.runtime_instance or record.version.instance_id
         await self._context.logs.collect(app=record.app.name, machine_id=self._id, instance_id=instance_id)
-        async with deadline(self._context.pace.teardown_s, "removing the machine's runtime"):
+        async with self._deadline(self._context.pace.teardown_s, "removing the machine's runtime"):
             await self._context.driver.destroy(self._id)
         await self._context.logs.forget(self._id, instance_id)
 
     async def leave_network(self) -> None:
-        async with deadline(self._context.pace.teardown_s, "removing the machine's network"):
+        async with self._deadline(self._context.pace.teardown_s, "removing the machine's network"):
             await self._context.network.remove(self._id)
 
 

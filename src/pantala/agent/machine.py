@@ -40,6 +40,11 @@ class MachineTask:
     def record(self) -> MachineRecord:
         return self.keeper.record
 
+    @property
+    def doing(self) -> str:
+        """What its step waits for; empty between steps."""
+        return self._work.body.doing
+
     def nudge(self) -> None:
         self._nudged.set()
 

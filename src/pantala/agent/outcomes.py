@@ -59,6 +59,15 @@ def at_rest(record: MachineRecord) -> MachineRecord:
     return replace(record, desired=replace(record.desired, goal="rest", restart=False), restarts_ms=())
 
 
+def run_ended(record: MachineRecord, reason: str) -> MachineRecord:
+    """A scheduled machine's run is over: its list of runs says how it went."""
+    schedule = record.schedule
+    if schedule is None or not schedule.runs or schedule.runs[0].outcome != "started":
+        return record
+    ended = replace(schedule.runs[0], outcome="ended", reason=reason)
+    return replace(record, schedule=replace(schedule, runs=(ended, *schedule.runs[1:])))
+
+
 def exit_sentence(runtime: Runtime | None, reason: str) -> str:
     record = runtime.exit if runtime else None
     if record is None:

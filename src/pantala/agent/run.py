@@ -26,9 +26,11 @@ from pantala.agent.host import Capacity, Host
 from pantala.agent.identity import ControlClient, Identity, Renewal
 from pantala.agent.idle import Idle
 from pantala.agent.late_bus import LateBus
+from pantala.agent.overdue import Overdue
 from pantala.agent.peers import Peers
 from pantala.agent.prober import SocketProber
 from pantala.agent.queries import Queries
+from pantala.agent.schedules import Schedules
 from pantala.agent.settings import AgentSettings
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import Publisher, Replica, Trust, View
@@ -209,6 +211,8 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     await bus.serve(f"pantala.node.{settings.node}.call", NodeApi(host, queries).call)
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
+    tasks.start_soon(Schedules(host, catch_up_s=settings.schedule_catch_up_s).run)
+    tasks.start_soon(Overdue(host).run)
     tasks.start_soon(context.images.run, clock)
     tasks.start_soon(_tidy, settings, stores, host, clock)
     identity = Identity(settings.identity or settings.state_dir / "identity", settings.state_dir / "keys")

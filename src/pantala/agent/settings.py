@@ -20,7 +20,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `state_dir/keys`); the certificate is renewed when less than `renew_before_s` remains, looked at every
     `renew_every_s`. `mesh`: `ip:port` of this host's proxy for other proxies. `registries`: registry name to base
     URL; `image_limits`: what images may be (`docs/reference/images.md`). `cpus` and `memory_mib` 0 mean what the
-    machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`. The catalogue:
+    machine has. `driver`, `network` and `images` name a known part, or a factory `module:attribute`. A
+    scheduled run is started at most `schedule_catch_up_s` late. The catalogue:
     own proofs every `beat_s`, others' holdings compared every `gossip_s`, deletions kept `tombstones_kept_s`, looked
     at every `tidy_every_s`. `links`: how 6PN goes to other hosts, by `link_device`: plain (next hop `link_via`,
     where the hosts share a router) or wireguard (UDP `wireguard_port`; `wireguard_endpoint` is `ip:port` for the
@@ -58,6 +59,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     idle_window_s: float = 60.0
     autostop_mode: Literal["all_idle", "one_per_pass"] = "all_idle"
     drain_s: float = 30.0
+    schedule_catch_up_s: float = 3600.0
     cpus: int = 0
     memory_mib: int = 0
     machines_max: int = 1000

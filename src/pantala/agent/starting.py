@@ -138,7 +138,8 @@ async def failed(work: Work, error: PantalaError) -> float:
         desired = r.desired if asked_since else replace(r.desired, goal="rest")
         if r.version.config.auto_destroy and not asked_since:
             desired = Desired(goal="destroyed", source="flyd", force=True)
-        return replace(r, state=last, reason=reason, runtime="none", runtime_instance="", desired=desired)
+        down = replace(r, state=last, reason=reason, runtime="none", runtime_instance="", desired=desired)
+        return outcomes.run_ended(down, f"it did not start: {reason}")
 
     status = "launch_failed" if hopeless else "failed"
     await work.keeper.change(

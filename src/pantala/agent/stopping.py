@@ -76,7 +76,7 @@ async def finish(work: Work) -> float:
         wanted = stopped.desired
         if wanted.restart or wanted.goal == "started":
             return replace(stopped, restarts_ms=())
-        return outcomes.at_rest(stopped)
+        return outcomes.run_ended(outcomes.at_rest(stopped), "stopped on request")
 
     await work.keeper.change(settle, events=(shown,), end=("stop",))
     await work.say(outcomes.exit_sentence(runtime, "stopped on request"), "info")
@@ -131,7 +131,8 @@ async def exited(work: Work) -> float:
             return replace(
                 r, state=State.RESTARTING, reason=reason, restart_at_ms=restart_at_ms, restarts_ms=(*kept, at_ms)
             )
-        return outcomes.at_rest(replace(r, state=State.STOPPED, reason=reason, stop_requested=False))
+        rested = outcomes.at_rest(replace(r, state=State.STOPPED, reason=reason, stop_requested=False))
+        return outcomes.run_ended(rested, reason)
 
     work.watch.end()
     shown = exit_event(runtime, at_ms, requested=requested, restarting=again, restart_count=count, reason=reason)

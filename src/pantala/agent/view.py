@@ -15,7 +15,19 @@ from pantala.journal import MachineRecord
 from pantala.kit.clock import rfc3339
 from pantala.kit.rows import Row
 from pantala.wire.feed import MachineRow, ServiceRow
-from pantala.wire.machine import CheckStatus, Concurrency, Event, Machine, MachineConfig, MachineCPU, Service, Static
+from pantala.wire.machine import (
+    CheckStatus,
+    Concurrency,
+    Event,
+    Hold,
+    Machine,
+    MachineConfig,
+    MachineCPU,
+    ScheduledRun,
+    ScheduleStatus,
+    Service,
+    Static,
+)
 
 METADATA_BYTES_MAX = 128
 
@@ -55,6 +67,18 @@ def machine(
         node=node,
         isolation=isolation,
         cpu=cpu,
+        schedule=_schedule(record),
+        hold=Hold(until=moment(record.hold.until_ms), reason=record.hold.reason) if record.hold else None,
+    )
+
+
+def _schedule(record: MachineRecord) -> ScheduleStatus | None:
+    kept = record.schedule
+    if kept is None:
+        return None
+    return ScheduleStatus(
+        next_run=moment(kept.next_ms),
+        runs=[ScheduledRun(due_at=moment(run.due_ms), outcome=run.outcome, reason=run.reason) for run in kept.runs],
     )
 
 

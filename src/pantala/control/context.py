@@ -49,6 +49,7 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     acme_eab_key_file: str = ""
     sign_names: bool = False
     resolvers: tuple[str, ...] = ()
+    standby_after_s: float = 0.0
 
 
 class Context:

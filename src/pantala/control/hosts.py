@@ -34,7 +34,7 @@ from pantala.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from pantala.kit import ids, nkeys
 from pantala.kit.clock import rfc3339
 from pantala.kit.sealing import unb64
-from pantala.store import hosts, machines, moves
+from pantala.store import hosts, machines, moves, standbys
 from pantala.store.records import EdgeKeyRecord, NodeRecord
 from pantala.wire.hosts import (
     BusAccess,
@@ -55,7 +55,7 @@ TOKEN_LIVES_S_MAX = 7 * 24 * 3600
 NODES_MAX = 10_000
 REFUSED = "this join token is not valid: unknown, expired or already used"
 ZONE = "0000"
-NOT_RUNNING = ("stopped", "created", "failed", "stopping")
+NOT_RUNNING = ("stopped", "created", "failed", "launch_failed", "stopping", "suspending", "suspended")
 RESERVED = ("control", "hold")
 """Words of the bus's subjects: a node of that name could speak as control, or for other holders."""
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -329,6 +329,7 @@ class Hosts:
         new generations and, without volumes, look for another host; when it was an edge the edge key changes. The
         caller has certificates issued again (`Certificates.ensure`). Safe to repeat; `check` may refuse."""
         stopped = await self._stopped_machines(node_id)
+        awake = await self._awake_standbys()
         now_ms = self._context.now_ms()
 
         def leave(connection: Connection) -> bool:
@@ -340,7 +341,10 @@ class Hosts:
             check(connection)
             hosts.update_node(connection, node_id, status=status)
             members = [other.id for other in hosts.list_nodes(connection)]
-            moves.leave(connection, node_id, members=members, stopped=stopped, now_ms=now_ms)
+            placed = {placement.machine_id for placement in moves.list_placed_on(connection, node_id)}
+            running = (placed - stopped) | awake
+            taken = standbys.take_over(connection, node_id, members=members, running=running, now_ms=now_ms)
+            moves.leave(connection, node_id, members=members, stopped=stopped | taken, now_ms=now_ms)
             self._audit(connection, actor, f"host.{status}", node_id, {})
             if node.edge:
                 self._edge_keys.rotate(connection)
@@ -356,6 +360,12 @@ class Hosts:
         placed = await self._context.db.read(lambda c: moves.list_placed_on(c, node_id))
         rows = [self._nodes.machine(placement.machine_id) for placement in placed]
         return {row.id for row in rows if row is not None and row.node == node_id and row.state in NOT_RUNNING}
+
+    async def _awake_standbys(self) -> set[str]:
+        """Those that cannot take over, because they run already."""
+        known = await self._context.db.read(standbys.list_standbys)
+        rows = [self._nodes.machine(placement.machine_id) for placement, _ in known]
+        return {row.id for row in rows if row is not None and row.state not in NOT_RUNNING}
 
     # -- footnotes ---------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ class Machines:
         """A machine whose creation its node has journaled. `config` is the document as it was sent."""
         app = await self._access.app(principal, app_name, Action.DEPLOY)
         _check(app, request)
+        await self._watched_exist(app, request)
         here, default = await self._nodes.regions()
         wanted = regions.expand(request.region, here=here, default=default)
         if request.name:
@@ -109,6 +110,7 @@ class Machines:
         app = await self._access.app(principal, app_name, Action.DEPLOY)
         placement = await self.placement(app, machine_id)
         _check(app, request)
+        await self._watched_exist(app, request)
         for field, given, kept in (
             ("name", request.name, placement.name),
             ("region", request.region, placement.region),
@@ -168,10 +170,13 @@ class Machines:
 
     async def placement(self, app: AppRecord, machine_id: str) -> PlacementRecord:
         """Raises NotFound with the words that clients match."""
-        found = await self._context.db.read(lambda c: machines.find_placement(c, app.id, machine_id))
+        found = await self._find(app, machine_id)
         if found is None:
             raise NotFound(MACHINE_NOT_FOUND)
         return found
+
+    async def _find(self, app: AppRecord, machine_id: str) -> PlacementRecord | None:
+        return await self._context.db.read(lambda c: machines.find_placement(c, app.id, machine_id))
 
     async def _ask(self, app: AppRecord, request: LaunchMachineRequest, wanted: Sequence[frozenset[str]]) -> Ask:
         size = guests.resolve(request.config)
@@ -202,7 +207,7 @@ class Machines:
             pull_token=launch.pull_token,
             secrets=given,
             min_secrets_version=request.min_secrets_version or 0,
-            skip_launch=request.skip_launch,
+            skip_launch=request.skip_launch or bool(request.config.standbys),
             cordoned=request.skip_service_registration,
             lease_ttl_s=request.lease_ttl or 0,
             owner=launch.principal.email,
@@ -267,6 +272,14 @@ class Machines:
         if kept is None or kept.tombstone:
             raise NotFound(f"app not found: {app.name}")  # deleted meanwhile
         return documents.answer(machine, kept)
+
+    async def _watched_exist(self, app: AppRecord, request: LaunchMachineRequest) -> None:
+        for machine_id in request.config.standbys or []:
+            watched = await self._context.db.read(
+                lambda c, wanted=machine_id: machines.find_placement(c, app.id, wanted)
+            )
+            if watched is None or watched.tombstone:
+                raise InvalidRequest(f"{machine_id} is no machine of {app.name}", field="config.standbys")
 
     async def _free_name(self, app: AppRecord, name: str) -> None:
         """Raises NameTaken, unless the machine of that name has destroyed itself and we did not know."""

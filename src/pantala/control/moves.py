@@ -53,7 +53,8 @@ REFUSED_S = 60.0
 LEASE_TTL_S = 600
 OWNER = "pantala (moving the machine)"
 VOLUMES = "it has a volume on this host"
-_STILL = ("started", "stopped", "created", "failed")
+_ENDED = ("failed", "launch_failed", "destroyed", "migrated")
+_STILL = ("started", "stopped", "suspended", "created", "failed", "launch_failed")
 
 
 class _Refused(NamedTuple):
@@ -225,7 +226,7 @@ class Moves:
             return
         if source is None or _is_ready(made, launch=move.launch):
             await self._switch(move, made, target)
-        elif made.state in ("failed", "destroyed", "migrated") or (move.launch and made.state == "stopped"):
+        elif made.state in _ENDED or (move.launch and made.state == "stopped"):
             await self._give_up(move, f"its copy on {move.target} is {made.state}")
 
     async def _old_copy(self, move: MoveRecord) -> Machine:

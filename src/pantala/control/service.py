@@ -48,6 +48,7 @@ from pantala.control.registry_tokens import RegistryTokens
 from pantala.control.releases import Releases
 from pantala.control.replays import Replays
 from pantala.control.secrets import Secrets
+from pantala.control.standbys import Standbys
 from pantala.control.sweep import Sweep
 from pantala.control.ticket_keys import TicketKeys
 from pantala.control.traces import Traces
@@ -148,6 +149,9 @@ class Control:
             publication=self.publication,
             certificates=self.certificates,
         )
+        self.standbys = Standbys(
+            context, hosts=self.hosts, nodes=self.nodes, moves=self.moves, certificates=self.certificates
+        )
         self.sweep = Sweep(context, self.secrets)
         self._lease = lease
 
@@ -161,6 +165,7 @@ class Control:
             tasks.start_soon(self.ticket_keys.run)
             tasks.start_soon(self.sweep.run)
             tasks.start_soon(self.moves.run)
+            tasks.start_soon(self.standbys.run)
             if self._lease is not None:
                 tasks.start_soon(self._lease.keep)
             task_status.started()

@@ -70,6 +70,8 @@ def environment(
         "FLY_PRIVATE_IP": identity.private_ip,
         "FLY_VM_MEMORY_MB": str(identity.memory_mb),
     }
+    if config.standbys:
+        platform["FLY_STANDBY_FOR"] = ",".join(config.standbys)
     return defaults | image.env | (config.env or {}) | dict(secrets) | platform
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pantala.domain import guests, restart, signals
+from pantala.domain import guests, restart, schedule, signals
 from pantala.domain.durations import seconds
 from pantala.errors import InvalidRequest
 from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Process, Service, Static
@@ -21,13 +21,13 @@ PROXY_PROTO_WITH_HTTP = (
     "proxy_proto, or http for an app that reads the PROXY header itself"
 )
 CHECK_TYPES = ("tcp", "http")
-SCHEDULES = ("hourly", "daily", "weekly", "monthly")
 ENV_BYTES_MAX = 512 * 1024
 FILES_BYTES_MAX = 1024 * 1024
 SERVICES_MAX = 64
 STATICS_MAX = 10
 PROCESSES_MAX = 16
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+STANDBYS_MAX = 10
 
 
 def validate_config(config: MachineConfig) -> None:
@@ -47,16 +47,32 @@ def validate_config(config: MachineConfig) -> None:
     _variables(config.env or {}, "config.env")
     _files(config)
     _statics(config.statics or [])
-    if config.schedule and config.schedule not in SCHEDULES:
-        raise InvalidRequest(f"{config.schedule!r} is not one of {', '.join(SCHEDULES)}", field="config.schedule")
-    if config.schedule:
-        raise InvalidRequest("scheduled machines are not offered yet; leave it out", field="config.schedule")
+    _schedule(config)
     _processes(config.processes or [])
     for name in ("containers", "volumes", "cache_drive", "spot"):
         if getattr(config, name):
             raise InvalidRequest("is not offered yet; leave it out", field=f"config.{name}")
-    if config.standbys:
-        raise InvalidRequest("standby machines are not offered yet; leave it out", field="config.standbys")
+    _standbys(config)
+
+
+def _schedule(config: MachineConfig) -> None:
+    if not config.schedule:
+        return
+    schedule.check(config.schedule)
+    if config.auto_destroy:
+        raise InvalidRequest("a scheduled machine runs again; leave auto_destroy out", field="config.auto_destroy")
+
+
+def _standbys(config: MachineConfig) -> None:
+    field = "config.standbys"
+    if not config.standbys:
+        return
+    if len(config.standbys) > STANDBYS_MAX:
+        raise InvalidRequest(f"{len(config.standbys)} machines; at most {STANDBYS_MAX}", field=field)
+    if config.services:
+        raise InvalidRequest("a machine with services cannot stand by: requests would wake it", field=field)
+    if config.schedule or config.auto_destroy:
+        raise InvalidRequest("a standby starts when a host is lost; leave schedule and auto_destroy out", field=field)
 
 
 def speaks_http(handlers: Sequence[str] | None) -> bool:

@@ -58,7 +58,7 @@ class HoldRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a schedule. `outcome`: started, exited, missed or skipped."""
+    """One run of a schedule. `outcome`: started, ended (the reason says how), missed or skipped."""
 
     due_ms: int
     outcome: str
@@ -67,10 +67,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
     """When a scheduled machine runs next, and its last runs, newest first. `expression` is the config's: another one
-    begins anew. `waits`: the run that is due waits for room; its history says so already."""
+    begins anew. Words count from `anchor_ms`. `waits`: the run that is due waits for room; its history says so."""
 
     expression: str
     next_ms: int
+    anchor_ms: int
     runs: tuple[RunRecord, ...] = ()
     waits: bool = False
 

@@ -45,6 +45,7 @@ def control_settings(settings: ServerSettings) -> ControlSettings:
         acme_eab_key_file=settings.acme_eab_key_file,
         sign_names=settings.sign_names,
         resolvers=tuple(settings.resolvers),
+        standby_after_s=settings.standby_after_s,
     )
 
 

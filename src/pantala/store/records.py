@@ -150,6 +150,14 @@ class MoveRecord(_Record, frozen=True, kw_only=True):
     updated_at_ms: int
 
 
+class TakeoverRecord(_Record, frozen=True, kw_only=True):
+    """`standby_id` is to be started in the place of `watched_id`."""
+
+    standby_id: str
+    watched_id: str
+    since_ms: int
+
+
 class CertificateRecord(_Record, frozen=True, kw_only=True):
     """`name` is the key of its row; `hostname` whose it is, empty for the platform's own."""
 

@@ -237,6 +237,15 @@ moves = Table(
     Column("updated_at_ms", BigInteger, nullable=False),
 )
 
+# Standbys that are to be started because the host of the machine they watch is lost; until it is done.
+takeovers = Table(
+    "takeovers",
+    metadata,
+    Column("standby_id", ForeignKey("placements.machine_id"), primary_key=True),
+    Column("watched_id", ForeignKey("placements.machine_id"), nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

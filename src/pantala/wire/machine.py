@@ -367,6 +367,28 @@ class MachineCPU(_Doc, omit_defaults=False, frozen=True, kw_only=True):
     throttled: bool
 
 
+class ScheduledRun(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    """`outcome`: started, ended, missed or skipped; `reason` says how or why."""
+
+    due_at: str
+    outcome: str
+    reason: str
+
+
+class ScheduleStatus(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    """`runs`: the last ones, newest first."""
+
+    next_run: str
+    runs: list[ScheduledRun]
+
+
+class Hold(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    """The machine asked not to be put to sleep before `until`."""
+
+    until: str
+    reason: str
+
+
 class Machine(_Doc, frozen=True, kw_only=True):
     """The API's answer for one machine. Times are RFC 3339 strings; `events` newest first."""
 
@@ -390,3 +412,5 @@ class Machine(_Doc, frozen=True, kw_only=True):
     node: str | None = None
     isolation: str | None = None
     cpu: MachineCPU | None = None
+    schedule: ScheduleStatus | None = None
+    hold: Hold | None = None

@@ -63,6 +63,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     the authority gives it): an account there to which ours is bound. `sign_names`, without a directory: users' names
     are signed by an authority of our own (`names-ca/ca.pem`), whatever DNS says; for boxes. `resolvers` (`address` or
     `address:port`): who is asked what public DNS says; empty: those of this machine.
+
+    `standby_after_s`: a host that is silent for so long is declared lost when a standby watches one of its machines and
+    most hosts answer; 0: only operators declare hosts lost.
     """
 
     id: str = "server-1"
@@ -93,6 +96,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     acme_eab_key_file: str = ""
     sign_names: bool = False
     resolvers: list[str] = []
+    standby_after_s: float = 0.0
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
     build_upload_bytes_max: int = 512 * 1024 * 1024

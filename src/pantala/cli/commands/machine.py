@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import click
@@ -11,7 +11,7 @@ from pantala.cli.commands.status import checks_summary, size_of
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, pairs, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest, NotFound
-from pantala.wire.machine import Event, MachineCPU, Port, Service
+from pantala.wire.machine import Event, Machine, MachineCPU, Port, Service
 
 WAIT_S = 60
 
@@ -76,6 +76,8 @@ def status(*, machine_id: str, app_name: str | None, config_path: str | None, as
             ("Size", size_of(found) or "-"),
             ("CPU", _cpu(found.cpu) if found.cpu else "-"),
         ):
+            emit(f"{label:<11} {value}")
+        for label, value in _plans(found):
             emit(f"{label:<11} {value}")
         emit("")
         checks = [(check.name, check.status, check.output) for check in found.checks]
@@ -209,6 +211,19 @@ def destroy(
                 say(f"Machine {machine_id} is destroyed")
 
     run(main)
+
+
+def _plans(found: Machine) -> Iterator[tuple[str, str]]:
+    """Why it is awake, when it runs next and how its last runs went, for whom it stands by."""
+    if found.hold is not None:
+        yield "Held awake", f"until {found.hold.until}: {found.hold.reason}"
+    if found.schedule is not None:
+        yield "Next run", found.schedule.next_run
+        for run in found.schedule.runs:
+            yield "Run", f"{run.due_at} {run.outcome}" + (f": {run.reason}" if run.reason else "")
+    config = found.config or found.incomplete_config
+    if config is not None and config.standbys:
+        yield "Standby for", ", ".join(config.standbys)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pantala.cli.session import api, app_options, json_option, resolve_app, run
 if TYPE_CHECKING:
     from pantala.wire.machine import Machine
 
+DAGGER = "†"
+
 
 @click.command()
 @app_options
@@ -38,7 +40,7 @@ def status(*, app_name: str | None, config_path: str | None, as_json: bool) -> N
         emit("")
         rows = [
             (
-                group_of(machine),
+                group_of(machine) + (DAGGER if machine.config and machine.config.standbys else ""),
                 machine.id,
                 (machine.config.metadata or {}).get("fly_release_version") if machine.config else None,
                 machine.region,
@@ -51,6 +53,8 @@ def status(*, app_name: str | None, config_path: str | None, as_json: bool) -> N
         ]
         headers = ("PROCESS", "ID", "VERSION", "REGION", "SIZE", "STATE", "CHECKS", "LAST UPDATED")
         emit_table(headers, rows, empty="There are no machines yet; `pantala deploy` makes them.")
+        if any(str(row[0]).endswith(DAGGER) for row in rows):
+            emit(f"\n{DAGGER} Standby machine (it takes over only when the host of a machine it watches is lost)")
 
     run(main)
 
