@@ -94,7 +94,9 @@ class Watch:
             await self._context.clock.sleep(pause_s)
 
     async def _health_changed(self) -> None:
-        await self._keeper.publish()
+        """What was resumed and is not journaled as started yet has no news for its row, and a request that waits."""
+        if self._keeper.record.state is State.STARTED:
+            await self._keeper.publish()
         self._keeper.announce()
 
     async def _tell_ready(self, at_ms: int) -> None:
