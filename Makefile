@@ -95,5 +95,6 @@ bench: install-tests  ## measure what SPECIFICATION.md publishes; NAME=wake, dep
 	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(RUN)/python -m benchmarks $(NAME)
 
 .PHONY: reference
-reference:  ## write docs/reference/cli.md from the commands
+reference:  ## write docs/reference/cli.md and api.md from the commands and the endpoints
 	$(RUN)/python scripts/cli_reference.py
+	$(RUN)/python scripts/api_reference.py

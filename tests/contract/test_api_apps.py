@@ -36,7 +36,7 @@ async def test_a_taken_or_reserved_name_is_422_name_taken(platform: TestPlatform
     assert answer.status_code == 422
     assert answer.json()["status"] == "name_taken"
     assert "already been taken" in answer.json()["error"]
-    assert (await platform.http.get("/v1/apps", headers=others)).json()["total_apps"] == 0
+    assert (await platform.http.get("/v1/apps?org_slug=evil", headers=others)).json()["total_apps"] == 0
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ async def test_bad_requests_name_the_field_and_change_nothing(
     assert answer.status_code == 400
     assert answer.json()["error"].startswith(f"{field}: ")
     assert answer.json()["status"] == "invalid_request"
-    assert (await platform.http.get("/v1/apps", headers=platform.auth)).json()["apps"] == []
+    assert (await platform.http.get("/v1/apps?org_slug=acme", headers=platform.auth)).json()["apps"] == []
 
 
 async def test_others_apps_are_403_by_name_and_404_otherwise(platform: TestPlatform) -> None:
@@ -136,7 +136,8 @@ async def test_a_deploy_token_deploys_its_app_and_nothing_else(platform: TestPla
     assert (await platform.http.delete("/v1/apps/web", headers=ci)).status_code == 403
     assert (await platform.http.post("/v1/tokens", json=body, headers=ci)).status_code == 403
     assert (await platform.http.post("/v1/tokens", json={"name": "x"}, headers=ci)).status_code == 403
-    assert [app["name"] for app in (await platform.http.get("/v1/apps", headers=ci)).json()["apps"]] == ["web"]
+    listed = await platform.http.get("/v1/apps?org_slug=acme", headers=ci)
+    assert [app["name"] for app in listed.json()["apps"]] == ["web"]
 
 
 async def test_an_expired_token_is_401(platform: TestPlatform) -> None:

@@ -9,7 +9,7 @@ import pytest
 from golden import check
 
 from pantala.errors import CapacityError, InternalError
-from pantala.testing.fake_agent import claims_of
+from pantala.testing.fake_registry import claims_of
 from pantala.testing.platform import TestPlatform
 from pantala.wire import node as wire
 
@@ -64,9 +64,6 @@ async def test_operations_answer_what_clients_read(web: TestPlatform) -> None:
     check("machine_events", await web.http.get(f"{machine}/events?limit=2", headers=web.auth))
     check("machine_ps", await web.http.get(f"{machine}/ps", headers=web.auth))
     assert (await web.http.post(f"{machine}/stop", headers=web.auth)).status_code == 200
-    for path in ("suspend", "signal", "exec"):
-        answer = await web.http.post(f"{machine}/{path}", json={}, headers=web.auth)
-        assert (answer.status_code, answer.json()["status"]) == (501, "not_implemented")
 
 
 async def test_metadata(web: TestPlatform) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from golden import check
 
-from pantala.testing.fake_agent import claims_of
+from pantala.testing.fake_registry import claims_of
 from pantala.testing.platform import TestPlatform, serve_http
 from pantala.wire.api import BuildEvent, LogLine
 

@@ -37,7 +37,8 @@ import anyio
 from pantala.server import settings
 from pantala.server.compose import NoBuilder, Parts
 from pantala.server.main import serve
-from pantala.testing.fake_agent import FakeAgent, FakeRegistry
+from pantala.testing.fake_agent import FakeAgent
+from pantala.testing.fake_registry import FakeRegistry
 from pantala.testing.platform import FakeSightings, RowTable
 
 @asynccontextmanager

@@ -26,7 +26,8 @@ from pantala.store import hosts, moves
 from pantala.store.database import open_database
 from pantala.store.records import MoveRecord, PlacementRecord, many
 from pantala.store.schema import placements
-from pantala.testing.fake_agent import FakeAgent, FakeRegistry
+from pantala.testing.fake_agent import FakeAgent
+from pantala.testing.fake_registry import FakeRegistry
 from pantala.testing.faults import FastClock, Faults, FaultyBus, FaultyDatabase, Killed
 from pantala.testing.host_keys import HostKeys
 from pantala.testing.platform import SETTINGS, FakeBuilder, FakeSightings, RowTable

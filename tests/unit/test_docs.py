@@ -37,6 +37,11 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     assert (ROOT / "docs" / "reference" / "cli.md").read_text() == script["page"](), "run scripts/cli_reference.py"
 
 
+def test_the_api_reference_is_what_the_endpoints_say() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "api_reference.py"))
+    assert (ROOT / "docs" / "reference" / "api.md").read_text() == script["page"](), "run scripts/api_reference.py"
+
+
 def test_every_key_that_the_parser_asks_for_is_in_the_guide() -> None:
     known = asked_keys(ROOT / "src" / "pantala" / "appconfig")
     assert {"app", "http_service", "replay_cache", "build_target", "buildpacks", "release_command_timeout"} <= known

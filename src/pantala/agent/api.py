@@ -20,7 +20,6 @@ from pantala.agent.queries import Queries
 from pantala.domain import guests, signals, suspend, validate
 from pantala.domain.machine import TERMINAL, State, Verb
 from pantala.errors import (
-    Conflict,
     DriverError,
     InternalError,
     InvalidRequest,
@@ -100,7 +99,7 @@ class NodeApi:
                 return await self._wind_down(request)
             case node.SignalMachine() | node.ExecMachine():
                 return await self._meddle(request)
-            case node.CordonMachine() | node.SetMetadata():
+            case node.CordonMachine() | node.SetMetadata() | node.PatchMetadata():
                 return await self._alter(request)
             case node.PutSecrets():
                 answer = encode(None)
@@ -143,7 +142,9 @@ class NodeApi:
             leases.check(record, request.nonce, now_ms)
             seen = record.latest.instance_id
             if request.current_version is not None and request.current_version != seen:
-                raise Conflict(f"the machine is at version {seen}, not at {request.current_version}")
+                raise WrongState(
+                    f"current_version: the machine is at version {seen} now, not at {request.current_version}"
+                )
             if not request.skip_launch and (record.desired.goal == "started" or record.state in _FAILED):
                 self._host.check_room(guests.resolve(request.config), without=record.id)
 
@@ -276,17 +277,27 @@ class NodeApi:
             truncated=ended.truncated,
         )
 
-    async def _alter(self, request: node.CordonMachine | node.SetMetadata) -> bytes:
+    async def _alter(self, request: node.CordonMachine | node.SetMetadata | node.PatchMetadata) -> bytes:
         answer = _Answer(request.request_id)
 
+        def guard(record: MachineRecord) -> None:
+            leases.check(record, request.nonce, self._now_ms())
+            version = request.version if isinstance(request, node.PatchMetadata) else None
+            if version is not None and version != record.latest.instance_id:
+                raise WrongState(f"machine_version: the machine is at version {record.latest.instance_id} now")
+
         def update(record: MachineRecord) -> MachineRecord:
-            if isinstance(request, node.CordonMachine):
-                return replace(record, cordoned=request.cordoned)
-            return _with_metadata(record, request.key, request.value)
+            match request:
+                case node.CordonMachine():
+                    return replace(record, cordoned=request.cordoned)
+                case node.SetMetadata():
+                    return _with_metadata(record, {request.key: request.value})
+                case node.PatchMetadata():
+                    return _with_metadata(record, request.metadata)
 
         await self._host.get(request.machine_id).keeper.alter(
             update,
-            guard=lambda record: leases.check(record, request.nonce, self._now_ms()),
+            guard=guard,
             outcome=lambda met, wanted: answer.keep(None),
         )
         return answer.bytes
@@ -333,17 +344,17 @@ class _Answer:
         return (self._request_id, self.bytes)
 
 
-def _with_metadata(record: MachineRecord, key: str, value: str | None) -> MachineRecord:
-    def changed(version: Version) -> Version:
-        metadata = dict(version.config.metadata or {})
-        if value is None:
-            metadata.pop(key, None)
-        else:
-            metadata[key] = value
-        if len(metadata) > METADATA_KEYS_MAX:
-            raise UserError(f"metadata: at most {METADATA_KEYS_MAX} keys")
+def _with_metadata(record: MachineRecord, values: dict[str, str | None]) -> MachineRecord:
+    """None removes a key."""
+    for key, value in values.items():
         if value is not None and len(value) > METADATA_VALUE_MAX:
-            raise UserError(f"metadata.{key}: at most {METADATA_VALUE_MAX} characters")
+            raise InvalidRequest(f"at most {METADATA_VALUE_MAX} characters", field=f"metadata.{key}")
+
+    def changed(version: Version) -> Version:
+        merged = (version.config.metadata or {}) | values
+        metadata = {key: value for key, value in merged.items() if value is not None}
+        if len(metadata) > METADATA_KEYS_MAX:
+            raise InvalidRequest(f"at most {METADATA_KEYS_MAX} keys", field="metadata")
         return replace(version, config=replace(version.config, metadata=metadata))
 
     following = record.next_version

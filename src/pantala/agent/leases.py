@@ -7,6 +7,7 @@ import secrets
 from pantala.errors import InvalidRequest, LeaseHeld, NotFound
 from pantala.journal import LeaseRecord, MachineRecord
 from pantala.wire.api import Lease
+from pantala.wire.machine import LeaseView
 
 TTL_S_MAX = 3600
 
@@ -50,6 +51,10 @@ def get(record: MachineRecord, now_ms: int) -> LeaseRecord:
 def release_check(record: MachineRecord, nonce: str, now_ms: int) -> None:
     get(record, now_ms)
     check(record, nonce, now_ms)
+
+
+def without_nonce(lease: LeaseRecord) -> LeaseView:
+    return LeaseView(description=lease.description, expires_at=lease.expires_at_ms // 1000, owner=lease.owner)
 
 
 def shown(lease: LeaseRecord) -> Lease:

@@ -83,8 +83,10 @@ class Queries:
         events: list[Event] | None = None,
         checks: list[CheckStatus] | None = None,
     ) -> Machine:
+        lease = leases.current(record, unix_ms(self._host.context.clock.now()))
         return view.machine(
             record,
+            lease=leases.without_nonce(lease) if lease is not None else None,
             node=self._host.context.node,
             isolation=self._host.context.driver.isolation,
             events=events or [],

@@ -20,6 +20,7 @@ from pantala.wire.machine import (
     Concurrency,
     Event,
     Hold,
+    LeaseView,
     Machine,
     MachineConfig,
     MachineCPU,
@@ -45,6 +46,7 @@ def machine(
     checks: list[CheckStatus],
     nonce: str | None = None,
     cpu: MachineCPU | None = None,
+    lease: LeaseView | None = None,
 ) -> Machine:
     latest = record.latest
     return Machine(
@@ -69,6 +71,7 @@ def machine(
         cpu=cpu,
         schedule=_schedule(record),
         hold=Hold(until=moment(record.hold.until_ms), reason=record.hold.reason) if record.hold else None,
+        lease=lease,
     )
 
 

@@ -28,6 +28,13 @@ from pantala.wire.certificates import (
     CertificateSummary,
 )
 from pantala.wire.machine import Event, Machine
+from pantala.wire.platform import PlacementsRequest, PlacementsResponse
+from pantala.wire.secret_keys import (
+    ListSecretKeysResponse,
+    SecretKeyInfo,
+    SetSecretKeyRequest,
+    SetSecretKeyResponse,
+)
 from pantala.wire.trace import RequestTrace
 
 T = TypeVar("T")
@@ -136,6 +143,28 @@ class ApiClient:
     async def start(self, app: str, machine_id: str, *, nonce: str = "") -> None:
         await self._call("POST", self._machine(app, machine_id, "start"), None, nonce=nonce)
 
+    async def suspend(self, app: str, machine_id: str, *, nonce: str = "") -> None:
+        await self._call("POST", self._machine(app, machine_id, "suspend"), None, nonce=nonce)
+
+    async def cordon(self, app: str, machine_id: str, *, nonce: str = "") -> None:
+        await self._call("POST", self._machine(app, machine_id, "cordon"), None, nonce=nonce)
+
+    async def uncordon(self, app: str, machine_id: str, *, nonce: str = "") -> None:
+        await self._call("POST", self._machine(app, machine_id, "uncordon"), None, nonce=nonce)
+
+    async def signal(self, app: str, machine_id: str, signal: str, *, nonce: str = "") -> None:
+        body = api.SignalRequest(signal=signal)
+        await self._call("POST", self._machine(app, machine_id, "signal"), None, body=body, nonce=nonce)
+
+    async def run_command(self, app: str, machine_id: str, request: api.ExecRequest) -> api.ExecResponse:
+        """Raises RequestTimeout when the command did not end within `request.timeout` seconds."""
+        timeout_s = CALL_TIMEOUT_S + (request.timeout or 0)
+        path = self._machine(app, machine_id, "exec")
+        return await self._call("POST", path, api.ExecResponse, body=request, timeout_s=timeout_s)
+
+    async def versions(self, app: str, machine_id: str) -> list[api.MachineVersion]:
+        return await self._call("GET", self._machine(app, machine_id, "versions"), list[api.MachineVersion])
+
     async def stop(
         self, app: str, machine_id: str, *, signal: str | None = None, timeout: str | None = None, nonce: str = ""
     ) -> None:
@@ -169,6 +198,10 @@ class ApiClient:
         path = self._machine(app, machine_id, "lease")
         return (await self._call("POST", path, api.LeaseResponse, body=body, params={"ttl": ttl_s})).data
 
+    async def lease(self, app: str, machine_id: str) -> api.Lease:
+        """Raises NotFound when nobody holds the machine."""
+        return (await self._call("GET", self._machine(app, machine_id, "lease"), api.LeaseResponse)).data
+
     async def refresh_lease(self, app: str, machine_id: str, *, ttl_s: int, nonce: str) -> api.Lease:
         path = self._machine(app, machine_id, "lease")
         body = api.LeaseRequest(ttl=ttl_s)
@@ -177,7 +210,21 @@ class ApiClient:
     async def release_lease(self, app: str, machine_id: str, *, nonce: str) -> None:
         await self._call("DELETE", self._machine(app, machine_id, "lease"), None, nonce=nonce)
 
+    async def placements(self, request: PlacementsRequest) -> PlacementsResponse:
+        return await self._call("POST", "/v1/platform/placements", PlacementsResponse, body=request)
+
     # -- secrets, releases -------------------------------------------------------------------------------------------
+
+    async def secret_keys(self, app: str) -> list[SecretKeyInfo]:
+        return (await self._call("GET", f"/v1/apps/{app}/secretkeys", ListSecretKeysResponse)).secret_keys
+
+    async def set_secret_key(self, app: str, name: str, request: SetSecretKeyRequest) -> SetSecretKeyResponse:
+        """Without a value one is made."""
+        path = f"/v1/apps/{app}/secretkeys/{quote(name, safe='')}" + ("" if request.value is not None else "/generate")
+        return await self._call("POST", path, SetSecretKeyResponse, body=request)
+
+    async def delete_secret_key(self, app: str, name: str) -> None:
+        await self._call("DELETE", f"/v1/apps/{app}/secretkeys/{quote(name, safe='')}", None)
 
     async def secrets(self, app: str) -> list[api.SecretInfo]:
         return (await self._call("GET", f"/v1/apps/{app}/secrets", _SecretList)).secrets
@@ -296,6 +343,7 @@ class ApiClient:
         body: msgspec.Struct | None = None,
         params: dict[str, Any] | None = None,
         nonce: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> T:
         headers = {"fly-machine-lease-nonce": nonce} if nonce else {}
         if method != "GET":
@@ -305,7 +353,14 @@ class ApiClient:
             content = msgspec.json.encode(body)
             headers["content-type"] = "application/json"
         try:
-            response = await self._http.request(method, path, params=params, headers=headers, content=content)
+            response = await self._http.request(
+                method,
+                path,
+                params=params,
+                headers=headers,
+                content=content,
+                timeout=httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+            )
         except httpx2.HTTPError as error:
             raise _unreachable(self._http, error) from error
         if response.status_code > 299:

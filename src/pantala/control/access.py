@@ -18,6 +18,8 @@ from pantala.errors import Forbidden, NotFound, Unauthenticated
 from pantala.store import accounts, apps
 from pantala.store.records import AppRecord, OrgRecord, TokenRecord
 
+PERSONAL = "personal"
+
 
 class Access:
     def __init__(self, context: Context) -> None:
@@ -61,11 +63,27 @@ class Access:
         return found
 
     async def org(self, principal: Principal, slug: str, action: Action) -> OrgRecord:
-        found = await self._context.db.read(lambda c: accounts.find_org(c, slug))
-        if found is None or found.id not in principal.orgs(now_ms=self._context.now_ms()):
-            raise NotFound(f"organization not found: {slug}")
+        found = await self.seen_org(principal, slug)
         if not self.allows(principal, action, org_id=found.id, app_id=None):
             raise Forbidden(f"this token may not do that in {slug}", hint=f"it needs the right to {action}")
+        return found
+
+    async def seen_org(self, principal: Principal, slug: str) -> OrgRecord:
+        """One in which the caller may do something, if only with one app: whoever lists judges each app by itself.
+
+        `personal` is the first of the caller's own (superfly/fly-go sends it), unless an org is called so.
+        """
+        mine = sorted(principal.orgs(now_ms=self._context.now_ms()))
+
+        def load(connection: Connection) -> OrgRecord | None:
+            found = accounts.find_org(connection, slug)
+            if found is None and slug == PERSONAL:
+                return next(iter(accounts.list_orgs(connection, mine[:1])), None)
+            return found
+
+        found = await self._context.db.read(load)
+        if found is None or found.id not in mine:
+            raise NotFound(f"organization not found: {slug}")
         return found
 
     async def operator(self, principal: Principal) -> None:

@@ -11,7 +11,8 @@ from pantala.control.access import Access
 from pantala.control.accounts import org_ref
 from pantala.control.context import Context
 from pantala.control.publication import Publication
-from pantala.errors import Forbidden, InvalidRequest, NameTaken
+from pantala.errors import Forbidden, InvalidRequest, NameTaken, NotOffered
+from pantala.net import sixpn
 from pantala.store import addresses, apps, hostnames, machines
 from pantala.store.records import AppRecord
 from pantala.wire.api import App, CreateAppRequest, ListAppsResponse
@@ -34,6 +35,8 @@ class Apps:
     async def create(self, principal: Principal, request: CreateAppRequest) -> App:
         """Raises NameTaken; names are global, and free again once their app is deleted."""
         name = _checked_name(request)
+        if request.enable_subdomains:
+            raise NotOffered("enable_subdomains: names below an app's name are not offered yet; leave it out")
         network = request.network or DEFAULT_NETWORK
         if not _NETWORK.fullmatch(network):
             raise InvalidRequest("letters, digits and dashes, beginning with a letter", field="network")
@@ -61,19 +64,19 @@ class Apps:
         return self._answer(app, machine_count=counts.get(app.id, 0))
 
     async def list_apps(self, principal: Principal, *, org_slug: str | None, role: str | None) -> ListAppsResponse:
-        """Apps that the caller may read: of one org, or of all of the caller's."""
-        if org_slug:
-            await self._access.org(principal, org_slug, Action.READ)
+        """Those of the org's apps that the caller may read."""
+        if not org_slug:
+            raise InvalidRequest("is required: whose apps?", field="org_slug")
+        org = await self._access.seen_org(principal, org_slug)
 
         def load(connection: Connection) -> tuple[list[AppRecord], dict[int, int]]:
-            return apps.list_apps(connection), apps.count_machines(connection)
+            return apps.list_apps(connection, org_id=org.id), apps.count_machines(connection)
 
         found, counts = await self._context.db.read(load)
         mine = [
             self._answer(app, machine_count=counts.get(app.id, 0))
             for app in found
-            if (not org_slug or app.org_slug == org_slug)
-            and (not role or app.role == role)
+            if (not role or app.role == role)
             and self._access.allows(principal, Action.READ, org_id=app.org_id, app_id=app.id)
         ]
         return ListAppsResponse(total_apps=len(mine), apps=mine)
@@ -123,6 +126,7 @@ class Apps:
             status=status,
             organization=org_ref(app.org_slug, app.org_name, app.org_id),
             network=app.network,
+            network_cidr=str(sixpn.network_prefix(app.network_id)),
             machine_count=machine_count,
             volume_count=0,
             cname_target=hostname,

@@ -17,8 +17,17 @@ Document = dict[str, Any]
 _AUTOSTOP = {"off": False, "stop": True}
 
 
-def answer(machine: Machine, placement: PlacementRecord) -> Document:
+LEFT_OUT_OF_SUMMARIES = ("config", "incomplete_config", "checks", "events", "host_status", "nonce", "lease")
+
+
+def answer(
+    machine: Machine, placement: PlacementRecord, *, with_lease: bool = False, summary: bool = False
+) -> Document:
     document: Document = msgspec.to_builtins(machine)
+    if not with_lease:
+        document.pop("lease", None)
+    if summary:
+        return {key: value for key, value in document.items() if key not in LEFT_OUT_OF_SUMMARIES}
     submitted = _submitted(placement, machine.instance_id)
     for name in ("config", "incomplete_config"):
         if isinstance(document.get(name), dict):
@@ -33,7 +42,8 @@ def snapshot_of(placement: PlacementRecord) -> Machine:
 def unreachable(machine: Machine, *, host_status: str = "unreachable", state: str | None = None) -> Machine:
     """What is last known of a machine whose owner does not answer."""
     config = machine.config or machine.incomplete_config
-    changed: dict[str, Any] = {"host_status": host_status, "config": None, "incomplete_config": config, "nonce": None}
+    changed: dict[str, Any] = {"host_status": host_status, "config": None, "incomplete_config": config}
+    changed |= {"nonce": None, "lease": None}
     return msgspec.structs.replace(machine, **changed, **({"state": state} if state else {}))
 
 

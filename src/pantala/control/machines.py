@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 NODES_TRIED_MAX = 5
 CREATE_TIMEOUT_S = 15.0
-LEASE_TTL_S_MAX = 86_400
+LEASE_TTL_S_MAX = 3600
 MACHINE_NOT_FOUND = "machine not found"
 NO_ROOM = "could not reserve resource for machine"
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -255,7 +255,7 @@ class Machines:
         """The node has journaled it: keep the answer beside the submitted config; what the caller is answered."""
         app = launch.app
         now_ms = self._context.now_ms()
-        snapshot = msgspec.json.encode(msgspec.structs.replace(machine, nonce=None)).decode()
+        snapshot = msgspec.json.encode(msgspec.structs.replace(machine, nonce=None, lease=None)).decode()
         submitted = msgspec.json.encode(launch.config).decode()
 
         def write(connection: Connection) -> PlacementRecord | None:

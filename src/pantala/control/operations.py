@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from pantala.auth.grants import Action, Principal
@@ -9,32 +10,47 @@ from pantala.control.access import Access
 from pantala.control.context import Context
 from pantala.control.machines import MACHINE_NOT_FOUND, Machines
 from pantala.control.projection import Projection
+from pantala.domain import guests, signals
 from pantala.domain.durations import seconds
 from pantala.errors import InvalidRequest, NotFound
 from pantala.kit import ids
+from pantala.kit.sealing import b64, unb64
+from pantala.store.records import AppRecord, PlacementRecord
 from pantala.wire.api import (
+    ExecRequest,
+    ExecResponse,
     Lease,
     LeaseRequest,
     LeaseResponse,
+    MachineVersion,
+    MemoryResponse,
     ProcessStat,
+    SignalRequest,
     StartResponse,
     StopRequest,
+    UpdateMetadataRequest,
     WaitResponse,
 )
-from pantala.wire.machine import Event
+from pantala.wire.machine import Event, MachineConfig
 from pantala.wire.node import (
     AcquireLease,
     CordonMachine,
+    ExecMachine,
+    ExecResult,
     GetLease,
     ListEvents,
     ListProcesses,
+    ListVersions,
     NodeRequest,
+    PatchMetadata,
     ReleaseLease,
     RestartMachine,
     SetMetadata,
+    SignalMachine,
     StartMachine,
     StartResult,
     StopMachine,
+    SuspendMachine,
     WaitMachine,
 )
 
@@ -42,10 +58,14 @@ WAIT_STATES = ("created", "started", "stopped", "suspended", "destroyed", "faile
 WAIT_TIMEOUT_S_MAX = 60
 WAIT_SLACK_S = 5.0
 LEASE_TTL_S = 60
-LEASE_TTL_S_MAX = 86_400
+LEASE_TTL_S_MAX = 3600
 STOP_TIMEOUT_S_MAX = 86_400.0
 METADATA_LENGTH_MAX = 4096
 EVENTS_MAX = 50
+EXEC_TIMEOUT_S, EXEC_TIMEOUT_S_MAX = 60, 60
+EXEC_LENGTH_MAX = 128 * 1024
+SORTABLE = ("pid", "command", "directory", "cpu", "rss", "rtime", "stime")
+ORDERS = ("asc", "desc")
 
 
 class Operations:
@@ -94,6 +114,12 @@ class Operations:
         )
         await self._change(principal, app, call)
 
+    async def suspend(self, principal: Principal, app: str, machine_id: str, *, nonce: str) -> None:
+        """Its memory is kept; the next start goes on from it if it can."""
+        await self._change(
+            principal, app, SuspendMachine(request_id=_fresh("suspend"), machine_id=machine_id, nonce=nonce)
+        )
+
     async def cordon(self, principal: Principal, app: str, machine_id: str, *, cordoned: bool, nonce: str) -> None:
         call = CordonMachine(request_id=_fresh("cordon"), machine_id=machine_id, cordoned=cordoned, nonce=nonce)
         await self._change(principal, app, call)
@@ -107,7 +133,7 @@ class Operations:
         machine_id: str,
         *,
         states: list[str],
-        timeout_s: int,
+        timeout_s: float,
         version: str | None,
         from_event_id: str | None,
     ) -> WaitResponse:
@@ -122,7 +148,7 @@ class Operations:
         call = WaitMachine(
             machine_id=machine_id,
             states=states,
-            timeout_s=float(timeout_s),
+            timeout_s=timeout_s,
             version=version,
             from_event_id=from_event_id,
         )
@@ -156,11 +182,11 @@ class Operations:
             nonce=nonce,
         )
         lease: Lease = await self._change(principal, app, call)
-        return LeaseResponse(status="success", data=lease)
+        return LeaseResponse.of(lease)
 
     async def get_lease(self, principal: Principal, app: str, machine_id: str) -> LeaseResponse:
         lease: Lease = await self._read(principal, app, GetLease(machine_id=machine_id))
-        return LeaseResponse(status="success", data=lease)
+        return LeaseResponse.of(lease)
 
     async def release_lease(self, principal: Principal, app: str, machine_id: str, *, nonce: str) -> None:
         if not nonce:
@@ -168,7 +194,7 @@ class Operations:
         call = ReleaseLease(request_id=_fresh("release"), machine_id=machine_id, nonce=nonce)
         await self._change(principal, app, call)
 
-    # -- metadata, events, processes -----------------------------------------------------------------------------
+    # -- metadata, events, versions, memory ------------------------------------------------------------------------
 
     async def metadata(self, principal: Principal, app_name: str, machine_id: str) -> dict[str, str]:
         app = await self._access.app(principal, app_name, Action.READ)
@@ -185,21 +211,81 @@ class Operations:
         call = SetMetadata(request_id=_fresh("metadata"), machine_id=machine_id, key=key, value=value, nonce=nonce)
         await self._change(principal, app, call)
 
+    async def update_metadata(
+        self, principal: Principal, app: str, machine_id: str, request: UpdateMetadataRequest, *, nonce: str
+    ) -> None:
+        """Several keys, all or none. Raises WrongState (412) when the machine has another version by now."""
+        for key, value in request.metadata.items():
+            if not key or max(len(key), len(value or "")) > METADATA_LENGTH_MAX:
+                raise InvalidRequest(f"key and value may have {METADATA_LENGTH_MAX} characters", field="metadata")
+        call = PatchMetadata(
+            request_id=_fresh("metadata"),
+            machine_id=machine_id,
+            metadata={key: value or None for key, value in request.metadata.items()},
+            version=request.machine_version or None,
+            nonce=nonce,
+        )
+        await self._change(principal, app, call)
+
+    async def versions(self, principal: Principal, app: str, machine_id: str) -> list[MachineVersion]:
+        """Newest first."""
+        found: list[MachineVersion] = await self._read(principal, app, ListVersions(machine_id=machine_id))
+        return found
+
+    async def memory(self, principal: Principal, app_name: str, machine_id: str) -> MemoryResponse:
+        app = await self._access.app(principal, app_name, Action.READ)
+        machine = await self._projection.machine(await self._machines.placement(app, machine_id))
+        limit_mb = guests.resolve(machine.config or machine.incomplete_config or MachineConfig()).memory_mb
+        return MemoryResponse(available_mb=limit_mb, limit_mb=limit_mb)
+
     async def events(self, principal: Principal, app: str, machine_id: str, *, limit: int) -> list[Event]:
         if not 1 <= limit <= EVENTS_MAX:
             raise InvalidRequest(f"must be 1 to {EVENTS_MAX}", field="limit")
         found: list[Event] = await self._read(principal, app, ListEvents(machine_id=machine_id, limit=limit))
         return found
 
+    # -- inside: processes, signals, commands ----------------------------------------------------------------------
+
     async def processes(
-        self, principal: Principal, app: str, machine_id: str, *, sort_by: str, descending: bool
+        self, principal: Principal, app: str, machine_id: str, *, sort_by: str, order: str
     ) -> list[ProcessStat]:
-        if sort_by not in ProcessStat.__struct_fields__ or sort_by == "listen_sockets":
-            raise InvalidRequest(
-                f"cannot sort by {sort_by!r}", field="sort_by", hint="sort by pid, cpu, rss or command"
-            )
+        if sort_by not in SORTABLE:
+            raise InvalidRequest(f"{sort_by!r} is not one of {', '.join(SORTABLE)}", field="sort_by")
+        if order not in ORDERS:
+            raise InvalidRequest(f"{order!r} is not one of {', '.join(ORDERS)}", field="order")
         found: list[ProcessStat] = await self._read(principal, app, ListProcesses(machine_id=machine_id))
-        return sorted(found, key=lambda process: getattr(process, sort_by), reverse=descending)
+        return sorted(found, key=lambda process: getattr(process, sort_by), reverse=order == "desc")
+
+    async def signal(
+        self, principal: Principal, app: str, machine_id: str, request: SignalRequest, *, nonce: str
+    ) -> None:
+        number = signals.sendable(request.signal)
+        call = SignalMachine(request_id=_fresh("signal"), machine_id=machine_id, signal=number, nonce=nonce)
+        await self._change(principal, app, call)
+
+    async def run_command(
+        self, principal: Principal, app_name: str, machine_id: str, request: ExecRequest, *, nonce: str
+    ) -> ExecResponse:
+        """Raises RequestTimeout when the command did not end in time; it is killed then."""
+        call = ExecMachine(
+            request_id=_fresh("exec"),
+            machine_id=machine_id,
+            argv=_argv(request),
+            stdin_base64=b64((request.stdin or "").encode()),
+            container=_container(request),
+            timeout_s=_exec_timeout(request.timeout),
+            nonce=nonce,
+        )
+        app, placement = await self._owner(principal, app_name, Action.DEPLOY, machine_id)
+        await self._context.db.write(lambda c: self._context.audit_app(c, principal, app, "machine.exec", machine_id))
+        done: ExecResult = await self._context.nodes.call(placement.node, call, timeout_s=call.timeout_s + WAIT_SLACK_S)
+        return ExecResponse(
+            exit_code=done.exit_code,
+            exit_signal=done.signal,
+            stdout=unb64(done.stdout_base64).decode(errors="replace"),
+            stderr=unb64(done.stderr_base64).decode(errors="replace"),
+            truncated=done.truncated,
+        )
 
     async def _change(self, principal: Principal, app: str, call: Any) -> Any:
         return await self._pass_on(principal, app, Action.DEPLOY, call)
@@ -208,16 +294,52 @@ class Operations:
         return await self._pass_on(principal, app, Action.READ, call)
 
     async def _pass_on(self, principal: Principal, app_name: str, action: Action, call: Any) -> Any:
-        app = await self._access.app(principal, app_name, action)
-        placement = await self._machines.placement(app, call.machine_id)
-        if placement.tombstone and action is Action.DEPLOY:
-            raise NotFound(MACHINE_NOT_FOUND)
+        _, placement = await self._owner(principal, app_name, action, call.machine_id)
         request: NodeRequest = call
         return await self._context.nodes.call(placement.node, request)
+
+    async def _owner(
+        self, principal: Principal, app_name: str, action: Action, machine_id: str
+    ) -> tuple[AppRecord, PlacementRecord]:
+        app = await self._access.app(principal, app_name, action)
+        placement = await self._machines.placement(app, machine_id)
+        if placement.tombstone and action is Action.DEPLOY:
+            raise NotFound(MACHINE_NOT_FOUND)
+        return app, placement
 
 
 def _fresh(what: str) -> str:
     return f"{what}-{ids.ulid()}"
+
+
+def _argv(request: ExecRequest) -> list[str]:
+    """`command` as it is; the deprecated `cmd` is split as a shell would, and no shell runs it."""
+    if request.command and request.cmd:
+        raise InvalidRequest("give it or cmd, not both", field="command")
+    argv = list(request.command or [])
+    if request.cmd:
+        try:
+            argv = shlex.split(request.cmd)
+        except ValueError as error:
+            raise InvalidRequest(f"{error}".lower(), field="cmd") from error
+    if not argv or not argv[0]:
+        raise InvalidRequest("a command is required", field="command")
+    if any("\0" in word for word in argv) or sum(map(len, argv)) > EXEC_LENGTH_MAX:
+        raise InvalidRequest(f"may have {EXEC_LENGTH_MAX} characters, none of them NUL", field="command")
+    return argv
+
+
+def _container(request: ExecRequest) -> str:
+    if request.container and request.machine:
+        raise InvalidRequest("give it or container, not both", field="machine")
+    return request.container or ""
+
+
+def _exec_timeout(timeout_s: int | None) -> float:
+    """0 is what clients send for *the usual*."""
+    if not 0 <= (timeout_s or 0) <= EXEC_TIMEOUT_S_MAX:
+        raise InvalidRequest(f"must be 1 to {EXEC_TIMEOUT_S_MAX} seconds", field="timeout")
+    return float(timeout_s or EXEC_TIMEOUT_S)
 
 
 def _stop_timeout(timeout_s: float) -> float | None:

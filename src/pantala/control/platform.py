@@ -15,7 +15,5 @@ class Platform:
         """The regions of this cluster. `Nearest` is the default one: one control plane serves all of them."""
         capacity = await self._nodes.capacity_by_region()
         codes, default = await self._nodes.regions()
-        return RegionsResponse(
-            Regions=[regions.describe(code, capacity=capacity.get(code, 0)) for code in codes],
-            Nearest=default,
-        )
+        described = [regions.describe(code, capacity=capacity.get(code, 0)) for code in codes]
+        return RegionsResponse(regions=described, nearest=default, Regions=described, Nearest=default)

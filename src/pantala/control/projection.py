@@ -35,11 +35,11 @@ class Projection:
         self._machines = machines
         self._seen: dict[str, Machine] = {}
 
-    async def get(self, principal: Principal, app_name: str, machine_id: str) -> Document:
+    async def get(self, principal: Principal, app_name: str, machine_id: str, *, with_lease: bool = False) -> Document:
         """Also of a destroyed machine (flyctl reads its last events)."""
         app = await self._access.app(principal, app_name, Action.READ)
         placement = await self._machines.placement(app, machine_id)
-        return documents.answer(await self.machine(placement), placement)
+        return documents.answer(await self.machine(placement), placement, with_lease=with_lease)
 
     async def machine(self, placement: PlacementRecord) -> Machine:
         try:
@@ -62,18 +62,21 @@ class Projection:
         states: frozenset[str],
         metadata: dict[str, str],
         include_deleted: bool,
+        with_leases: bool = False,
+        summary: bool = False,
     ) -> list[Document]:
         app = await self._access.app(principal, app_name, Action.READ)
-        found = await self._machines_of(app, include_deleted=include_deleted)
+        found = await self.machines_of(app, include_deleted=include_deleted)
         return [
-            documents.answer(machine, placement)
+            documents.answer(machine, placement, with_lease=with_leases, summary=summary)
             for placement, machine in found
             if (not regions or machine.region in regions)
             and (not states or machine.state in states)
             and _has_metadata(machine, metadata)
         ]
 
-    async def _machines_of(self, app: AppRecord, *, include_deleted: bool) -> list[tuple[PlacementRecord, Machine]]:
+    async def machines_of(self, app: AppRecord, *, include_deleted: bool) -> list[tuple[PlacementRecord, Machine]]:
+        """Oldest first."""
         placements = await self._context.db.read(
             lambda c: statements.list_placements(c, app.id, include_deleted=include_deleted)
         )

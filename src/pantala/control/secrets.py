@@ -18,13 +18,13 @@ from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
 from pantala.control.context import Context, request_id
 from pantala.control.nodes import Nodes
-from pantala.errors import InvalidRequest, NotFound, PantalaError
+from pantala.errors import Forbidden, InvalidRequest, NotFound, PantalaError
 from pantala.kit import ids
 from pantala.kit.clock import rfc3339
 from pantala.kit.sealing import seal
 from pantala.store import apps, ledger, secrets
 from pantala.store.records import AppRecord, SecretRecord
-from pantala.wire.api import SecretInfo, SecretsResponse
+from pantala.wire.api import SecretInfo, SecretsResponse, SecretsVersion, SetSecretResponse
 from pantala.wire.node import PutSecrets, SealedSecrets
 
 log = structlog.get_logger()
@@ -43,9 +43,20 @@ class Secrets:
         self._access = access
         self._nodes = nodes
 
-    async def list_secrets(self, principal: Principal, app_name: str) -> SecretsResponse:
+    async def list_secrets(
+        self, principal: Principal, app_name: str, *, min_version: int = 0, show: bool = False
+    ) -> SecretsResponse:
         app = await self._access.app(principal, app_name, Action.READ)
+        check_version(app, min_version)
+        _check_hidden(show)
         return await self._answer(app.id)
+
+    async def get(
+        self, principal: Principal, app_name: str, name: str, *, min_version: int = 0, show: bool = False
+    ) -> SecretInfo:
+        """Raises NotFound."""
+        known = await self.list_secrets(principal, app_name, min_version=min_version, show=show)
+        return _named(known, name)
 
     async def set_values(self, principal: Principal, app_name: str, values: dict[str, str | None]) -> SecretsResponse:
         """Set and (None) remove; a new version in any case. Nodes that hold machines of the app get them now or,
@@ -130,13 +141,42 @@ class Secrets:
         app, records = await self._context.db.read(
             lambda c: (apps.get_app_by_id(c, app_id), secrets.list_secrets(c, app_id))
         )
-        return SecretsResponse(secrets=[_info(record) for record in records], version=app.secrets_version)
+        version = app.secrets_version
+        return SecretsResponse(secrets=[_info(record) for record in records], version=version, Version=version)
 
-    async def remove(self, principal: Principal, app_name: str, name: str) -> SecretsResponse:
-        known = await self.list_secrets(principal, app_name)
-        if name not in {secret.name for secret in known.secrets}:
-            raise NotFound(f"secret not found: {name}")
-        return await self.set_values(principal, app_name, {name: None})
+    async def set_one(self, principal: Principal, app_name: str, name: str, value: str) -> SetSecretResponse:
+        done = await self.set_values(principal, app_name, {name: value})
+        info = _named(done, name)
+        return SetSecretResponse(**msgspec.structs.asdict(info), version=done.version, Version=done.version)
+
+    async def remove(self, principal: Principal, app_name: str, name: str) -> SecretsVersion:
+        """Raises NotFound."""
+        _named(await self.list_secrets(principal, app_name), name)
+        done = await self.set_values(principal, app_name, {name: None})
+        return SecretsVersion(version=done.version, Version=done.version)
+
+
+def check_version(app: AppRecord, wanted: int) -> None:
+    """Reads here are never older than the last write, so what is asked for can only be too new."""
+    if wanted > app.secrets_version:
+        raise InvalidRequest(
+            f"{wanted} is asked for, but the newest version is {app.secrets_version}", field="min_version"
+        )
+
+
+def _check_hidden(show: bool) -> None:
+    if show:
+        raise Forbidden(
+            "show_secrets: values are written and never read back",
+            hint="machines of the app have them; leave show_secrets out for names and digests",
+        )
+
+
+def _named(known: SecretsResponse, name: str) -> SecretInfo:
+    for secret in known.secrets:
+        if secret.name == name:
+            return secret
+    raise NotFound(f"secret not found: {name}")
 
 
 def _info(record: SecretRecord) -> SecretInfo:

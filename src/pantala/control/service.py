@@ -39,7 +39,9 @@ from pantala.control.moves import Moves
 from pantala.control.name_records import NameRecords
 from pantala.control.nodes import Nodes
 from pantala.control.operations import Operations
+from pantala.control.org_machines import OrgMachines
 from pantala.control.own_names import OwnNames
+from pantala.control.placements import Placements
 from pantala.control.platform import Platform
 from pantala.control.ports import Builder, NothingSeen, Registry, Sightings
 from pantala.control.projection import Projection
@@ -47,10 +49,12 @@ from pantala.control.publication import Publication
 from pantala.control.registry_tokens import RegistryTokens
 from pantala.control.releases import Releases
 from pantala.control.replays import Replays
+from pantala.control.secret_keys import SecretKeys
 from pantala.control.secrets import Secrets
 from pantala.control.standbys import Standbys
 from pantala.control.sweep import Sweep
 from pantala.control.ticket_keys import TicketKeys
+from pantala.control.token_checks import TokenChecks
 from pantala.control.traces import Traces
 from pantala.kit import ids
 from pantala.kit.bus import Bus
@@ -129,9 +133,13 @@ class Control:
         )
         self.images = Images(context, self.access, registry, self.registry_tokens)
         self.secrets = Secrets(context, self.access, self.nodes)
+        self.secret_keys = SecretKeys(context, self.access)
+        self.token_checks = TokenChecks(context, self.access)
         self.machines = Machines(context, self.access, self.nodes, self.images, self.secrets)
         self.projection = Projection(context, self.access, self.machines)
         self.operations = Operations(context, self.access, self.machines, self.projection)
+        self.org_machines = OrgMachines(context, self.access, self.projection)
+        self.placements = Placements(context, self.access, self.nodes)
         self.releases = Releases(context, self.access)
         self.logs = Logs(context, self.access)
         self.traces = Traces(context, self.access)

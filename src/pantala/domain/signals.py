@@ -24,6 +24,23 @@ def number(name: str, *, field: str) -> int:
     raise InvalidRequest(f"{name!r} is not one of {', '.join(ALLOWED)}", field=field)
 
 
+SENDABLE = (
+    "SIGABRT", "SIGALRM", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSEGV", "SIGTERM",
+    "SIGTRAP", "SIGUSR1", "SIGUSR2",
+)  # fmt: skip
+"""What may be sent to a running app (`SignalRequest` of the Machines API)."""
+
+
+def sendable(signal: str | int) -> int:
+    """The number of `SIGHUP`, `HUP`, `1` or `"1"`. Raises InvalidRequest."""
+    wanted = str(signal).strip().upper()
+    for name in SENDABLE:
+        value = int(_signal.Signals[name])
+        if wanted in (name, name.removeprefix("SIG"), str(value)):
+            return value
+    raise InvalidRequest(f"{signal!r} is not one of {', '.join(SENDABLE)}, nor the number of one", field="signal")
+
+
 def stop_signal(config: StopConfig | None, asked: str | None, image: str) -> int:
     """What the caller asked for, else the config's, else SIGINT; the image's own word counts only if it is allowed."""
     if asked:

@@ -110,6 +110,10 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._nodes)
 
+    def copy(self) -> Fleet:
+        """To try things on."""
+        return Fleet(self._nodes.values())
+
     def put(self, node: Candidate) -> None:
         """What is known of a node now."""
         self.remove(node.id)

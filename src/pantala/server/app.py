@@ -73,7 +73,7 @@ async def _serve(
     authorization = request.headers.get("authorization")
     principal = None if endpoint.public else await control.access.authenticate(authorization)
     who = hashlib.sha256((authorization or "").encode()).hexdigest()
-    limits.take(f"{who}:{endpoint.method}:{request.url.path}")
+    limits.take(_counted(endpoint, request, who), endpoint.rate)
     call = Call(request, control, principal)
     if endpoint.upload or endpoint.streams:
         return _stream(endpoint, await endpoint.run(call))
@@ -94,6 +94,13 @@ async def _serve(
         raise
     await control.idempotency.finish(scope=who, key=key, answer=answer)
     return _response(answer)
+
+
+def _counted(endpoint: Endpoint, request: Request[Any, Any, Any], who: str) -> str:
+    """One caller's action on one machine, else on one app; deletions of apps are counted together."""
+    parts = request.path_params
+    what = "" if endpoint.rate == "app_deletion" else str(parts.get("machine") or parts.get("app") or "")
+    return f"{who}:{endpoint.method}:{endpoint.path}:{what}"
 
 
 async def _answer(endpoint: Endpoint, call: Call) -> KeptAnswer:

@@ -1,21 +1,23 @@
 """An endpoint as a value: what it takes and answers, and the function that carries it out.
 
 `app.py` makes a Litestar route of each, `openapi.py` a description; so what is served and what is described is one
-table.
+table. Query parameters are values too (`text`, `flag`, `whole`, `words`): the description says what they may be.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar import Request
 
 from pantala.auth.grants import Principal
 from pantala.control.service import Control
-from pantala.errors import InvalidRequest
+from pantala.domain.durations import seconds
+from pantala.errors import InvalidRequest, NotOffered
 
+Rate = Literal["action", "machine_read", "app_deletion"]
 _TRUE, _FALSE = ("true", "1", "t", "yes"), ("false", "0", "f", "no", "")
 
 
@@ -76,14 +78,57 @@ class Call:
             raise InvalidRequest(f"{value!r} is not a whole number", field=name)
         return int(value)
 
+    def seconds(self, name: str, *, default: float) -> float:
+        """A bare number counts seconds (the original's `timeout`); a Go duration says its unit."""
+        value = self.query(name)
+        if value is not None and value.isdigit() and len(value) <= 9:
+            return float(value)
+        return seconds(value, field=name, default=default)
+
     def words(self, name: str) -> list[str]:
         """Values given several times or separated by commas."""
         return [word.strip() for value in self.queries(name) for word in value.split(",") if word.strip()]
 
 
+class Param(msgspec.Struct, frozen=True, kw_only=True):
+    """A query parameter; `schema` is JSON Schema. `repeats`: given several times or as one list with commas."""
+
+    name: str
+    schema: dict[str, Any]
+    summary: str = ""
+    required: bool = False
+    repeats: bool = False
+
+
+def text(name: str, summary: str = "", *, required: bool = False) -> Param:
+    return Param(name=name, schema={"type": "string"}, summary=summary, required=required)
+
+
+def choice(name: str, *allowed: str, summary: str = "") -> Param:
+    return Param(name=name, schema={"type": "string", "enum": list(allowed)}, summary=summary)
+
+
+def flag(name: str, summary: str = "") -> Param:
+    return Param(name=name, schema={"type": "boolean"}, summary=summary)
+
+
+def whole(name: str, summary: str = "", *, low: int = 0, high: int | None = None, default: int | None = None) -> Param:
+    schema: dict[str, Any] = {"type": "integer", "minimum": low}
+    schema |= {} if high is None else {"maximum": high}
+    schema |= {} if default is None else {"default": default}
+    return Param(name=name, schema=schema, summary=summary)
+
+
+def words(name: str, summary: str = "", *, allowed: tuple[str, ...] = ()) -> Param:
+    item: dict[str, Any] = {"type": "string"} | ({"enum": list(allowed)} if allowed else {})
+    return Param(name=name, schema={"type": "array", "items": item}, summary=summary, repeats=True)
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """`body` None: none is read. `answer` None: `{"ok": true}`, or nothing with 204. `optional_body`: may be missing.
-    `streams`: the answer is lines of JSON of that type; `upload`: the route reads the body itself."""
+    `streams`: the answer is lines of JSON of that type; `upload`: the route reads the body itself. `codes`: refusals
+    besides those that follow from the rest. `rate`: which of the limits counts. `later`: not offered yet, and why; it
+    answers 501 to whoever may ask."""
 
     method: str
     path: str
@@ -93,11 +138,24 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     body: Any = None
     answer: Any = None
     status: int = 200
-    query: tuple[str, ...] = ()
+    query: tuple[Param, ...] = ()
+    codes: tuple[int, ...] = ()
+    rate: Rate = "action"
     public: bool = False
     optional_body: bool = False
     streams: bool = False
     upload: bool = False
+    later: str = ""
+
+
+def not_offered(method: str, path: str, *, tag: str, summary: str, later: str) -> Endpoint:
+    """An operation of the original that this version refuses in words. `later` says why, and what does it instead."""
+
+    async def refuse(call: Call) -> None:
+        del call
+        raise NotOffered(later)
+
+    return Endpoint(method=method, path=path, run=refuse, summary=summary, tag=tag, later=later)
 
 
 def decode_body(raw: bytes, kind: Any, *, optional: bool) -> Any:

@@ -28,7 +28,7 @@ from pantala.server import settings as read_settings
 from pantala.server.app import make_app
 from pantala.server.compose import Parts, compose
 from pantala.server.http import HttpServer
-from pantala.server.limits import RateLimits
+from pantala.server.limits import Bucket, RateLimits
 from pantala.store.database import open_database
 from pantala.telemetry import configure
 from pantala.wire.hosts import CONTROL_CALL
@@ -73,7 +73,13 @@ async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncConte
                 await bus.serve(CONTROL_CALL, control.calls.handle)
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(control.run)
-                    limits = RateLimits(clock, per_s=settings.requests_per_s_max, burst=settings.requests_burst)
+                    limits = RateLimits(
+                        clock,
+                        per_s=settings.requests_per_s_max,
+                        burst=settings.requests_burst,
+                        machine_read=Bucket(settings.machine_reads_per_s_max, settings.machine_reads_burst),
+                        app_deletion=Bucket(settings.app_deletions_per_min_max / 60, settings.app_deletions_burst),
+                    )
                     log.info("serving", listen=settings.listen, epoch=lease.epoch)
                     server = HttpServer(make_app(control, limits), host, port)
                     tasks.start_soon(_stop_on_signal, server)

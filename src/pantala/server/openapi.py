@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pantala.server.endpoint import Endpoint
+from pantala.server.endpoint import Endpoint, Param
 from pantala.server.routes import all_endpoints
 from pantala.wire.api import ErrorBody
 
@@ -55,11 +55,17 @@ def _operation(endpoint: Endpoint, schema_of: dict[str, Any]) -> dict[str, Any]:
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
                 for name in re.findall(r"{(\w+)}", endpoint.path)
             ),
-            *({"name": name, "in": "query", "schema": {"type": "string"}} for name in endpoint.query),
+            *(_parameter(param) for param in endpoint.query),
         ],
-        "responses": {str(endpoint.status): _success(endpoint, schema_of), "default": _failure(schema_of)},
+        "responses": {} if endpoint.later else {str(endpoint.status): _success(endpoint, schema_of)},
     }
-    if endpoint.upload:
+    if "{machine}" in endpoint.path and endpoint.method != "GET":
+        operation["parameters"].append(_NONCE)
+    operation["responses"] |= {str(code): _failure(code, endpoint, schema_of) for code in refusals(endpoint)}
+    if endpoint.later:
+        operation["description"] = f"Not offered yet: {endpoint.later}."
+        operation["x-not-offered"] = True
+    elif endpoint.upload:
         content = {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": content}
     elif endpoint.body is not None:
@@ -72,18 +78,80 @@ def _operation(endpoint: Endpoint, schema_of: dict[str, Any]) -> dict[str, Any]:
     return operation
 
 
+_NONCE: dict[str, Any] = {
+    "name": "fly-machine-lease-nonce",
+    "in": "header",
+    "description": "Needed while somebody holds a lease on the machine: the nonce of that lease",
+    "schema": {"type": "string"},
+}
+_REFUSALS = {
+    400: "A value is wrong; `error` begins with its field",
+    401: "No valid token",
+    403: "The token does not allow it",
+    404: "There is no such thing, or it is somebody else's",
+    408: "What was waited for did not come in time",
+    409: "In conflict with what is there: a lease, another request",
+    412: "Not in this state or version any more",
+    422: "No room (`insufficient_capacity`), or a name that is taken (`name_taken`)",
+    429: "Too many requests; come back after `Retry-After` seconds",
+    500: "A failure of ours, or a host that does not answer; again may help",
+    501: "Not offered by this version",
+    507: "No room on a disk of the platform",
+}
+
+
+def refusals(endpoint: Endpoint) -> list[int]:
+    """Every code with which it may refuse."""
+    codes = {400, 429, 500, *endpoint.codes}
+    if not endpoint.public:
+        codes.add(401)
+    if "{" in endpoint.path or endpoint.query or endpoint.body is not None:
+        codes |= {403, 404}
+    if endpoint.method != "GET":
+        codes |= {409, 412, 422, 507}
+    if endpoint.later:
+        codes = {401, 403, 404, 429, 501}
+    return sorted(codes)
+
+
+def _parameter(param: Param) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": param.name, "in": "query", "schema": param.schema}
+    if param.required:
+        document["required"] = True
+    if param.repeats:
+        document |= {"style": "form", "explode": True}
+    if param.summary:
+        document["description"] = param.summary
+    return document
+
+
 def _success(endpoint: Endpoint, schema_of: dict[str, Any]) -> dict[str, Any]:
     if endpoint.status == 204:
         return {"description": "Done"}
     if endpoint.answer is None:
         ok = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
         return {"description": "Done", "content": {"application/json": {"schema": ok}}}
-    kind = "application/x-ndjson" if endpoint.upload else "application/json"
-    return {"description": "OK", "content": {kind: {"schema": schema_of[repr(endpoint.answer)]}}}
+    schema = {"schema": schema_of[repr(endpoint.answer)]}
+    kinds = [*(["application/json"] if not endpoint.upload else []), *([NDJSON] if _lines(endpoint) else [])]
+    return {"description": "OK", "content": dict.fromkeys(kinds, schema)}
 
 
-def _failure(schema_of: dict[str, Any]) -> dict[str, Any]:
-    return {"description": "Refused", "content": {"application/json": {"schema": schema_of[repr(ErrorBody)]}}}
+NDJSON = "application/x-ndjson"
+
+
+def _lines(endpoint: Endpoint) -> bool:
+    return endpoint.upload or endpoint.streams
+
+
+def _failure(code: int, endpoint: Endpoint, schema_of: dict[str, Any]) -> dict[str, Any]:
+    description = endpoint.later if code == 501 and endpoint.later else _REFUSALS[code]
+    document: dict[str, Any] = {
+        "description": description,
+        "content": {"application/json": {"schema": schema_of[repr(ErrorBody)]}},
+    }
+    if code == 429:
+        document["headers"] = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
+    return document
 
 
 def _operation_id(endpoint: Endpoint) -> str:

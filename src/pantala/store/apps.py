@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from pantala.errors import NameTaken
 from pantala.store.records import AppRecord, ReleaseRecord, find, many
-from pantala.store.schema import apps, networks, orgs, placements, releases, secrets
+from pantala.store.schema import apps, networks, orgs, placements, releases, secret_keys, secrets
 
 NAME_TAKEN = "Name has already been taken"
 
@@ -105,6 +105,7 @@ def delete_app(connection: Connection, app_id: int, *, now_ms: int) -> bool:
     if connection.execute(update(apps).where(live).values(deleted_at_ms=now_ms)).rowcount == 0:
         return False
     connection.execute(delete(secrets).where(secrets.c.app_id == app_id))
+    connection.execute(delete(secret_keys).where(secret_keys.c.app_id == app_id))
     return True
 
 

@@ -70,6 +70,15 @@ class SecretRecord(_Record, frozen=True, kw_only=True):
     updated_at_ms: int
 
 
+class SecretKeyRecord(_Record, frozen=True, kw_only=True):
+    name: str
+    type: str
+    sealed: str
+    public_key: str
+    created_at_ms: int
+    updated_at_ms: int
+
+
 class ReleaseRecord(_Record, frozen=True, kw_only=True):
     id: str
     app_id: int

@@ -129,6 +129,19 @@ secret_deliveries = Table(
     Column("version", Integer, nullable=False),
 )
 
+# Keys that encrypt and sign for an app; `sealed` to the cluster key, as secrets are. `public_key`: base64, or empty.
+secret_keys = Table(
+    "secret_keys",
+    metadata,
+    Column("app_id", ForeignKey("apps.id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("type", String, nullable=False),
+    Column("sealed", Text, nullable=False),
+    Column("public_key", String, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+)
+
 releases = Table(
     "releases",
     metadata,

@@ -1,13 +1,14 @@
-"""Statements about an app's sealed secrets and which nodes have been given which version."""
+"""Statements about an app's sealed secrets, which nodes have been given which version, and its secret keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from sqlalchemy import Connection, delete, insert, select, update
 
-from pantala.store.records import SecretRecord, many
-from pantala.store.schema import apps, nodes, placements, secret_deliveries, secrets
+from pantala.store.records import SecretKeyRecord, SecretRecord, find, many
+from pantala.store.schema import apps, nodes, placements, secret_deliveries, secret_keys, secrets
 
 
 def put_secrets(
@@ -27,8 +28,47 @@ def put_secrets(
                     app_id=app_id, name=name, sealed=sealed, digest=digest, created_at_ms=now_ms, updated_at_ms=now_ms
                 )
             )
+    return bump_version(connection, app_id)
+
+
+def bump_version(connection: Connection, app_id: int) -> int:
+    """Of everything secret in an app, its secret keys too."""
     bump = update(apps).where(apps.c.id == app_id).values(secrets_version=apps.c.secrets_version + 1)
     return int(connection.execute(bump.returning(apps.c.secrets_version)).scalar_one())
+
+
+def put_key(connection: Connection, app_id: int, record: SecretKeyRecord) -> None:
+    """Made, or replaced by what has the same name; `created_at_ms` stays that of the first."""
+    mine = (secret_keys.c.app_id == app_id) & (secret_keys.c.name == record.name)
+    values = msgspec.structs.asdict(record)
+    changed = {key: value for key, value in values.items() if key not in ("name", "created_at_ms")}
+    if connection.execute(update(secret_keys).where(mine).values(**changed)).rowcount == 0:
+        connection.execute(insert(secret_keys).values(app_id=app_id, **values))
+
+
+def find_key(connection: Connection, app_id: int, name: str) -> SecretKeyRecord | None:
+    statement = _KEY.where(secret_keys.c.app_id == app_id, secret_keys.c.name == name)
+    return find(connection, statement, SecretKeyRecord)
+
+
+def list_keys(connection: Connection, app_id: int) -> list[SecretKeyRecord]:
+    statement = _KEY.where(secret_keys.c.app_id == app_id).order_by(secret_keys.c.name)
+    return many(connection, statement, SecretKeyRecord)
+
+
+def delete_key(connection: Connection, app_id: int, name: str) -> bool:
+    mine = (secret_keys.c.app_id == app_id) & (secret_keys.c.name == name)
+    return connection.execute(delete(secret_keys).where(mine)).rowcount == 1
+
+
+_KEY = select(
+    secret_keys.c.name,
+    secret_keys.c.type,
+    secret_keys.c.sealed,
+    secret_keys.c.public_key,
+    secret_keys.c.created_at_ms,
+    secret_keys.c.updated_at_ms,
+)
 
 
 def list_secrets(connection: Connection, app_id: int) -> list[SecretRecord]:

@@ -10,7 +10,6 @@ processes finds another one.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +29,6 @@ from pantala.errors import (
     NotFound,
     PantalaError,
     RequestTimeout,
-    TransientError,
     WrongState,
 )
 from pantala.kit import ids
@@ -46,6 +44,7 @@ from pantala.wire.machine import (
     EventRequest,
     ExitEvent,
     ImageRef,
+    LeaseView,
     Machine,
     MachineConfig,
 )
@@ -201,13 +200,21 @@ class FakeAgent:
             case wire.CordonMachine():
                 self._held(request.machine_id, request.nonce).cordoned = request.cordoned
             case wire.SetMetadata():
-                self._set_metadata(request)
+                self._set_metadata(self._held(request.machine_id, request.nonce), {request.key: request.value})
+            case wire.PatchMetadata():
+                machine = self._held(request.machine_id, request.nonce)
+                if request.version not in (None, machine.instance_id):
+                    raise WrongState(f"machine_version: the machine is at version {machine.instance_id} now")
+                self._set_metadata(machine, request.metadata)
             case wire.PutSecrets():
                 self._take_secrets(request.secrets)
             case wire.AcquireLease():
                 return self._acquire(request)
             case wire.ReleaseLease():
-                self._held(request.machine_id, request.nonce).lease = None
+                machine = self._held(request.machine_id, request.nonce)
+                if machine.lease is None:
+                    raise NotFound("lease not found")
+                machine.lease = None
             case wire.PublishMachine():
                 self._publish(request)
             case wire.FenceMachine():
@@ -218,10 +225,10 @@ class FakeAgent:
                     raise NotFound("lease not found")
                 return lease
             case wire.GetMachine():
-                return self._machine(request.machine_id).document()
+                return self._shown(self._machine(request.machine_id))
             case wire.ListMachines():
                 return [
-                    machine.document()
+                    self._shown(machine)
                     for machine in self.machines.values()
                     if request.app in (None, machine.app.name)
                     and (request.include_deleted or machine.state != State.DESTROYED)
@@ -435,6 +442,13 @@ class FakeAgent:
             machine.lease = None
         return machine
 
+    def _shown(self, machine: FakeMachine) -> Machine:
+        lease = self._live_lease(machine)
+        if lease is None:
+            return machine.document()
+        view = LeaseView(description=lease.description, expires_at=lease.expires_at, owner=lease.owner)
+        return msgspec.structs.replace(machine.document(), lease=view)
+
     def _live_lease(self, machine: FakeMachine) -> Lease | None:
         if machine.lease is not None and machine.lease.expires_at * 1000 <= unix_ms(self._clock.now()):
             machine.lease = None
@@ -460,13 +474,9 @@ class FakeAgent:
     def _in(self, ttl_s: int) -> int:
         return unix_ms(self._clock.now()) // 1000 + ttl_s
 
-    def _set_metadata(self, request: wire.SetMetadata) -> None:
-        machine = self._held(request.machine_id, request.nonce)
-        metadata = dict(machine.config.metadata or {})
-        if request.value is None:
-            metadata.pop(request.key, None)
-        else:
-            metadata[request.key] = request.value
+    def _set_metadata(self, machine: FakeMachine, values: dict[str, str | None]) -> None:
+        merged = (machine.config.metadata or {}) | values
+        metadata = {key: value for key, value in merged.items() if value is not None}
         machine.config = msgspec.structs.replace(machine.config, metadata=metadata or None)
 
     def _take_secrets(self, sealed: wire.SealedSecrets) -> None:
@@ -564,36 +574,3 @@ class FakeAgent:
 
     def _now(self) -> str:
         return rfc3339(self._clock.now())
-
-
-def image_digest(image: str) -> str:
-    return f"sha256:{hashlib.sha256(image.encode()).hexdigest()}"
-
-
-class FakeRegistry:
-    """Resolves every reference but those of `missing`, and none of `unreachable` registries (as references begin)."""
-
-    def __init__(self) -> None:
-        self.missing: set[str] = set()
-        self.unreachable: tuple[str, ...] = ()
-        self.tokens: dict[str, str] = {}
-
-    async def resolve(self, image: str, *, token: str) -> ImageRef:
-        self.tokens[image] = token
-        if self.unreachable and image.startswith(self.unreachable):
-            raise TransientError(f"the registry of {image} does not answer")
-        if image in self.missing:
-            raise NotFound(f"no such image: {image}")
-        name, _, digest = image.partition("@")
-        registry, _, rest = name.rpartition("/")
-        repository, _, tag = rest.partition(":")
-        return ImageRef(
-            registry=registry or "docker.io", repository=repository, tag=tag, digest=digest or image_digest(image)
-        )
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    """The claims of a JWT, not verified."""
-    segment = token.split(".")[1]
-    claims: dict[str, Any] = msgspec.json.decode(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
-    return claims

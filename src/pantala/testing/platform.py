@@ -29,7 +29,8 @@ from pantala.server.http import HttpServer
 from pantala.server.limits import RateLimits
 from pantala.store.database import Database, open_database
 from pantala.testing.bus import MemoryBus
-from pantala.testing.fake_agent import FakeAgent, FakeRegistry, image_digest
+from pantala.testing.fake_agent import FakeAgent
+from pantala.testing.fake_registry import FakeRegistry, image_digest
 from pantala.testing.host_keys import HostKeys
 from pantala.wire.api import BuildEvent, BuildOptions
 from pantala.wire.certificates import DnsRecords

@@ -67,12 +67,15 @@ class CreateAppRequest(_Body, frozen=True, kw_only=True):
 
 
 class App(_Whole, frozen=True, kw_only=True):
+    """`network_cidr`: of its private network (6PN)."""
+
     id: str
     name: str
     internal_numeric_id: int
     status: Literal["pending", "deployed", "suspended"]
     organization: OrgRef
     network: str
+    network_cidr: str
     machine_count: int
     volume_count: int
     cname_target: str
@@ -141,14 +144,47 @@ class Lease(_Whole, frozen=True, kw_only=True):
 
 
 class LeaseResponse(_Whole, frozen=True, kw_only=True):
-    """Clients require `status == "success"`."""
+    """superfly/fly-go reads `data` and requires `status == "success"`; clients made from the original's description
+    read the lease itself. Both find it."""
 
     status: str
     data: Lease
+    nonce: str
+    expires_at: int
+    owner: str
+    description: str
+    version: str
+
+    @classmethod
+    def of(cls, lease: Lease) -> LeaseResponse:
+        return cls(status="success", data=lease, **msgspec.structs.asdict(lease))
 
 
 class MetadataValue(_Body, frozen=True, kw_only=True):
     value: str
+
+
+class SetMetadataRequest(_Body, frozen=True, kw_only=True):
+    """`updated_at` is read and not used: writes are ordered as they reach the machine's host."""
+
+    value: str
+    updated_at: str | None = None
+
+
+class UpdateMetadataRequest(_Body, frozen=True, kw_only=True):
+    """Several keys at once; null or an empty text removes one, what is not named stays. `machine_version`: only while
+    the machine is at it."""
+
+    metadata: dict[str, str | None]
+    machine_version: str | None = None
+    updated_at: str | None = None
+
+
+class MemoryResponse(_Whole, frozen=True, kw_only=True):
+    """`available_mb`: what of `limit_mb` the machine may use; all of it, as nothing is reclaimed from it."""
+
+    available_mb: int
+    limit_mb: int
 
 
 class SignalRequest(_Body, frozen=True, kw_only=True):
@@ -170,12 +206,14 @@ class ExecRequest(_Body, frozen=True, kw_only=True):
 
 
 class ExecResponse(_Whole, frozen=True, kw_only=True):
-    """`exit_signal` is 0 unless a signal ended it. Output is text; bytes that are not are replaced."""
+    """`exit_signal` is 0 unless a signal ended it. Output is text; bytes that are not are replaced. `truncated`: more
+    was written than is kept (1 MiB of each)."""
 
     exit_code: int
     exit_signal: int
     stdout: str
     stderr: str
+    truncated: bool = False
 
 
 class MachineVersion(_Whole, frozen=True, kw_only=True):
@@ -229,8 +267,30 @@ class SecretInfo(_Whole, frozen=True, kw_only=True):
 
 
 class SecretsResponse(_Whole, frozen=True, kw_only=True):
+    """`Version` is what clients of an older description read."""
+
     secrets: list[SecretInfo]
     version: int
+    Version: int
+
+
+class SetSecretRequest(_Body, frozen=True, kw_only=True):
+    value: str
+
+    def __repr__(self) -> str:
+        return "SetSecretRequest()"
+
+
+class SetSecretResponse(SecretInfo, frozen=True, kw_only=True):
+    version: int
+    Version: int
+
+
+class SecretsVersion(_Whole, frozen=True, kw_only=True):
+    """After something was removed."""
+
+    version: int
+    Version: int
 
 
 # -- releases ----------------------------------------------------------------------------------------------------
@@ -318,6 +378,8 @@ class LogsResponse(_Whole, frozen=True, kw_only=True):
 
 
 class Region(_Whole, frozen=True, kw_only=True):
+    """`capacity`: how many of the smallest machines would fit there now."""
+
     code: str
     name: str
     latitude: float
@@ -331,7 +393,9 @@ class Region(_Whole, frozen=True, kw_only=True):
 
 
 class RegionsResponse(_Whole, frozen=True, kw_only=True):
-    """Keys are capitalised on the wire."""
+    """flyctl reads the capitalised keys, clients made from the original's description the others."""
 
+    regions: list[Region]
+    nearest: str
     Regions: list[Region]
     Nearest: str

@@ -389,8 +389,17 @@ class Hold(_Doc, omit_defaults=False, frozen=True, kw_only=True):
     reason: str
 
 
+class LeaseView(_Doc, frozen=True, kw_only=True):
+    """Who holds a machine, without what proves it."""
+
+    description: str
+    expires_at: int
+    owner: str
+
+
 class Machine(_Doc, frozen=True, kw_only=True):
-    """The API's answer for one machine. Times are RFC 3339 strings; `events` newest first."""
+    """The API's answer for one machine. Times are RFC 3339 strings; `events` newest first. `lease` is shown to those
+    who ask for it (`include_leases`)."""
 
     id: str
     name: str
@@ -414,3 +423,4 @@ class Machine(_Doc, frozen=True, kw_only=True):
     cpu: MachineCPU | None = None
     schedule: ScheduleStatus | None = None
     hold: Hold | None = None
+    lease: LeaseView | None = None

@@ -141,6 +141,16 @@ class SetMetadata(_Mutation, tag="set_metadata", frozen=True, kw_only=True):
     nonce: str = ""
 
 
+class PatchMetadata(_Mutation, tag="patch_metadata", frozen=True, kw_only=True):
+    """Several keys at once, all or none; null removes one. `version`: only while the machine is at it, else a 412.
+    Makes no new version."""
+
+    machine_id: str
+    metadata: dict[str, str | None]
+    version: str | None = None
+    nonce: str = ""
+
+
 class PutSecrets(_Mutation, tag="put_secrets", frozen=True, kw_only=True):
     """Newer secrets for every machine of the app on this node; seen at their next start."""
 
@@ -246,6 +256,7 @@ NodeRequest = (
     | DestroyMachine
     | CordonMachine
     | SetMetadata
+    | PatchMetadata
     | PutSecrets
     | AcquireLease
     | ReleaseLease
@@ -274,6 +285,7 @@ MUTATIONS = (
     DestroyMachine,
     CordonMachine,
     SetMetadata,
+    PatchMetadata,
     PutSecrets,
     AcquireLease,
     ReleaseLease,
@@ -350,6 +362,7 @@ RESULTS: dict[type, Any] = {
     DestroyMachine: None,
     CordonMachine: None,
     SetMetadata: None,
+    PatchMetadata: None,
     PutSecrets: None,
     AcquireLease: Lease,
     ReleaseLease: None,

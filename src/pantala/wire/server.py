@@ -66,6 +66,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `standby_after_s`: a host that is silent for so long is declared lost when a standby watches one of its machines and
     most hosts answer; 0: only operators declare hosts lost.
+
+    `requests_…`: how often one caller may do one thing to one machine or app; `machine_reads_…` of `GET` of one
+    machine, `app_deletions_…` of all apps together.
     """
 
     id: str = "server-1"
@@ -99,6 +102,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     standby_after_s: float = 0.0
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
+    machine_reads_per_s_max: float = 250.0
+    machine_reads_burst: int = 1000
+    app_deletions_per_min_max: float = 600.0
+    app_deletions_burst: int = 600
     build_upload_bytes_max: int = 512 * 1024 * 1024
 
 

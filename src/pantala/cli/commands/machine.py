@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import click
 
+from pantala.cli.commands.machine_change import CHANGES
+from pantala.cli.commands.machine_inside import INSIDE
+from pantala.cli.commands.machine_parts import WAIT_S, named
 from pantala.cli.commands.status import checks_summary, size_of
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, pairs, resolve_app, run, yes_option
-from pantala.errors import InvalidRequest, NotFound
+from pantala.errors import InvalidRequest
 from pantala.wire.machine import Event, Machine, MachineCPU, Port, Service
-
-WAIT_S = 60
 
 
 @click.group()
 def machine() -> None:
     """Run, list, start, stop and destroy machines."""
+
+
+for _command in (*CHANGES, *INSIDE):
+    machine.add_command(_command)
 
 
 @machine.command(name="list")
@@ -58,7 +62,7 @@ def status(*, machine_id: str, app_name: str | None, config_path: str | None, as
 
     async def main() -> None:
         async with api() as client:
-            with _named(name, machine_id):
+            with named(name, machine_id):
                 found = await client.machine(name, machine_id)
         if as_json:
             emit_json(found)
@@ -163,7 +167,7 @@ def _cpu(cpu: MachineCPU) -> str:
 
 
 def _action(verb: str, state: str, help_text: str) -> click.Command:
-    """start, stop and restart differ in one word."""
+    """start, stop, restart and suspend differ in one word."""
 
     @click.command(name=verb, help=help_text)
     @click.argument("machine_ids", nargs=-1, required=True, metavar="ID...")
@@ -174,7 +178,7 @@ def _action(verb: str, state: str, help_text: str) -> click.Command:
         async def main() -> None:
             async with api() as client:
                 for machine_id in machine_ids:
-                    with _named(name, machine_id):
+                    with named(name, machine_id):
                         await getattr(client, verb)(name, machine_id)
                     found = await client.machine(name, machine_id)
                     version = found.instance_id
@@ -189,6 +193,7 @@ def _action(verb: str, state: str, help_text: str) -> click.Command:
 machine.add_command(_action("start", "started", "Start machines."))
 machine.add_command(_action("stop", "stopped", "Stop machines."))
 machine.add_command(_action("restart", "started", "Restart machines."))
+machine.add_command(_action("suspend", "suspended", "Suspend machines: their memory is kept until the next start."))
 
 
 @machine.command()
@@ -206,7 +211,7 @@ def destroy(
     async def main() -> None:
         async with api() as client:
             for machine_id in machine_ids:
-                with _named(name, machine_id):
+                with named(name, machine_id):
                     await client.destroy(name, machine_id, force=force)
                 say(f"Machine {machine_id} is destroyed")
 
@@ -224,19 +229,6 @@ def _plans(found: Machine) -> Iterator[tuple[str, str]]:
     config = found.config or found.incomplete_config
     if config is not None and config.standbys:
         yield "Standby for", ", ".join(config.standbys)
-
-
-@contextmanager
-def _named(app: str, machine_id: str) -> Generator[None]:
-    """The API's `machine not found` with the machine's name in it."""
-    try:
-        yield
-    except NotFound as error:
-        if not error.message.startswith("machine not found"):
-            raise
-        raise NotFound(
-            f"machine {machine_id} not found in the app {app}", hint=f"`pantala machine list -a {app}` shows them"
-        ) from error
 
 
 def _service(text: str, *, autostop: bool, autostart: bool) -> Service:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from pantala.cli.output import emit_json, emit_table, say
-from pantala.cli.session import api, app_options, interruptible, json_option, resolve_app, run
+from pantala.cli.session import api, app_options, confirm, interruptible, json_option, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -99,3 +99,80 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not NAME.fullmatch(name):
         raise InvalidRequest(f"{name!r}: must be NAME=VALUE, with a name of letters, digits and _", field="NAME")
     return name, (sys.stdin.read() if value == "-" else value)
+
+
+# -- keys --------------------------------------------------------------------------------------------------------
+
+
+@secrets.group(name="keys")
+def keys() -> None:
+    """Keys that encrypt and sign for an app through the API and are never shown."""
+
+
+@keys.command(name="list")
+@app_options
+@json_option
+def list_keys(*, app_name: str | None, config_path: str | None, as_json: bool) -> None:
+    """List names, types and public halves."""
+    name = resolve_app(app_name, config_path)
+
+    async def main() -> None:
+        async with api() as client:
+            found = await client.secret_keys(name)
+        if as_json:
+            emit_json(found)
+        else:
+            rows = [(key.name, key.type, key.public_key) for key in found]
+            emit_table(("NAME", "TYPE", "PUBLIC KEY"), rows, empty=f"{name} has no secret keys.")
+
+    run(main)
+
+
+@keys.command(name="generate")
+@click.argument("kind", metavar="TYPE")
+@click.argument("key", metavar="NAME")
+@app_options
+def generate_key(*, kind: str, key: str, app_name: str | None, config_path: str | None) -> None:
+    """Make a key: hs256, hs384, hs512, es256, nacl_auth, nacl_sign, nacl_box, nacl_secretbox or xaes256gcm."""
+    _put_key(resolve_app(app_name, config_path), key, kind, None)
+
+
+@keys.command(name="set")
+@click.argument("kind", metavar="TYPE")
+@click.argument("key", metavar="NAME")
+@app_options
+def set_key(*, kind: str, key: str, app_name: str | None, config_path: str | None) -> None:
+    """Keep a key of your own; base64 on standard input."""
+    _put_key(resolve_app(app_name, config_path), key, kind, sys.stdin.read().strip())
+
+
+@keys.command(name="delete")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@app_options
+@yes_option
+def delete_keys(*, names: tuple[str, ...], app_name: str | None, config_path: str | None, yes: bool) -> None:
+    """Delete keys; what they encrypted cannot be read any more."""
+    app = resolve_app(app_name, config_path)
+    confirm(f"Delete {', '.join(names)}? What they encrypted is lost.", yes=yes)
+
+    async def main() -> None:
+        async with api() as client:
+            for name in names:
+                await client.delete_secret_key(app, name)
+                say(f"The key {name} is deleted")
+
+    run(main)
+
+
+def _put_key(app: str, name: str, kind: str, value: str | None) -> None:
+    from pantala.wire.secret_keys import SetSecretKeyRequest
+
+    async def main() -> None:
+        async with api() as client:
+            made = await client.set_secret_key(app, name, SetSecretKeyRequest(type=kind, value=value))
+        say(
+            f"The key {made.name} ({made.type}) is kept"
+            + (f"; public key {made.public_key}" if made.public_key else "")
+        )
+
+    run(main)

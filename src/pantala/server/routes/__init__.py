@@ -10,9 +10,11 @@ from pantala.server.routes import (
     builds,
     certificates,
     hosts,
+    later,
     machines,
     platform,
     releases,
+    secrets,
     traces,
 )
 
@@ -22,6 +24,7 @@ def all_endpoints() -> list[Endpoint]:
         *accounts.ENDPOINTS,
         *apps.ENDPOINTS,
         *machines.ENDPOINTS,
+        *secrets.ENDPOINTS,
         *releases.ENDPOINTS,
         *certificates.ENDPOINTS,
         *addresses.ENDPOINTS,
@@ -29,4 +32,5 @@ def all_endpoints() -> list[Endpoint]:
         *traces.ENDPOINTS,
         *hosts.ENDPOINTS,
         *platform.ENDPOINTS,
+        *later.ENDPOINTS,
     ]

@@ -1,11 +1,20 @@
-"""`/v1/user`, `/v1/orgs` with what they allow, `/v1/tokens`."""
+"""`/v1/user`, `/v1/orgs` with their machines and what they allow, `/v1/tokens`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pantala.server.endpoint import Call, Endpoint
+from pantala.control.org_machines import LIMIT_MAX, OrgChoice
+from pantala.server.endpoint import Call, Endpoint, flag, text, whole, words
 from pantala.wire.api import CreateTokenRequest, CreateTokenResponse, OrgRef, ReplayRules, UpdateReplayRules, User
+from pantala.wire.platform import (
+    AuthenticateRequest,
+    AuthorizeRequest,
+    AuthorizeResponse,
+    CurrentTokens,
+    OrgMachinesResponse,
+    VerifiedToken,
+)
 
 
 async def whoami(call: Call) -> Any:
@@ -28,7 +37,76 @@ async def update_replay_rules(call: Call) -> Any:
     return await call.control.replays.update(call.principal, call.path("org"), call.body)
 
 
+async def org_machines(call: Call) -> Any:
+    choice = OrgChoice(
+        include_deleted=call.flag("include_deleted"),
+        regions=frozenset(call.words("region")),
+        states=frozenset(call.words("state")),
+        summary=call.flag("summary"),
+        updated_after=call.query("updated_after") or "",
+        cursor=call.query("cursor") or "",
+        limit=call.number("limit", default=LIMIT_MAX),
+    )
+    return await call.control.org_machines.page(call.principal, call.path("org"), choice)
+
+
+async def authenticate(call: Call) -> Any:
+    return await call.control.token_checks.authenticate(call.body)
+
+
+async def authorize(call: Call) -> Any:
+    return await call.control.token_checks.authorize(call.body)
+
+
+async def current_tokens(call: Call) -> Any:
+    return await call.control.token_checks.current(call.request.headers.get("authorization"))
+
+
 ENDPOINTS = [
+    Endpoint(
+        method="GET",
+        path="/v1/orgs/{org}/machines",
+        run=org_machines,
+        answer=OrgMachinesResponse,
+        query=(
+            flag("include_deleted", "Destroyed ones too"),
+            words("region", "In one of these"),
+            words("state", "In one of these"),
+            flag("summary", "Without config"),
+            text("updated_after", "RFC 3339; only what changed since"),
+            text("cursor", "`next_cursor` of the page before; counts more than updated_after"),
+            whole("limit", low=1, high=LIMIT_MAX, default=LIMIT_MAX),
+        ),
+        tag="Accounts",
+        summary="Machines of all apps of an org, oldest change first, in pages",
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/tokens/authenticate",
+        run=authenticate,
+        body=AuthenticateRequest,
+        answer=VerifiedToken,
+        tag="Accounts",
+        summary="Is a token valid, and whose is it? 401 when it is not",
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/tokens/authorize",
+        run=authorize,
+        body=AuthorizeRequest,
+        answer=AuthorizeResponse,
+        codes=(501,),
+        tag="Accounts",
+        summary="May a token do this? 403 or 404 when it may not",
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/tokens/current",
+        run=current_tokens,
+        answer=CurrentTokens,
+        tag="Accounts",
+        summary="What the tokens of this request reach",
+    ),
     Endpoint(method="GET", path="/v1/user", run=whoami, answer=User, tag="Accounts", summary="Who this token is"),
     Endpoint(method="GET", path="/v1/orgs", run=list_orgs, answer=list[OrgRef], tag="Accounts", summary="My orgs"),
     Endpoint(

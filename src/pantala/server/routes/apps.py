@@ -1,4 +1,4 @@
-"""`/v1/apps`, and an app's secrets and logs."""
+"""`/v1/apps`, and an app's logs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from pantala.control.logs import LogsChoice
-from pantala.server.endpoint import Call, Endpoint, Stream
+from pantala.control.logs import LIMIT_MAX, LogsChoice
+from pantala.server.endpoint import Call, Endpoint, Stream, flag, text, whole
 from pantala.wire.api import (
     App,
     CreateAppRequest,
@@ -15,8 +15,6 @@ from pantala.wire.api import (
     CreateTokenResponse,
     ListAppsResponse,
     LogsResponse,
-    SecretsResponse,
-    SetSecretsRequest,
 )
 
 LOG_LINES = 100
@@ -24,10 +22,6 @@ LOG_LINES = 100
 
 class DeployTokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     expiry: str = "8760h"
-
-
-class SecretValue(msgspec.Struct, frozen=True, kw_only=True):
-    value: str
 
 
 async def list_apps(call: Call) -> Any:
@@ -53,22 +47,6 @@ async def deploy_token(call: Call) -> Any:
     return await call.control.accounts.create_token(call.principal, request)
 
 
-async def list_secrets(call: Call) -> Any:
-    return await call.control.secrets.list_secrets(call.principal, call.app)
-
-
-async def set_secrets(call: Call) -> Any:
-    return await call.control.secrets.set_values(call.principal, call.app, call.body.values)
-
-
-async def set_secret(call: Call) -> Any:
-    return await call.control.secrets.set_values(call.principal, call.app, {call.path("name"): call.body.value})
-
-
-async def remove_secret(call: Call) -> Any:
-    return await call.control.secrets.remove(call.principal, call.app, call.path("name"))
-
-
 async def logs(call: Call) -> Any:
     chosen = LogsChoice(
         machine_id=call.query("instance"),
@@ -88,7 +66,7 @@ ENDPOINTS = [
         path="/v1/apps",
         run=list_apps,
         answer=ListAppsResponse,
-        query=("org_slug", "app_role"),
+        query=(text("org_slug", "Whose apps", required=True), text("app_role", "Only those of this role")),
         tag="Apps",
         summary="Apps that this token may read",
     ),
@@ -100,6 +78,8 @@ ENDPOINTS = [
         answer=App,
         status=201,
         tag="Apps",
+        query=(flag("wait", "Read and not needed: the app is there when this is answered"),),
+        codes=(501,),
         summary="Create an app; its name is global",
     ),
     Endpoint(method="GET", path=_APP, run=get_app, answer=App, tag="Apps", summary="One app; 403 when somebody else's"),
@@ -108,7 +88,8 @@ ENDPOINTS = [
         path=_APP,
         run=delete_app,
         status=202,
-        query=("force",),
+        query=(flag("force", "Read and not needed: an app goes with everything in it"),),
+        rate="app_deletion",
         tag="Apps",
         summary="Delete an app with everything in it",
     ),
@@ -124,47 +105,17 @@ ENDPOINTS = [
     ),
     Endpoint(
         method="GET",
-        path=f"{_APP}/secrets",
-        run=list_secrets,
-        answer=SecretsResponse,
-        query=("version", "min_version"),
-        tag="Secrets",
-        summary="Names, digests and dates; never values",
-    ),
-    Endpoint(
-        method="POST",
-        path=f"{_APP}/secrets",
-        run=set_secrets,
-        body=SetSecretsRequest,
-        answer=SecretsResponse,
-        tag="Secrets",
-        summary="Set secrets; null removes",
-    ),
-    Endpoint(
-        method="POST",
-        path=f"{_APP}/secrets/{{name}}",
-        run=set_secret,
-        body=SecretValue,
-        answer=SecretsResponse,
-        status=201,
-        tag="Secrets",
-        summary="Set one secret",
-    ),
-    Endpoint(
-        method="DELETE",
-        path=f"{_APP}/secrets/{{name}}",
-        run=remove_secret,
-        answer=SecretsResponse,
-        tag="Secrets",
-        summary="Remove one secret",
-    ),
-    Endpoint(
-        method="GET",
         path=f"{_APP}/logs",
         run=logs,
         answer=LogsResponse,
         streams=True,
-        query=("next_token", "instance", "region", "limit", "follow"),
+        query=(
+            whole("next_token", "Nanoseconds since the epoch; lines after it"),
+            text("instance", "Of one machine"),
+            text("region", "Of machines there"),
+            whole("limit", "At most so many lines, the newest", low=1, high=LIMIT_MAX, default=LOG_LINES),
+            flag("follow", "Lines as they are written, until the caller stops"),
+        ),
         tag="Logs",
         summary="Lines after a token; with follow=true one LogLine a line, as they come",
     ),

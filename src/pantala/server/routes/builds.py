@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pantala.server.endpoint import Call, Endpoint, Stream, decode_body
+from pantala.server.endpoint import Call, Endpoint, Stream, decode_body, text
 from pantala.wire.api import BuildEvent, BuildOptions
 
 OPTIONS_HEADER = "pantala-build-options"
@@ -33,7 +33,7 @@ ENDPOINTS = [
         run=build,
         answer=BuildEvent,
         upload=True,
-        query=("options",),
+        query=(text("options", "BuildOptions as JSON, if not in the header"),),
         tag="Builds",
         summary="Build the uploaded context and push the image; one BuildEvent a line",
     ),

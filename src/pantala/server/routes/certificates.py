@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pantala.control.hostnames import LIMIT
-from pantala.server.endpoint import Call, Endpoint
+from pantala.control.hostnames import LIMIT, LIMIT_MAX
+from pantala.server.endpoint import Call, Endpoint, text, whole
 from pantala.wire.certificates import AddAcmeRequest, AddCustomRequest, CertificateDetail, CertificateList
 
 
@@ -55,7 +55,11 @@ ENDPOINTS = [
         path=_ALL,
         run=list_certificates,
         answer=CertificateList,
-        query=("filter", "cursor", "limit"),
+        query=(
+            text("filter", "Names that contain this"),
+            text("cursor", "`next_cursor` of the page before"),
+            whole("limit", low=1, high=LIMIT_MAX, default=LIMIT),
+        ),
         tag="Certificates",
         summary="The app's own host names, in pages",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pantala.server.endpoint import Call, Endpoint
+from pantala.server.endpoint import Call, Endpoint, flag
 from pantala.wire.hosts import (
     CreateHostTokenRequest,
     DrainHostRequest,
@@ -106,7 +106,7 @@ ENDPOINTS = [
         path="/v1/hosts/{host}",
         run=remove,
         answer=HostDeparture,
-        query=("force",),
+        query=(flag("force", "Also with machines on it"),),
         tag="Hosts",
         summary="Take a host out of the cluster",
     ),

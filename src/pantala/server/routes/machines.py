@@ -6,16 +6,26 @@ from typing import Any
 
 import msgspec
 
-from pantala.errors import NotFound, NotOffered
-from pantala.server.endpoint import Call, Endpoint
+from pantala.control.machines import LEASE_TTL_S_MAX
+from pantala.control.operations import EVENTS_MAX, ORDERS, SORTABLE, WAIT_STATES, WAIT_TIMEOUT_S_MAX
+from pantala.domain import signals
+from pantala.errors import NotFound
+from pantala.server.endpoint import Call, Endpoint, Param, choice, flag, not_offered, text, whole, words
 from pantala.wire.api import (
+    ExecRequest,
+    ExecResponse,
     LaunchMachineRequest,
     LeaseRequest,
     LeaseResponse,
+    MachineVersion,
+    MemoryResponse,
     MetadataValue,
     ProcessStat,
+    SetMetadataRequest,
+    SignalRequest,
     StartResponse,
     StopRequest,
+    UpdateMetadataRequest,
     WaitResponse,
 )
 from pantala.wire.machine import Event, Machine
@@ -38,6 +48,8 @@ async def list_machines(call: Call) -> Any:
         states=frozenset(call.words("state")),
         metadata=metadata,
         include_deleted=call.flag("include_deleted"),
+        with_leases=call.flag("include_leases"),
+        summary=call.flag("summary"),
     )
 
 
@@ -46,7 +58,9 @@ async def create(call: Call) -> Any:
 
 
 async def get(call: Call) -> Any:
-    return await call.control.projection.get(call.principal, call.app, call.machine)
+    return await call.control.projection.get(
+        call.principal, call.app, call.machine, with_lease=call.flag("include_leases")
+    )
 
 
 async def update(call: Call) -> Any:
@@ -95,10 +109,14 @@ async def wait(call: Call) -> Any:
         call.app,
         call.machine,
         states=call.words("state") or ["started"],
-        timeout_s=call.number("timeout", default=WAIT_TIMEOUT_S),
+        timeout_s=call.seconds("timeout", default=WAIT_TIMEOUT_S),
         version=call.query("version") or call.query("instance_id"),
         from_event_id=call.query("from_event_id"),
     )
+
+
+async def suspend(call: Call) -> None:
+    await call.control.operations.suspend(call.principal, call.app, call.machine, nonce=call.nonce)
 
 
 async def cordon(call: Call) -> None:
@@ -144,6 +162,10 @@ async def set_metadata(call: Call) -> None:
     )
 
 
+async def update_metadata(call: Call) -> None:
+    await call.control.operations.update_metadata(call.principal, call.app, call.machine, call.body, nonce=call.nonce)
+
+
 async def remove_metadata(call: Call) -> None:
     await call.control.operations.set_metadata(
         call.principal, call.app, call.machine, call.path("key"), None, nonce=call.nonce
@@ -156,21 +178,38 @@ async def events(call: Call) -> Any:
     )
 
 
+async def versions(call: Call) -> Any:
+    return await call.control.operations.versions(call.principal, call.app, call.machine)
+
+
+async def memory(call: Call) -> Any:
+    return await call.control.operations.memory(call.principal, call.app, call.machine)
+
+
+# -- inside ------------------------------------------------------------------------------------------------------
+
+
 async def processes(call: Call) -> Any:
     return await call.control.operations.processes(
         call.principal,
         call.app,
         call.machine,
         sort_by=call.query("sort_by") or "pid",
-        descending=call.query("order") == "desc",
+        order=call.query("order") or "asc",
     )
 
 
-async def not_offered(call: Call) -> None:
-    what = call.request.url.path.rpartition("/")[2]
-    raise NotOffered(f"{what} is not offered by this version of Pantala")
+async def signal(call: Call) -> None:
+    await call.control.operations.signal(call.principal, call.app, call.machine, call.body, nonce=call.nonce)
 
 
+async def run_command(call: Call) -> Any:
+    return await call.control.operations.run_command(
+        call.principal, call.app, call.machine, call.body, nonce=call.nonce
+    )
+
+
+NO_BALLOON = "a running machine keeps its memory in this version; update it with another guest.memory_mb instead"
 _ALL = "/v1/apps/{app}/machines"
 _ONE = "/v1/apps/{app}/machines/{machine}"
 
@@ -186,24 +225,64 @@ ENDPOINTS = [
         list_machines,
         "Machines of an app; `metadata.<key>=<value>` filters too",
         answer=list[Machine],
-        query=("include_deleted", "region", "state"),
+        query=(
+            flag("include_deleted", "Destroyed ones too"),
+            flag("include_leases", "With the lease that somebody holds"),
+            flag("summary", "Without config, checks, events, host_status and leases"),
+            words("region", "In one of these"),
+            words("state", "In one of these"),
+        ),
     ),
     _endpoint("POST", _ALL, create, "Create a machine", body=LaunchMachineRequest, answer=Machine),
-    _endpoint("GET", _ONE, get, "One machine, also a destroyed one", answer=Machine),
+    _endpoint(
+        "GET",
+        _ONE,
+        get,
+        "One machine, also a destroyed one",
+        answer=Machine,
+        rate="machine_read",
+        query=(flag("include_leases", "With the lease that somebody holds"),),
+    ),
     _endpoint("POST", _ONE, update, "Update a machine: a new version", body=LaunchMachineRequest, answer=Machine),
-    _endpoint("DELETE", _ONE, destroy, "Destroy a machine", query=("force", "kill")),
+    _endpoint(
+        "DELETE",
+        _ONE,
+        destroy,
+        "Destroy a machine",
+        query=(flag("force", "Also while it runs"), flag("kill", "The same, as flyctl spells it")),
+    ),
     _endpoint("POST", f"{_ONE}/start", start, "Start a machine", answer=StartResponse),
     _endpoint("POST", f"{_ONE}/stop", stop, "Stop a machine", body=StopRequest, optional_body=True),
     _endpoint(
-        "POST", f"{_ONE}/restart", restart, "Stop and start a machine", query=("timeout", "signal", "force_stop")
+        "POST",
+        f"{_ONE}/restart",
+        restart,
+        "Stop and start a machine",
+        query=(
+            text("timeout", "How long to wait before killing: a Go duration, or seconds"),
+            choice("signal", *signals.ALLOWED, summary="Instead of the one of its config"),
+            flag("force_stop", "Kill at once"),
+        ),
     ),
+    _endpoint("POST", f"{_ONE}/suspend", suspend, "Suspend a machine: its memory is kept"),
     _endpoint(
         "GET",
         f"{_ONE}/wait",
         wait,
         "Wait until a state is reached; 408 when it is not",
         answer=WaitResponse,
-        query=("state", "timeout", "version", "instance_id", "from_event_id"),
+        codes=(408,),
+        query=(
+            words("state", "One of these; started by default", allowed=WAIT_STATES),
+            Param(
+                name="timeout",
+                schema={"type": "integer", "minimum": 1, "maximum": WAIT_TIMEOUT_S_MAX, "default": WAIT_TIMEOUT_S},
+                summary="Seconds, or a Go duration",
+            ),
+            text("version", "Only a state of this version counts"),
+            text("instance_id", "The same; deprecated"),
+            text("from_event_id", "Only what comes after this event counts"),
+        ),
     ),
     _endpoint("POST", f"{_ONE}/cordon", cordon, "Stop routing requests to a machine"),
     _endpoint("POST", f"{_ONE}/uncordon", uncordon, "Route requests to a machine again"),
@@ -217,31 +296,61 @@ ENDPOINTS = [
         body=LeaseRequest,
         optional_body=True,
         answer=LeaseResponse,
-        query=("ttl",),
+        query=(whole("ttl", "Seconds; counts more than the body's", low=1, high=LEASE_TTL_S_MAX),),
     ),
     _endpoint("DELETE", f"{_ONE}/lease", release_lease, "Release a lease"),
     _endpoint("GET", f"{_ONE}/metadata", metadata, "Metadata of a machine", answer=dict[str, str]),
+    *(
+        _endpoint(
+            method,
+            f"{_ONE}/metadata",
+            update_metadata,
+            "Set and remove several values; no new version. 412 when the machine has another version by now",
+            body=UpdateMetadataRequest,
+            status=204,
+        )
+        for method in ("PUT", "PATCH")
+    ),
     _endpoint("GET", f"{_ONE}/metadata/{{key}}", get_metadata_key, "One value", answer=MetadataValue),
     _endpoint(
         "POST",
         f"{_ONE}/metadata/{{key}}",
         set_metadata,
         "Set one value; no new version",
-        body=MetadataValue,
+        body=SetMetadataRequest,
         status=204,
     ),
     _endpoint("DELETE", f"{_ONE}/metadata/{{key}}", remove_metadata, "Remove one value", status=204),
-    _endpoint("GET", f"{_ONE}/events", events, "Newest first", answer=list[Event], query=("limit",)),
+    _endpoint(
+        "GET",
+        f"{_ONE}/events",
+        events,
+        "Newest first",
+        answer=list[Event],
+        query=(whole("limit", low=1, high=EVENTS_MAX, default=EVENTS),),
+    ),
+    _endpoint("GET", f"{_ONE}/versions", versions, "Its versions, newest first", answer=list[MachineVersion]),
+    _endpoint("GET", f"{_ONE}/memory", memory, "What memory it may use", answer=MemoryResponse),
+    not_offered("PUT", f"{_ONE}/memory", tag="Machines", summary="Change the limit while it runs", later=NO_BALLOON),
+    not_offered(
+        "POST", f"{_ONE}/memory/reclaim", tag="Machines", summary="Take memory from a machine", later=NO_BALLOON
+    ),
     _endpoint(
         "GET",
         f"{_ONE}/ps",
         processes,
         "Processes and what they listen on",
         answer=list[ProcessStat],
-        query=("sort_by", "order"),
+        query=(choice("sort_by", *SORTABLE), choice("order", *ORDERS)),
     ),
-    *(
-        _endpoint(method, f"{_ONE}/{name}", not_offered, "Not offered by this version: 501")
-        for method, name in (("POST", "suspend"), ("POST", "signal"), ("POST", "exec"), ("GET", "versions"))
+    _endpoint("POST", f"{_ONE}/signal", signal, "Send a signal to its app", body=SignalRequest),
+    _endpoint(
+        "POST",
+        f"{_ONE}/exec",
+        run_command,
+        "Run a command beside its app; 408 when it did not end in time",
+        body=ExecRequest,
+        answer=ExecResponse,
+        codes=(408,),
     ),
 ]

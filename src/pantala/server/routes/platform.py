@@ -10,9 +10,10 @@ from pantala.auth.grants import Action, Principal
 from pantala.control.registry_tokens import LIVES, SERVICE, parse_scope
 from pantala.errors import InvalidRequest, UserError
 from pantala.kit.clock import rfc3339
-from pantala.server.endpoint import Call, Endpoint
+from pantala.server.endpoint import Call, Endpoint, Param, text
 from pantala.store import hosts
 from pantala.wire.api import RegionsResponse
+from pantala.wire.platform import PlacementsRequest, PlacementsResponse
 
 SCOPES_MAX = 16
 
@@ -30,6 +31,10 @@ async def regions(call: Call) -> Any:
     return await call.control.platform.regions()
 
 
+async def placements(call: Call) -> Any:
+    return await call.control.placements.simulate(call.principal, call.body)
+
+
 async def health(call: Call) -> None:
     await call.control.context.db.read(hosts.list_nodes)
 
@@ -42,8 +47,8 @@ async def registry_token(call: Call) -> Any:
     if len(scopes) > SCOPES_MAX:
         raise InvalidRequest(f"at most {SCOPES_MAX} scopes are read", field="scope")
     access: list[dict[str, Any]] = []
-    for text in scopes:
-        scope = parse_scope(text)
+    for asked in scopes:
+        scope = parse_scope(asked)
         if scope is not None:
             actions = await _allowed(call, call.principal, scope.repository, scope.actions)
             access.append({"type": "repository", "name": scope.repository, "actions": actions})
@@ -79,11 +84,30 @@ ENDPOINTS = [
         summary="Regions of this cluster and the nearest one",
     ),
     Endpoint(
+        method="POST",
+        path="/v1/platform/placements",
+        run=placements,
+        body=PlacementsRequest,
+        answer=PlacementsResponse,
+        codes=(501,),
+        tag="Platform",
+        summary="Where machines would go now; nothing is reserved",
+    ),
+    Endpoint(
         method="GET",
         path="/v2/token",
         run=registry_token,
         answer=RegistryToken,
-        query=("service", "scope", "account"),
+        query=(
+            text("service", "Ours, or nothing"),
+            Param(
+                name="scope",
+                schema={"type": "array", "items": {"type": "string"}, "maxItems": SCOPES_MAX},
+                summary="`repository:<app>:pull,push`",
+                repeats=True,
+            ),
+            text("account"),
+        ),
         tag="Registry",
         summary="A token for the registry: who may pull and push what",
     ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pantala.server.endpoint import Call, Endpoint
+from pantala.control.releases import LIST_MAX
+from pantala.server.endpoint import Call, Endpoint, whole
 from pantala.wire.api import CreateReleaseRequest, ListReleasesResponse, Release, UpdateReleaseRequest
 
 RELEASES = 25
@@ -46,7 +47,7 @@ ENDPOINTS = [
         path=_ALL,
         run=list_releases,
         answer=ListReleasesResponse,
-        query=("limit",),
+        query=(whole("limit", low=1, high=LIST_MAX, default=RELEASES),),
         tag="Releases",
         summary="Newest first",
     ),

@@ -1,0 +1,93 @@
+"""`pantala machine`: what a machine runs, who holds it, what happens inside; `pantala secrets keys`."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from commands import Cli
+
+from pantala.testing.fake_agent import FakeMachine
+from pantala.wire import node as wire
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def made(cli: Cli) -> FakeMachine:
+    await cli.platform.create_app("shop")
+    config = {"image": "registry.pantala.test/shop:v1", "env": {"A": "1"}}
+    made = await cli.platform.create_machine("shop", config=config)
+    return cli.agent.machines[made["id"]]
+
+
+async def test_exec_gives_on_output_and_exit_code(cli: Cli, made: FakeMachine) -> None:
+    cli.agent.executed = wire.ExecResult(
+        exit_code=3, signal=0, stdout_base64=base64.b64encode(b"out\n").decode(), stderr_base64="ZXJyCg=="
+    )
+    ended = await cli.run("m", "exec", made.id, "sh -c 'cat; exit 3'", "--stdin", "-a", "shop", stdin="typed")
+    assert (ended.code, ended.out, ended.err) == (3, "out\n", "err\n")
+    call = cli.agent.calls[-1]
+    assert isinstance(call, wire.ExecMachine)
+    assert call.argv == ["sh", "-c", "cat; exit 3"]
+    assert base64.b64decode(call.stdin_base64) == b"typed"
+
+
+async def test_suspend_wait_signal(cli: Cli, made: FakeMachine) -> None:
+    await cli.ok("m", "signal", made.id, "hup", "-a", "shop")
+    await cli.ok("m", "kill", made.id, "-a", "shop")
+    assert made.signals == [1, 9]
+    await cli.ok("m", "suspend", made.id, "-a", "shop")
+    await cli.ok("m", "wait", made.id, "--state", "suspended", "--timeout", "1", "-a", "shop")
+    refused = await cli.refused("m", "wait", "00000000000000", "-a", "shop")
+    assert "machine 00000000000000 not found in the app shop" in refused
+
+
+async def test_update_adds_and_keeps_the_rest(cli: Cli, made: FakeMachine) -> None:
+    first = made.instance_id
+    await cli.ok("m", "update", made.id, "-e", "B=2", "-m", "role=web", "--vm-memory", "512", "--yes", "-a", "shop")
+    assert made.config.env == {"A": "1", "B": "2"}
+    assert made.config.metadata == {"role": "web"}
+    assert made.config.guest is not None
+    assert made.config.guest.memory_mb == 512
+    listed = json.loads(await cli.ok("m", "versions", made.id, "--json", "-a", "shop"))
+    assert [version["version"] for version in listed] == [made.instance_id, first]
+    await cli.refused("m", "update", made.id, "-e", "B=3", "-a", "shop")
+    assert made.config.env == {"A": "1", "B": "2"}
+
+
+async def test_clone_runs_one_more_like_it(cli: Cli, made: FakeMachine) -> None:
+    other = (await cli.ok("m", "clone", made.id, "--name", "second", "-a", "shop")).strip()
+    clone = cli.agent.machines[other]
+    assert (clone.name, clone.config.env, clone.region) == ("second", {"A": "1"}, made.region)
+
+
+async def test_cordon_and_leases(cli: Cli, made: FakeMachine) -> None:
+    await cli.ok("m", "cordon", made.id, "-a", "shop")
+    assert made.cordoned
+    await cli.ok("m", "uncordon", made.id, "-a", "shop")
+    assert not made.cordoned
+    path = f"/v1/apps/shop/machines/{made.id}/lease"
+    await cli.platform.http.post(path, json={"ttl": 60, "description": "a deploy"}, headers=cli.platform.auth)
+    (held,) = json.loads(await cli.ok("m", "leases", "view", "--json", "-a", "shop"))
+    assert (held["machine_id"], held["lease"]["description"]) == (made.id, "a deploy")
+    assert "lease currently held by" in await cli.refused("m", "cordon", made.id, "-a", "shop")
+    await cli.ok("m", "leases", "clear", made.id, "--yes", "-a", "shop")
+    assert json.loads(await cli.ok("m", "leases", "view", "--json", "-a", "shop")) == []
+
+
+async def test_place_shows_where_machines_would_go(cli: Cli) -> None:
+    placed = json.loads(await cli.ok("m", "place", "--region", "iad", "--count", "3", "--json"))
+    assert placed == [{"region": "iad", "count": 3, "concurrency": 1}]
+
+
+async def test_secret_keys(cli: Cli) -> None:
+    await cli.platform.create_app("shop")
+    await cli.ok("secrets", "keys", "generate", "nacl_sign", "releases", "-a", "shop")
+    value = base64.b64encode(b"k" * 32).decode()
+    await cli.ok("secrets", "keys", "set", "hs256", "hooks", "-a", "shop", stdin=value)
+    listed = json.loads(await cli.ok("secrets", "keys", "list", "--json", "-a", "shop"))
+    assert [(key["name"], key["type"]) for key in listed] == [("hooks", "hs256"), ("releases", "nacl_sign")]
+    await cli.ok("secrets", "keys", "delete", "hooks", "--yes", "-a", "shop")
+    assert len(json.loads(await cli.ok("secrets", "keys", "list", "--json", "-a", "shop"))) == 1
