@@ -56,6 +56,8 @@ pub struct Start {
     pub statics: Option<Statics>,
     #[serde(default)]
     pub processes: Vec<GuestProcess>,
+    #[serde(default)]
+    pub api_socket: String,
 }
 
 /// Another process beside the app; see `wire/guest.py`.
@@ -127,8 +129,15 @@ impl fmt::Debug for Exec {
 pub enum GuestRequest {
     Start(Start),
     Exec(Exec),
-    Stop { signal: i32, grace_ms: u64 },
-    Signal { signal: i32 },
+    #[serde(rename = "take_calls")]
+    TakeCalls,
+    Stop {
+        signal: i32,
+        grace_ms: u64,
+    },
+    Signal {
+        signal: i32,
+    },
     Status,
 }
 
@@ -253,6 +262,7 @@ mod tests {
             files: vec![file.clone()],
             statics: Some(statics.clone()),
             processes: vec![process.clone()],
+            api_socket: "/.fly/api".into(),
         };
         assert_matches("GuestProcess", &serde_json::to_value(&process).unwrap());
         assert_matches("Statics", &serde_json::to_value(&statics).unwrap());
@@ -272,6 +282,7 @@ mod tests {
                 serde_json::from_value(json!({"type": "exec", "argv": ["ls"], "user": "u"})).unwrap(),
             ),
             ("Status", GuestRequest::Status),
+            ("TakeCalls", GuestRequest::TakeCalls),
         ] {
             let document = serde_json::to_value(&request).unwrap();
             assert_matches(name, &document);

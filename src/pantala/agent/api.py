@@ -57,6 +57,9 @@ class NodeApi:
 
     async def call(self, subject: str, payload: bytes) -> bytes:
         del subject
+        return await self.handle(payload)
+
+    async def handle(self, payload: bytes) -> bytes:
         try:
             request = _REQUEST.decode(payload)
         except msgspec.DecodeError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 import msgspec
 
 from pantala.agent.ports import ImageStore, Network
 from pantala.drivers.protocol import Driver
-from pantala.journal import Journal
+from pantala.journal import Journal, MachineRecord
 from pantala.kit.clock import Clock
 from pantala.kit.rows import RowSink
 from pantala.kit.sealing import Opener
@@ -63,6 +65,22 @@ class LogSink(Protocol):
     async def forget(self, machine_id: str, instance_id: str) -> None:
         """The runtime that was read is gone; positions of the next one begin anew."""
         ...
+
+
+class Callers(Protocol):
+    """Who answers what the processes of a machine ask of the platform (`agent/guest_api.py`)."""
+
+    async def serve(self, record: MachineRecord, calls: AsyncGenerator[socket.socket]) -> None:
+        """Until the calls end."""
+        ...
+
+
+class NoCallers:
+    """Before there is one, and where nothing calls: calls wait in the machine."""
+
+    async def serve(self, record: MachineRecord, calls: AsyncGenerator[socket.socket]) -> None:
+        del record
+        await calls.aclose()
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from pantala.agent import addresses, holds
-from pantala.agent.context import Context, ProxyLink
+from pantala.agent.context import Callers, Context, NoCallers, ProxyLink
 from pantala.agent.events import event
 from pantala.agent.keeper import Keeper, Outcome
 from pantala.agent.machine import MachineTask
@@ -71,6 +71,7 @@ class Host:
         self._creating = anyio.Lock()
         self._newest = newest
         self._fences: dict[str, int] = {}
+        self.callers: Callers = NoCallers()
         self._service_keys: set[str] = set()
         self._extra: tuple[Row, ...] = ()
 
@@ -127,7 +128,8 @@ class Host:
         return len(orphans | links)
 
     def _task(self, record: MachineRecord, last_event_id: str) -> MachineTask:
-        return MachineTask(self.context, Keeper(self.context, record, last_event_id), self._proxy, self._tasks)
+        keeper = Keeper(self.context, record, last_event_id)
+        return MachineTask(self.context, keeper, self._proxy, self._tasks, self.callers)
 
     async def _run(self, task: MachineTask) -> None:
         await task.run()

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from pantala.agent import adoption, destroying, starting, stopping, suspending, updating
-from pantala.agent.context import Context, ProxyLink
+from pantala.agent.context import Callers, Context, ProxyLink
 from pantala.agent.events import event
 from pantala.agent.keeper import Keeper
 from pantala.agent.work import WHEN_NUDGED, Work
@@ -28,12 +28,12 @@ log = structlog.get_logger()
 
 
 class MachineTask:
-    def __init__(self, context: Context, keeper: Keeper, proxy: ProxyLink, tasks: TaskGroup) -> None:
+    def __init__(self, context: Context, keeper: Keeper, proxy: ProxyLink, tasks: TaskGroup, callers: Callers) -> None:
         self.keeper = keeper
         keeper.accepted = self._accepted
         self._context = context
         self._nudged = anyio.Event()
-        self._work = Work(context, keeper, proxy, tasks, self.nudge)
+        self._work = Work(context, keeper, proxy, tasks, callers=callers, nudge=self.nudge)
         self._stuck_on = ""
 
     @property

@@ -22,6 +22,7 @@ from pantala.agent.doors import Doors
 from pantala.agent.feed import Feed
 from pantala.agent.fencing import Fencing
 from pantala.agent.governor import Governor, Subject
+from pantala.agent.guest_api import GuestApi
 from pantala.agent.host import Capacity, Host
 from pantala.agent.identity import ControlClient, Identity, Renewal
 from pantala.agent.idle import Idle
@@ -184,6 +185,8 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         zone=settings.zone,
         cpu=governor.shown,
     )
+    api = NodeApi(host, queries)
+    host.callers = GuestApi(api.handle, host.hold)
     sentence = await host.adopt()
     log.info("machines adopted", node=settings.node, summary=sentence)
     said = _node_row(settings, queries.node(), signer.verify_key)
@@ -208,7 +211,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     await tasks.start(replica.run)
     tasks.start_soon(trust.follow, replica)
     tasks.start_soon(_greet, bus, publisher, replica)
-    await bus.serve(f"pantala.node.{settings.node}.call", NodeApi(host, queries).call)
+    await bus.serve(f"pantala.node.{settings.node}.call", api.call)
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
     tasks.start_soon(Schedules(host, catch_up_s=settings.schedule_catch_up_s).run)

@@ -1,4 +1,4 @@
-"""Follows a running app: its end, its health, its words. One watch per machine, begun anew with each start."""
+"""Follows a running app: its end, health, words and calls. One watch per machine, begun anew with each start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from pantala.agent.body import Body
-from pantala.agent.context import Context
+from pantala.agent.context import Callers, Context
 from pantala.agent.events import event
 from pantala.agent.health import Health
 from pantala.agent.keeper import Keeper
@@ -21,12 +21,20 @@ class Watch:
     """`is_gone` is set once PID 1 is; `gone` is then what the driver knows of its end."""
 
     def __init__(
-        self, context: Context, keeper: Keeper, body: Body, tasks: TaskGroup, nudge: Callable[[], None]
+        self,
+        context: Context,
+        keeper: Keeper,
+        body: Body,
+        tasks: TaskGroup,
+        *,
+        callers: Callers,
+        nudge: Callable[[], None],
     ) -> None:
         self._context = context
         self._keeper = keeper
         self._body = body
         self._tasks = tasks
+        self._callers = callers
         self._nudge = nudge
         self._scope: anyio.CancelScope | None = None
         self._awake = anyio.CancelScope()
@@ -83,6 +91,8 @@ class Watch:
             async with anyio.create_task_group() as tasks:
                 health.start(tasks)
                 tasks.start_soon(self._listen)
+                record = self._keeper.record
+                await self._callers.serve(record, self._context.driver.calls(record.id))
 
     async def _listen(self) -> None:
         record = self._keeper.record

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from pantala.agent.body import Body
-from pantala.agent.context import Context, ProxyLink
+from pantala.agent.context import Callers, Context, ProxyLink
 from pantala.agent.keeper import Keeper
 from pantala.agent.watching import Watch
 from pantala.domain.machine import Verb
@@ -29,13 +29,20 @@ WHEN_NUDGED = math.inf
 
 class Work:
     def __init__(
-        self, context: Context, keeper: Keeper, proxy: ProxyLink, tasks: TaskGroup, nudge: Callable[[], None]
+        self,
+        context: Context,
+        keeper: Keeper,
+        proxy: ProxyLink,
+        tasks: TaskGroup,
+        *,
+        callers: Callers,
+        nudge: Callable[[], None],
     ) -> None:
         self.context = context
         self.keeper = keeper
         self.proxy = proxy
         self.body = Body(context, keeper.record.id)
-        self.watch = Watch(context, keeper, self.body, tasks, nudge)
+        self.watch = Watch(context, keeper, self.body, tasks, callers=callers, nudge=nudge)
         self.images: dict[str, UnpackedImage] = {}
         self.prepare_again_at = 0.0
         self._interruptible: anyio.CancelScope | None = None

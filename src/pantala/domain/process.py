@@ -10,7 +10,7 @@ import msgspec
 
 from pantala.domain.runtime import ImageConfig
 from pantala.errors import InvalidRequest
-from pantala.wire.guest import STATICS_PORT, GuestFile, GuestProcess, Start, StaticPath, Statics
+from pantala.wire.guest import API_SOCKET, STATICS_PORT, GuestFile, GuestProcess, Start, StaticPath, Statics
 from pantala.wire.machine import EnvFrom, ImageRef, Init, MachineConfig, Process, SecretRef
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -152,6 +152,7 @@ def start_message(image: ImageConfig, config: MachineConfig, identity: Identity,
         files=files(config, secrets),
         statics=statics(config),
         processes=beside(image, config, identity, secrets),
+        api_socket=API_SOCKET,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import anyio
@@ -10,10 +12,11 @@ import anyio.abc
 import msgspec
 
 from pantala.errors import DriverError
-from pantala.wire.guest import EXEC_OUTPUT_BYTES_MAX, GuestReply, GuestRequest
+from pantala.wire.guest import EXEC_OUTPUT_BYTES_MAX, GuestReply, GuestRequest, TakeCalls
 
 REPLY_BYTES_MAX = 64 * 1024 + 3 * EXEC_OUTPUT_BYTES_MAX  # two outputs in base64
 CALL_DEADLINE_S = 5.0
+_CALL_BYTES = 256
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(GuestReply).decode
@@ -48,7 +51,21 @@ async def _call(path: Path, request: GuestRequest) -> GuestReply:
     return _decode(line)
 
 
-async def _connect(path: Path) -> anyio.abc.ByteStream:
+async def take_calls(path: Path) -> AsyncGenerator[socket.socket]:
+    """Connections that processes of the machine make to the platform, until PID 1 is gone."""
+    try:
+        async with await _connect(path) as stream:
+            await stream.send(_encode(TakeCalls()) + b"\n")
+            while True:
+                # Never without room for descriptors: what comes with the answer's bytes would be lost.
+                _, descriptors = await stream.receive_fds(_CALL_BYTES, 1)
+                for descriptor in descriptors:
+                    yield socket.socket(fileno=descriptor)
+    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        return
+
+
+async def _connect(path: Path) -> anyio.abc.UNIXSocketStream:
     """By way of the folder's descriptor: a socket address holds 108 bytes, paths may be longer."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

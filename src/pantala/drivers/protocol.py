@@ -8,6 +8,8 @@ needs lives in the caller, so a killed agent leaves machines running and `inspec
 
 from __future__ import annotations
 
+import socket
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -117,6 +119,10 @@ class Driver(Protocol):
 
         Raises DriverError, with guest_fault when it cannot run, and when the machine ends before it.
         """
+        ...
+
+    def calls(self, machine_id: str) -> AsyncGenerator[socket.socket]:
+        """Connections to `/.fly/api` of a machine that runs, each from one of its processes; ends when PID 1 does."""
         ...
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:

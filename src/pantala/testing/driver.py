@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +60,8 @@ class ScriptedDriver:
         self.machines: dict[str, _Machine] = {}
         self.starts: dict[str, int] = {}
         self.executed: list[Exec] = []
+        self.callers: dict[str, list[socket.socket]] = {}
+        self._called = anyio.Event()
         self.answer = Executed(exit_code=0)
         self.resumes: dict[str, int] = {}
 
@@ -170,6 +174,21 @@ class ScriptedDriver:
         self._get(machine_id)
         self.executed.append(command)
         return self.answer
+
+    async def calls(self, machine_id: str) -> AsyncGenerator[socket.socket]:
+        waiting = self.callers[machine_id] = []
+        while True:
+            while not waiting:
+                self._called = anyio.Event()
+                await self._called.wait()
+            yield waiting.pop(0)
+
+    def call(self, machine_id: str) -> socket.socket:
+        """A process of the machine has connected: its end of the connection."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        self.callers[machine_id].append(theirs)
+        self._called.set()
+        return ours
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:
         if machine_id not in self.running():

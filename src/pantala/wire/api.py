@@ -187,6 +187,13 @@ class MemoryResponse(_Whole, frozen=True, kw_only=True):
     limit_mb: int
 
 
+class HoldRequest(_Body, frozen=True, kw_only=True):
+    """A machine asks, through its own socket only, not to be put to sleep for so long."""
+
+    seconds: float
+    reason: str = ""
+
+
 class SignalRequest(_Body, frozen=True, kw_only=True):
     """A name, with or without SIG, or (flyctl) a number."""
 

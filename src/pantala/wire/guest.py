@@ -26,6 +26,7 @@ import msgspec
 
 GUEST_PROTOCOL = 1
 STATICS_PORT = 4282
+API_SOCKET = "/.fly/api"
 RING_HEADER_BYTES = 4096
 RING_MAGIC = b"PNTLRING"
 RING_LINE_BYTES_MAX = 16 * 1024
@@ -120,7 +121,8 @@ class SSH(msgspec.Struct, frozen=True, kw_only=True):
 class Start(_Guest, tag="start", frozen=True, kw_only=True):
     """Run the app. `user`: name, uid, `user:group` or empty (root), looked up in the image's own /etc/passwd.
 
-    `argv[0]` is searched in the PATH of `env`. A missing `cwd` is made. Answered by `Started` or `Failed`.
+    `argv[0]` is searched in the PATH of `env`. A missing `cwd` is made.
+    Who connects to `api_socket` calls the platform. Answered by `Started` or `Failed`.
     """
 
     argv: list[str]
@@ -133,6 +135,7 @@ class Start(_Guest, tag="start", frozen=True, kw_only=True):
     processes: list[GuestProcess] = []
     containers: list[GuestContainer] = []
     ssh: SSH | None = None
+    api_socket: str = ""
 
 
 class Stop(_Guest, tag="stop", frozen=True, kw_only=True):
@@ -166,7 +169,12 @@ class Exec(_Guest, tag="exec", frozen=True, kw_only=True):
     output_bytes_max: int = EXEC_OUTPUT_BYTES_MAX
 
 
-GuestRequest = Start | Stop | Signal | Status | Exec
+class TakeCalls(_Guest, tag="take_calls", frozen=True, kw_only=True):
+    """From now on this connection is given what calls `api_socket` inside the machine: after `Ok` one byte with a
+    descriptor (SCM_RIGHTS) for each connection. While nobody takes them calls wait; the last to ask has them."""
+
+
+GuestRequest = Start | Stop | Signal | Status | Exec | TakeCalls
 
 
 class Started(_Guest, tag="started", frozen=True, kw_only=True):

@@ -4,6 +4,7 @@
 //! way: deadlines are kept here, output goes to the ring, the reason of the end to the exit record.
 
 mod app;
+mod calls;
 mod command;
 mod exec;
 mod lines;
@@ -16,6 +17,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, FromRawFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +26,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use pantala_wire::guest::{Exec, ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Statics};
+use pantala_wire::guest::{Exec, ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Start, Statics};
 
 use command::CannotRun;
 use lines::LineReader;
@@ -88,6 +90,7 @@ struct Init {
     app_env: BTreeMap<String, String>,
     app_cwd: String,
     runs: Vec<exec::Run>,
+    calls: calls::Calls,
     started_at_ms: u64,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -131,6 +134,7 @@ impl Init {
             app_env: BTreeMap::new(),
             app_cwd: String::new(),
             runs: Vec::new(),
+            calls: calls::Calls::default(),
             started_at_ms: unix_ms(),
             kill_at: None,
             stop_requested: false,
@@ -149,6 +153,7 @@ impl Init {
             self.pump();
             self.take_requests();
             self.finish_runs();
+            self.calls.hand_over(&self.peers);
             if self.kill_at.is_some_and(|at| Instant::now() >= at) {
                 self.kill_at = None;
                 kill_everything();
@@ -172,6 +177,7 @@ impl Init {
         );
         fds.extend(self.pipes.iter().map(|pipe| PollFd::new(pipe.fd(), PollFlags::POLLIN)));
         fds.extend(self.runs.iter().flat_map(exec::Run::poll_fds));
+        fds.extend(self.calls.poll_fd());
         let deadlines = self.runs.iter().map(exec::Run::wakes_at).chain(self.kill_at);
         match poll(&mut fds, poll_timeout(deadlines.min())) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
@@ -265,6 +271,10 @@ impl Init {
         for peer in &mut peers {
             for request in peer.receive() {
                 let reply = match request {
+                    Ok(GuestRequest::TakeCalls) => {
+                        self.calls.taker = peer.id;
+                        GuestReply::Ok
+                    }
                     Ok(GuestRequest::Exec(exec)) => match self.begin(&exec, peer.id) {
                         Ok(()) => continue, // answered by `finish_runs`
                         Err(reply) => reply,
@@ -300,8 +310,8 @@ impl Init {
 
     fn answer(&mut self, request: GuestRequest) -> GuestReply {
         match request {
-            GuestRequest::Exec(_) => GuestReply::Refused {
-                reason: "a command is begun by a connection that waits for it".to_owned(),
+            GuestRequest::Exec(_) | GuestRequest::TakeCalls => GuestReply::Refused {
+                reason: "only a connection that waits may ask for this".to_owned(),
             },
             GuestRequest::Status => GuestReply::Status {
                 protocol: GUEST_PROTOCOL,
@@ -311,7 +321,7 @@ impl Init {
             GuestRequest::Start(_) if self.phase() != Phase::Prepared => GuestReply::Refused {
                 reason: "the app was started before".to_owned(),
             },
-            GuestRequest::Start(start) => match app::start(&start) {
+            GuestRequest::Start(start) => match self.start(&start) {
                 Ok(running) => {
                     self.serve_statics(start.statics.as_ref());
                     let pid = running.first().map_or(0, |app| app.pid);
@@ -351,6 +361,17 @@ impl Init {
                 },
             },
         }
+    }
+
+    fn start(&mut self, start: &Start) -> Result<Vec<app::Running>, CannotRun> {
+        // Before the app, which may call at once.
+        if !start.api_socket.is_empty()
+            && let Err(error) = self.calls.listen(Path::new(&start.api_socket))
+        {
+            let line = format!("pantala-init: {} cannot be served: {error}", start.api_socket);
+            self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
+        }
+        app::start(start)
     }
 
     /// Without it the app is asked for everything, so its failure is only told.

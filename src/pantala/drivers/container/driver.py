@@ -12,7 +12,9 @@ import os
 import secrets
 import shutil
 import signal as signals
+import socket
 import subprocess
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -375,6 +377,10 @@ class ContainerDriver:
             if self._clock.monotonic() > deadline:
                 raise DriverError(f"a loop device of {disk} is still in use", retry=True)
             await self._clock.sleep(0.002)
+
+    async def calls(self, machine_id: str) -> AsyncGenerator[socket.socket]:
+        async for call in guest.take_calls(self._folder(machine_id).socket):
+            yield call
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:
         return await anyio.to_thread.run_sync(processes.read, self._cgroups.pids(machine_id))

@@ -7,6 +7,8 @@ the same world is the agent that adopts.
 from __future__ import annotations
 
 import base64
+import socket
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Literal
 
@@ -189,6 +191,12 @@ class FakeDriver:
             stderr_base64=_base64_lines(app.errors),
             timed_out=timed_out,
         )
+
+    async def calls(self, machine_id: str) -> AsyncGenerator[socket.socket]:
+        """Nothing of a fake machine calls."""
+        await self.wait(machine_id)
+        for call in ():
+            yield call
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:
         machine = self._world.machines.get(machine_id)
