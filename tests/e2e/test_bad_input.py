@@ -104,7 +104,7 @@ REFUSALS: dict[str, tuple[Command, tuple[str, ...]]] = {
     ),
     "memory of no size": (
         lambda image: ("machine", "run", image, "-a", APP, "--vm-memory", "100"),
-        ("config.guest.memory_mb: 100", "256"),
+        ("config.guest.memory_mb:", "100MiB", "256 to 2048"),
     ),
     "port out of range": (
         lambda image: ("machine", "run", image, "-a", APP, "-p", "99999:8080/http"),
