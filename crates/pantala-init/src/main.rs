@@ -4,12 +4,15 @@
 //! socket, a ring file and an exit record at descriptors 3, 4 and 5. `enclose` and `namespaces` (`host`) run on the
 //! host, called by `pantala.drivers.container` and `pantala.net`: they need calls that Python cannot make safely from
 //! a process with threads (unshare, setns, idmapped mounts). One program, so that both ends of the inherited
-//! descriptors always have the same version. `statics` is the file server beside an app, begun by PID 1.
+//! descriptors always have the same version. `statics` is the file server beside an app, `ssh` and `sftp` are for who logs in;
+//! all three are begun inside the machine, by PID 1.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod guest;
 mod host;
+mod sftp;
+mod ssh;
 mod statics;
 
 use std::process::ExitCode;
@@ -24,10 +27,13 @@ fn main() -> ExitCode {
         }
         Some("enclose") => host::report(host::enclose::run()),
         Some("statics") => statics::run(&arguments.collect::<Vec<_>>()),
+        Some("ssh") => ssh::run(),
+        Some("sftp") => sftp::run(),
         Some("namespaces") => host::report(host::namespaces::run()),
         Some(other) => {
             eprintln!(
-                "pantala-init: unknown command {other}; it is PID 1 without arguments, or: enclose, namespaces, statics"
+                "pantala-init: unknown command {other}; it is PID 1 without arguments, or: enclose, namespaces, sftp, ssh, \
+                 statics"
             );
             ExitCode::from(2)
         }

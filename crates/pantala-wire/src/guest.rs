@@ -58,6 +58,27 @@ pub struct Start {
     pub processes: Vec<GuestProcess>,
     #[serde(default)]
     pub api_socket: String,
+    #[serde(default)]
+    pub ssh: Option<Ssh>,
+}
+
+/// Who may log in; see `wire/guest.py`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ssh {
+    pub listen: String,
+    pub authorities: Vec<String>,
+    pub principals: Vec<String>,
+    pub host_key: String,
+}
+
+/// The host key is private.
+impl fmt::Debug for Ssh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ssh")
+            .field("listen", &self.listen)
+            .field("principals", &self.principals)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Another process beside the app; see `wire/guest.py`.
@@ -253,6 +274,12 @@ mod tests {
             user: "u".into(),
             cwd: "/".into(),
         };
+        let ssh = Ssh {
+            listen: "[::1]:22".into(),
+            authorities: vec!["ssh-ed25519 AAAA".into()],
+            principals: vec!["acme/web".into()],
+            host_key: "k".into(),
+        };
         let start = Start {
             argv: vec!["a".into()],
             env: BTreeMap::new(),
@@ -263,7 +290,9 @@ mod tests {
             statics: Some(statics.clone()),
             processes: vec![process.clone()],
             api_socket: "/.fly/api".into(),
+            ssh: Some(ssh.clone()),
         };
+        assert_matches("SSH", &serde_json::to_value(&ssh).unwrap());
         assert_matches("GuestProcess", &serde_json::to_value(&process).unwrap());
         assert_matches("Statics", &serde_json::to_value(&statics).unwrap());
         assert_matches("GuestFile", &serde_json::to_value(&file).unwrap());

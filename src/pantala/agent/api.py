@@ -17,6 +17,7 @@ from pantala.agent import leases
 from pantala.agent.host import Host
 from pantala.agent.keeper import Outcome
 from pantala.agent.queries import Queries
+from pantala.agent.streams import Streams
 from pantala.domain import guests, signals, suspend, validate
 from pantala.domain.machine import TERMINAL, State, Verb
 from pantala.errors import (
@@ -50,9 +51,10 @@ METADATA_VALUE_MAX = 4096
 class NodeApi:
     """`call` is the bus handler."""
 
-    def __init__(self, host: Host, queries: Queries) -> None:
+    def __init__(self, host: Host, queries: Queries, streams: Streams | None = None) -> None:
         self._host = host
         self._queries = queries
+        self._streams = streams or Streams(host)
         self._running: dict[str, anyio.Event] = {}
 
     async def call(self, subject: str, payload: bytes) -> bytes:
@@ -67,6 +69,8 @@ class NodeApi:
         try:
             if isinstance(request, node.MUTATIONS):
                 return await self._once(request)
+            if isinstance(request, node.STREAMS):
+                return encode(await self._streams.answer(request))
             return encode(await self._queries.answer(request))
         except PantalaError as error:
             return encode_error(error)

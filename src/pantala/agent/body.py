@@ -99,7 +99,9 @@ class Body:
             private_ip=record.ip6,
             memory_mb=guests.resolve(version.config).memory_mb,
         )
-        return process.start_message(image.config, version.config, identity, secrets)
+        message = process.start_message(image.config, version.config, identity, secrets)
+        doors = self._context.ssh
+        return message if doors is None else msgspec.structs.replace(message, ssh=doors.of(record))
 
     async def start(self, message: Start) -> None:
         async with self._deadline(self._context.pace.start_s, "starting the app"):

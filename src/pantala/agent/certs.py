@@ -19,6 +19,8 @@ from pantala.wire.feed import FeedRow
 log = structlog.get_logger()
 
 STREAM = "certs"
+KEPT = ("edge/", "ssh/")
+"""What agents keep to themselves."""
 
 
 class EdgeCertificates:
@@ -39,7 +41,7 @@ class EdgeCertificates:
         for row in rows:
             if row.stream != STREAM:
                 out.append(row)
-            elif not row.key.startswith("edge/") and (opened := self._opened(row)) is not None:
+            elif not row.key.startswith(KEPT) and (opened := self._opened(row)) is not None:
                 out.append(opened)
         return out
 

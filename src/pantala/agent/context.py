@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from pantala.agent.ports import ImageStore, Network
+from pantala.agent.ssh import SshDoors
 from pantala.drivers.protocol import Driver
 from pantala.journal import Journal, MachineRecord
 from pantala.kit.clock import Clock
@@ -111,7 +112,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """`node_key` opens what was sealed to this node. `nameserver` answers the machines' DNS questions."""
+    """`node_key` opens what was sealed to this node. `nameserver` answers the machines' DNS questions. `ssh` says how
+    one may log in to them; None: nobody may."""
 
     node: str
     region: str
@@ -126,3 +128,4 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     node_key: Opener
     pace: Pace = Pace()
     nameserver: str = "fdaa::3"
+    ssh: SshDoors | None = None

@@ -33,6 +33,8 @@ from pantala.agent.prober import SocketProber
 from pantala.agent.queries import Queries
 from pantala.agent.schedules import Schedules
 from pantala.agent.settings import AgentSettings
+from pantala.agent.ssh import SshDoors
+from pantala.agent.streams import Streams
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import Publisher, Replica, Trust, View
 from pantala.catalogue.store import CatalogueStore
@@ -139,6 +141,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         node_key=node_key,
         pace=Pace(drain_s=settings.drain_s),
         nameserver=settings.nameserver,
+        ssh=SshDoors(view, ensure_key(settings.state_dir / "keys" / "ssh")),
     )
 
     async def on_wake(machine_id: str, deadline_s: float) -> feed.WakeResult:
@@ -185,7 +188,9 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         zone=settings.zone,
         cpu=governor.shown,
     )
-    api = NodeApi(host, queries)
+    streams = Streams(host)
+    tasks.start_soon(streams.run)
+    api = NodeApi(host, queries, streams)
     host.callers = GuestApi(api.handle, host.hold)
     sentence = await host.adopt()
     log.info("machines adopted", node=settings.node, summary=sentence)

@@ -33,6 +33,7 @@ _TYPES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("certs", "cert"): feed.CertRow,
     ("certs", "ticket"): feed.TicketRow,
     ("certs", "edge"): catalogue.EdgeKeyRow,
+    ("certs", "ssh"): catalogue.SshRow,
 }
 _OF_NODES = frozenset({("routes", "m"), ("routes", "svc"), ("nodes", "node")})
 

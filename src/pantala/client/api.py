@@ -18,7 +18,7 @@ import msgspec
 from pantala import errors
 from pantala.kit.ids import ulid
 from pantala.kit.secret import Secret
-from pantala.wire import api, hosts
+from pantala.wire import api, hosts, ssh
 from pantala.wire.addresses import AllocateRequest, Assignment, Assignments
 from pantala.wire.certificates import (
     AddAcmeRequest,
@@ -121,6 +121,11 @@ class ApiClient:
     async def remove_host(self, host: str, *, force: bool = False) -> hosts.HostDeparture:
         params = {"force": "true"} if force else {}
         return await self._call("DELETE", f"/v1/hosts/{host}", hosts.HostDeparture, params=params)
+
+    # -- ssh ---------------------------------------------------------------------------------------------------------
+
+    async def ssh_certificate(self, app: str, request: ssh.CertificateRequest) -> ssh.Certificate:
+        return await self._call("POST", f"/v1/apps/{app}/ssh_certificates", ssh.Certificate, body=request)
 
     # -- machines ----------------------------------------------------------------------------------------------------
 

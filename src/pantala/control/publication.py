@@ -17,10 +17,12 @@ from sqlalchemy import Connection
 from pantala.control import edge_rows
 from pantala.control.context import Context
 from pantala.control.edge_keys import EdgeKeys
+from pantala.control.ssh_authority import SshAuthority
 from pantala.errors import PantalaError
 from pantala.kit.rows import Row, RowSink
 from pantala.store import addresses, apps, certificates, hostnames, hosts, replays
 from pantala.store.records import AnswerRecord, AppRecord, NodeRecord, ReplayRulesRecord
+from pantala.wire.catalogue import SshRow
 from pantala.wire.feed import AddressRow, AppRow, HostRow, MemberRow, OrgRow
 
 log = structlog.get_logger()
@@ -30,8 +32,9 @@ RETRY_S = 1.0
 
 
 class Publication:
-    def __init__(self, context: Context, sink: RowSink, edge_keys: EdgeKeys) -> None:
+    def __init__(self, context: Context, sink: RowSink, edge_keys: EdgeKeys, ssh: SshAuthority) -> None:
         self._context = context
+        self._ssh = ssh
         self._sink = sink
         self._edge_keys = edge_keys
         self._one_at_a_time = anyio.Lock()
@@ -120,6 +123,7 @@ class Publication:
     def _all_rows(self, connection: Connection) -> list[Row]:
         rows = [row for row in self._member_rows(connection) if row.value is not None]
         rows += self._platform_rows()
+        rows.append(Row("certs", "ssh/authorities", msgspec.to_builtins(SshRow(authorities=self._ssh.public_keys))))
         rows += [_row(f"org/{rules.org}", org_row(rules)) for rules in replays.list_rules(connection)]
         known = hostnames.list_hostnames(connection)
         names: dict[int, list[str]] = {}

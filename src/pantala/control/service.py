@@ -52,6 +52,8 @@ from pantala.control.replays import Replays
 from pantala.control.secret_keys import SecretKeys
 from pantala.control.secrets import Secrets
 from pantala.control.standbys import Standbys
+from pantala.control.ssh import Ssh
+from pantala.control.ssh_authority import SshAuthority
 from pantala.control.sweep import Sweep
 from pantala.control.ticket_keys import TicketKeys
 from pantala.control.token_checks import TokenChecks
@@ -95,7 +97,8 @@ class Control:
             state_dir / "ca", context.clock, domains=(settings.app_domain, settings.platform_domain)
         )
         edge_keys = EdgeKeys(context)
-        self.publication = Publication(context, sink, edge_keys)
+        ssh_authority = SshAuthority(state_dir / "ssh-ca")
+        self.publication = Publication(context, sink, edge_keys, ssh_authority)
         self.certificates = Certificates(context, self.authority, self.publication, edge_keys)
         self.ticket_keys = TicketKeys(context, self.publication, edge_keys)
         self.nodes = Nodes(context, sightings or NothingSeen())
@@ -140,6 +143,7 @@ class Control:
         self.operations = Operations(context, self.access, self.machines, self.projection)
         self.org_machines = OrgMachines(context, self.access, self.projection)
         self.placements = Placements(context, self.access, self.nodes)
+        self.ssh = Ssh(context, self.access, self.machines, ssh_authority)
         self.releases = Releases(context, self.access)
         self.logs = Logs(context, self.access)
         self.traces = Traces(context, self.access)

@@ -28,6 +28,7 @@ from pantala.server import openapi
 from pantala.server.endpoint import Call, Endpoint, Stream, decode_body
 from pantala.server.limits import RateLimits
 from pantala.server.routes import all_endpoints
+from pantala.server.routes.ssh import make_tunnel
 from pantala.wire.api import ErrorBody
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ def make_app(control: Control, limits: RateLimits) -> ASGIApp:
     app = Litestar(
         route_handlers=[
             *(_route(endpoint, control, limits) for endpoint in all_endpoints()),
+            make_tunnel(control, limits),
             _document("/openapi.json", openapi.document()),
         ],
         exception_handlers={HTTPException: _framework_error},

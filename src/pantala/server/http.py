@@ -13,6 +13,7 @@ from pantala.errors import InvalidRequest
 
 GRACE_S = 10
 BACKLOG = 1024
+WS_BYTES_MAX = 1024 * 1024
 
 
 class HttpServer(uvicorn.Server):
@@ -26,6 +27,8 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                ws="websockets-sansio",
+                ws_max_size=WS_BYTES_MAX,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )

@@ -87,6 +87,13 @@ class Holdings(msgspec.Struct, frozen=True, kw_only=True):
     owners: dict[str, tuple[int, int]]
 
 
+class SshRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Stream `certs`, key `ssh/authorities`, control's: the keys (OpenSSH) whose certificates machines believe. It
+    stays with agents, which tell their machines at start."""
+
+    authorities: list[str]
+
+
 class EdgeKeyRow(msgspec.Struct, frozen=True, kw_only=True):
     """Stream `certs`, key `edge/<node>`, control's: the edge key in use, sealed to that node's sealing key. It stays
     with agents; proxies get what it opens."""

@@ -109,8 +109,9 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SSH(msgspec.Struct, frozen=True, kw_only=True):
-    """Serve SSH at `listen` to whoever has a certificate that one of `authorities` (OpenSSH public keys) signed for one
-    of `principals`. `host_key` is an OpenSSH ed25519 private key."""
+    """Serve SSH at `listen` (`[ip]:port`) to whoever has a user certificate that one of `authorities` (OpenSSH public
+    keys) signed. `principals` are scopes: the certificate must name `<login>@<scope>` for one of them, where login is
+    the user that is logged in as. `host_key` is an OpenSSH ed25519 private key."""
 
     listen: str
     authorities: list[str]

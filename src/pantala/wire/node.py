@@ -244,6 +244,35 @@ class GetNode(_Request, tag="node", frozen=True, kw_only=True):
     pass
 
 
+class OpenSsh(_Request, tag="open_ssh", frozen=True, kw_only=True):
+    """A connection to the SSH port of a started machine, carried by the three calls below: one read and one write of a
+    stream at a time, so the slower side sets the pace. When nobody reads for a minute it is closed."""
+
+    machine_id: str
+
+
+class ReadStream(_Request, tag="read_stream", frozen=True, kw_only=True):
+    """Answers with what there is, after `wait_s` with nothing."""
+
+    stream_id: str
+    wait_s: float = 20.0
+
+
+class WriteStream(_Request, tag="write_stream", frozen=True, kw_only=True):
+    """`last`: nothing follows."""
+
+    stream_id: str
+    data: bytes = b""
+    last: bool = False
+
+
+class CloseStream(_Request, tag="close_stream", frozen=True, kw_only=True):
+    stream_id: str
+
+
+STREAM_BYTES_MAX = 128 * 1024
+"""Of one read or write."""
+
 NodeRequest = (
     CreateMachine
     | UpdateMachine
@@ -272,7 +301,12 @@ NodeRequest = (
     | ReadLogs
     | TraceRequest
     | GetNode
+    | OpenSsh
+    | ReadStream
+    | WriteStream
+    | CloseStream
 )
+STREAMS = (OpenSsh, ReadStream, WriteStream, CloseStream)
 MUTATIONS = (
     CreateMachine,
     UpdateMachine,
@@ -310,6 +344,17 @@ class NodeReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     result: Any = None
     error: NodeError | None = None
+
+
+class OpenedStream(msgspec.Struct, frozen=True, kw_only=True):
+    stream_id: str
+
+
+class StreamData(msgspec.Struct, frozen=True, kw_only=True):
+    """`ended`: the machine says no more."""
+
+    data: bytes
+    ended: bool = False
 
 
 class StartResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -351,6 +396,10 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 RESULTS: dict[type, Any] = {
+    OpenSsh: OpenedStream,
+    ReadStream: StreamData,
+    WriteStream: None,
+    CloseStream: None,
     CreateMachine: Machine,
     UpdateMachine: Machine,
     StartMachine: StartResult,

@@ -42,6 +42,7 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         catalogue.HeldRows,
         catalogue.Holdings,
         catalogue.EdgeKeyRow,
+        catalogue.SshRow,
     ),
     "hosts": (
         hosts.JoinRequest,

@@ -67,7 +67,7 @@ pub fn identify(user: &str) -> Result<Identity, CannotRun> {
 }
 
 /// A file of the image that PID 1 reads itself: what is no file, or endless, is as good as absent.
-fn table(path: &str) -> String {
+pub fn table(path: &str) -> String {
     let mut text = Vec::new();
     let opened = fs::OpenOptions::new()
         .read(true)
@@ -103,34 +103,8 @@ fn spawn(
 ) -> io::Result<Running> {
     let (out_read, out_write) = pipe()?;
     let (err_read, err_write) = pipe()?;
-    let path = CString::new(program.as_os_str().as_bytes())?;
-    let words = argv.iter().map(|word| CString::new(word.as_str()));
-    let words = words.collect::<Result<Vec<_>, _>>()?;
-    let mut env = env.clone();
-    env.entry("HOME".to_owned()).or_insert_with(|| identity.home.clone());
-    let env = env.iter().map(|(name, value)| CString::new(format!("{name}={value}")));
-    let env = env.collect::<Result<Vec<_>, _>>()?;
-    let mut command = Command::new(program);
-    command
-        .current_dir(cwd)
-        .stdin(stdin)
-        .stdout(out_write)
-        .stderr(err_write);
-    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    let groups: Vec<Gid> = identity.groups.iter().map(|&id| Gid::from_raw(id)).collect();
-    let become_the_app = move || {
-        // A session of its own: no terminal signal of ours reaches it. The group before the user: afterwards it
-        // would no longer be allowed.
-        setsid()?;
-        unblock_signals()?;
-        setgroups(&groups)?;
-        setgid(gid)?;
-        setuid(uid)?;
-        // Not by `Command`, which has a shell run what the kernel does not: a program of another processor, say.
-        match execve(&path, &words, &env)? {}
-    };
-    // SAFETY: runs in the forked child of a process with one thread, so that no lock is held, also not the allocator's.
-    unsafe { command.pre_exec(become_the_app) };
+    let mut command = command_for(program, argv, env, identity, cwd)?;
+    command.stdin(stdin).stdout(out_write).stderr(err_write);
     let child = command.spawn()?;
     // The write ends live in `command`; the pipes must end when the app ends.
     drop(command);
@@ -141,7 +115,49 @@ fn spawn(
     })
 }
 
-fn unblock_signals() -> nix::Result<()> {
+/// The program as that user, in a session of its own, whose terminal is its input if that is one.
+pub fn command_for(
+    program: &Path,
+    argv: &[String],
+    env: &BTreeMap<String, String>,
+    identity: &Identity,
+    cwd: &Path,
+) -> io::Result<Command> {
+    let path = CString::new(program.as_os_str().as_bytes())?;
+    let words = argv.iter().map(|word| CString::new(word.as_str()));
+    let words = words.collect::<Result<Vec<_>, _>>()?;
+    let mut env = env.clone();
+    env.entry("HOME".to_owned()).or_insert_with(|| identity.home.clone());
+    let env = env.iter().map(|(name, value)| CString::new(format!("{name}={value}")));
+    let env = env.collect::<Result<Vec<_>, _>>()?;
+    let mut command = Command::new(program);
+    command.current_dir(cwd);
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let groups: Vec<Gid> = identity.groups.iter().map(|&id| Gid::from_raw(id)).collect();
+    let become_the_app = move || {
+        // A session of its own: no terminal signal of ours reaches it. The group before the user: afterwards it
+        // would no longer be allowed.
+        setsid()?;
+        // SAFETY: asks about descriptor 0 and takes it; no memory of ours is involved.
+        unsafe {
+            if libc::isatty(0) == 1 && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        unblock_signals()?;
+        setgroups(&groups)?;
+        setgid(gid)?;
+        setuid(uid)?;
+        // Not by `Command`, which has a shell run what the kernel does not: a program of another processor, say.
+        match execve(&path, &words, &env)? {}
+    };
+    // SAFETY: runs in the forked child of a process with one thread, so that no lock is held, also not the allocator's
+    // (PID 1 and `ssh` have one).
+    unsafe { command.pre_exec(become_the_app) };
+    Ok(command)
+}
+
+pub fn unblock_signals() -> nix::Result<()> {
     let empty = nix::sys::signal::SigSet::empty();
     nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&empty), None)
 }

@@ -3,14 +3,15 @@
 //! `prepared` (blocked in `poll`, no process of the app) → `running` → `stopping` → exit. Nothing outside is needed on the
 //! way: deadlines are kept here, output goes to the ring, the reason of the end to the exit record.
 
-mod app;
+pub mod app;
 mod calls;
-mod command;
+pub mod command;
+mod door;
 mod exec;
 mod lines;
 mod peers;
 mod ring;
-mod users;
+pub mod users;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,9 +27,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use pantala_wire::guest::{Exec, ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Start, Statics};
+use pantala_wire::guest::{Exec, ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Ssh, Start, Statics};
 
 use command::CannotRun;
+use door::Door;
 use lines::LineReader;
 use peers::Peer;
 use ring::{Ring, Stream};
@@ -91,6 +93,8 @@ struct Init {
     app_cwd: String,
     runs: Vec<exec::Run>,
     calls: calls::Calls,
+    /// Where one may log in, once the app was started.
+    door: Option<Door>,
     started_at_ms: u64,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -135,6 +139,7 @@ impl Init {
             app_cwd: String::new(),
             runs: Vec::new(),
             calls: calls::Calls::default(),
+            door: None,
             started_at_ms: unix_ms(),
             kill_at: None,
             stop_requested: false,
@@ -154,6 +159,9 @@ impl Init {
             self.take_requests();
             self.finish_runs();
             self.calls.hand_over(&self.peers);
+            if let Some(door) = &mut self.door {
+                door.answer(&self.app_env);
+            }
             if self.kill_at.is_some_and(|at| Instant::now() >= at) {
                 self.kill_at = None;
                 kill_everything();
@@ -178,7 +186,14 @@ impl Init {
         fds.extend(self.pipes.iter().map(|pipe| PollFd::new(pipe.fd(), PollFlags::POLLIN)));
         fds.extend(self.runs.iter().flat_map(exec::Run::poll_fds));
         fds.extend(self.calls.poll_fd());
-        let deadlines = self.runs.iter().map(exec::Run::wakes_at).chain(self.kill_at);
+        fds.extend(self.door.iter().filter_map(Door::poll_fd));
+        let door_at = self.door.as_ref().and_then(Door::wakes_at);
+        let deadlines = self
+            .runs
+            .iter()
+            .map(exec::Run::wakes_at)
+            .chain(self.kill_at)
+            .chain(door_at);
         match poll(&mut fds, poll_timeout(deadlines.min())) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -216,6 +231,9 @@ impl Init {
     fn ended(&mut self, pid: i32, exit_code: i32, signal: i32) {
         if let Some(run) = self.runs.iter_mut().find(|run| run.pid == pid) {
             run.ended(exit_code, signal);
+        }
+        if let Some(door) = &mut self.door {
+            door.ended(pid, exit_code);
         }
         if !self.running.contains(&pid) {
             return;
@@ -371,7 +389,19 @@ impl Init {
             let line = format!("pantala-init: {} cannot be served: {error}", start.api_socket);
             self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
         }
+        self.open_door(start.ssh.clone());
         app::start(start)
+    }
+
+    /// An app that has the port itself keeps it; so that nobody can log in is only told.
+    fn open_door(&mut self, ssh: Option<Ssh>) {
+        match ssh.map(Door::open).transpose() {
+            Ok(door) => self.door = door,
+            Err(error) => {
+                let line = format!("pantala-init: nobody can log in by ssh: {error}");
+                self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
+            }
+        }
     }
 
     /// Without it the app is asked for everything, so its failure is only told.

@@ -15,6 +15,7 @@ from pantala.server.routes import (
     platform,
     releases,
     secrets,
+    ssh,
     traces,
 )
 
@@ -33,4 +34,5 @@ def all_endpoints() -> list[Endpoint]:
         *hosts.ENDPOINTS,
         *platform.ENDPOINTS,
         *later.ENDPOINTS,
+        *ssh.ENDPOINTS,
     ]
