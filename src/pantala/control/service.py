@@ -51,9 +51,9 @@ from pantala.control.releases import Releases
 from pantala.control.replays import Replays
 from pantala.control.secret_keys import SecretKeys
 from pantala.control.secrets import Secrets
-from pantala.control.standbys import Standbys
 from pantala.control.ssh import Ssh
 from pantala.control.ssh_authority import SshAuthority
+from pantala.control.standbys import Standbys
 from pantala.control.sweep import Sweep
 from pantala.control.ticket_keys import TicketKeys
 from pantala.control.token_checks import TokenChecks
