@@ -1,16 +1,17 @@
 //! `pantala-init`: PID 1 of every machine, and on the host the few system calls that bring one there.
 //!
 //! Without arguments it is PID 1 (`guest`): started by the container runtime inside the machine's namespaces with a
-//! socket, a ring file and an exit record at descriptors 3, 4 and 5. `enclose` and `namespaces` (`host`) run on the
+//! socket, a ring file and an exit record at descriptors 3, 4 and 5. `enclose`, `furnish` and `namespaces` (`host`) run on the
 //! host, called by `pantala.drivers.container` and `pantala.net`: they need calls that Python cannot make safely from
 //! a process with threads (unshare, setns, idmapped mounts). One program, so that both ends of the inherited
-//! descriptors always have the same version. `statics` is the file server beside an app, `ssh` and `sftp` are for who logs in;
-//! all three are begun inside the machine, by PID 1.
+//! descriptors always have the same version. `statics` is the file server beside an app, `probe` the question of a health
+//! check, `ssh` and `sftp` are for who logs in; all are begun inside the machine, by PID 1.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod guest;
 mod host;
+mod probe;
 mod sftp;
 mod ssh;
 mod statics;
@@ -29,11 +30,13 @@ fn main() -> ExitCode {
         Some("statics") => statics::run(&arguments.collect::<Vec<_>>()),
         Some("ssh") => ssh::run(),
         Some("sftp") => sftp::run(),
+        Some("probe") => probe::run(&arguments.collect::<Vec<_>>()),
+        Some("furnish") => host::report(host::containers::furnish(&arguments.collect::<Vec<_>>())),
         Some("namespaces") => host::report(host::namespaces::run()),
         Some(other) => {
             eprintln!(
-                "pantala-init: unknown command {other}; it is PID 1 without arguments, or: enclose, namespaces, sftp, ssh, \
-                 statics"
+                "pantala-init: unknown command {other}; it is PID 1 without arguments, or: enclose, furnish, namespaces, \
+                 probe, sftp, ssh, statics"
             );
             ExitCode::from(2)
         }

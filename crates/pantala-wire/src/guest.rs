@@ -60,6 +60,8 @@ pub struct Start {
     pub api_socket: String,
     #[serde(default)]
     pub ssh: Option<Ssh>,
+    #[serde(default)]
+    pub containers: Vec<GuestContainer>,
 }
 
 /// Who may log in; see `wire/guest.py`.
@@ -90,6 +92,172 @@ pub struct GuestProcess {
     pub user: String,
     #[serde(default = "default_cwd")]
     pub cwd: String,
+}
+
+/// A program with a root of its own; see `wire/guest.py`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestContainer {
+    pub name: String,
+    pub root: String,
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub user: String,
+    #[serde(default = "default_cwd")]
+    pub cwd: String,
+    #[serde(default)]
+    pub files: Vec<GuestFile>,
+    #[serde(default)]
+    pub depends_on: Vec<GuestDependency>,
+    #[serde(default)]
+    pub healthchecks: Vec<GuestHealthcheck>,
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    #[serde(default = "default_max_retries")]
+    pub max_retries: u32,
+    #[serde(default = "default_stop_signal")]
+    pub stop_signal: i32,
+    #[serde(default = "default_stop_grace_ms")]
+    pub stop_grace_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDependency {
+    pub name: String,
+    #[serde(default)]
+    pub condition: Condition,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    #[default]
+    Started,
+    Healthy,
+    ExitedSuccessfully,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    No,
+    #[default]
+    Always,
+    OnFailure,
+}
+
+/// One of `http_port`, `tcp_port`, `argv`; see `wire/guest.py`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestHealthcheck {
+    pub name: String,
+    #[serde(default = "default_kind")]
+    pub kind: String,
+    #[serde(default = "default_interval_ms")]
+    pub interval_ms: u64,
+    #[serde(default = "default_check_timeout_ms")]
+    pub timeout_ms: u64,
+    #[serde(default)]
+    pub grace_ms: u64,
+    #[serde(default = "default_success_threshold")]
+    pub success_threshold: u32,
+    #[serde(default = "default_failure_threshold")]
+    pub failure_threshold: u32,
+    #[serde(default)]
+    pub stops: bool,
+    #[serde(default)]
+    pub http_port: u16,
+    #[serde(default = "default_http_method")]
+    pub http_method: String,
+    #[serde(default = "default_cwd")]
+    pub http_path: String,
+    #[serde(default)]
+    pub http_headers: Vec<(String, String)>,
+    #[serde(default)]
+    pub tcp_port: u16,
+    #[serde(default)]
+    pub argv: Vec<String>,
+}
+
+fn default_max_retries() -> u32 {
+    10
+}
+
+fn default_stop_signal() -> i32 {
+    2
+}
+
+fn default_stop_grace_ms() -> u64 {
+    5_000
+}
+
+fn default_kind() -> String {
+    "readiness".to_owned()
+}
+
+fn default_interval_ms() -> u64 {
+    10_000
+}
+
+fn default_check_timeout_ms() -> u64 {
+    5_000
+}
+
+fn default_success_threshold() -> u32 {
+    1
+}
+
+fn default_failure_threshold() -> u32 {
+    3
+}
+
+fn default_http_method() -> String {
+    "GET".to_owned()
+}
+
+/// How a container is; see `wire/guest.py`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerState {
+    pub name: String,
+    pub state: ContainerPhase,
+    #[serde(default)]
+    pub health: ContainerHealth,
+    #[serde(default)]
+    pub pid: i32,
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    #[serde(default)]
+    pub restarts: u32,
+    #[serde(default)]
+    pub checks: Vec<CheckState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerPhase {
+    Pending,
+    Started,
+    Stopping,
+    Restarting,
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerHealth {
+    #[default]
+    None,
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckState {
+    pub name: String,
+    pub kind: String,
+    pub passing: bool,
+    #[serde(default)]
+    pub output: String,
 }
 
 fn default_cwd() -> String {
@@ -189,6 +357,8 @@ pub enum GuestReply {
         phase: Phase,
         #[serde(default)]
         pid: i32,
+        #[serde(default)]
+        containers: Vec<ContainerState>,
     },
     Executed(Executed),
 }
@@ -280,6 +450,13 @@ mod tests {
             principals: vec!["acme/web".into()],
             host_key: "k".into(),
         };
+        let container: GuestContainer = serde_json::from_value(json!({
+            "name": "web", "root": "/r", "argv": ["a"], "env": {},
+            "depends_on": [{"name": "db", "condition": "exited_successfully"}],
+            "healthchecks": [{"name": "up", "tcp_port": 1}],
+            "restart": "on-failure",
+        }))
+        .unwrap();
         let start = Start {
             argv: vec!["a".into()],
             env: BTreeMap::new(),
@@ -291,8 +468,18 @@ mod tests {
             processes: vec![process.clone()],
             api_socket: "/.fly/api".into(),
             ssh: Some(ssh.clone()),
+            containers: vec![container.clone()],
         };
         assert_matches("SSH", &serde_json::to_value(&ssh).unwrap());
+        assert_matches("GuestContainer", &serde_json::to_value(&container).unwrap());
+        assert_matches(
+            "GuestDependency",
+            &serde_json::to_value(&container.depends_on[0]).unwrap(),
+        );
+        assert_matches(
+            "GuestHealthcheck",
+            &serde_json::to_value(&container.healthchecks[0]).unwrap(),
+        );
         assert_matches("GuestProcess", &serde_json::to_value(&process).unwrap());
         assert_matches("Statics", &serde_json::to_value(&statics).unwrap());
         assert_matches("GuestFile", &serde_json::to_value(&file).unwrap());
@@ -321,6 +508,11 @@ mod tests {
 
     #[test]
     fn replies_match_the_schema() {
+        let check = json!({"name": "up", "kind": "readiness", "passing": true});
+        let state: ContainerState =
+            serde_json::from_value(json!({"name": "web", "state": "pending", "checks": [check]})).unwrap();
+        assert_matches("ContainerState", &serde_json::to_value(&state).unwrap());
+        assert_matches("CheckState", &serde_json::to_value(&state.checks[0]).unwrap());
         for (name, reply) in [
             ("Started", GuestReply::Started { pid: 2 }),
             ("Failed", GuestReply::Failed { reason: "r".into() }),
@@ -332,6 +524,7 @@ mod tests {
                     protocol: 1,
                     phase: Phase::Running,
                     pid: 2,
+                    containers: vec![state.clone()],
                 },
             ),
         ] {

@@ -13,12 +13,13 @@ import msgspec
 import structlog
 
 from pantala.agent.context import Context
-from pantala.domain import guests, process, signals
+from pantala.domain import containers, guests, process, signals
 from pantala.domain.runtime import NetworkPlan, UnpackedImage
 from pantala.drivers.protocol import PrepareSpec, Runtime
 from pantala.errors import DriverError, InvalidRequest, PantalaError, TransientError
 from pantala.journal import MachineRecord, Version
 from pantala.wire.guest import Start
+from pantala.wire.machine import ImageRef
 
 log = structlog.get_logger()
 
@@ -42,13 +43,18 @@ class Body:
             raise TransientError(f"{doing} did not end within {seconds:g} s")
 
     async def pull(self, version: Version) -> UnpackedImage:
-        """The version's image on this host. Raises what `ImageStore.ensure` raises."""
-        token = ""
-        if version.pull_token:
-            token = self._context.node_key.open(version.pull_token).decode()
+        """The version's images on this host. Raises what `ImageStore.ensure` raises."""
         async with self._deadline(self._context.pace.image_s, f"pulling {process.image_name(version.image)}"):
-            return await self._context.images.ensure(version.image, pull_token=token)
+            image = await self._ensure(version.image, version.pull_token)
+            others = {
+                name: await self._ensure(other.image, other.pull_token) for name, other in version.other_images.items()
+            }
+            return msgspec.structs.replace(image, others=others) if others else image
         raise AssertionError("unreachable")
+
+    async def _ensure(self, image: ImageRef, sealed_token: str) -> UnpackedImage:
+        token = self._context.node_key.open(sealed_token).decode() if sealed_token else ""
+        return await self._context.images.ensure(image, pull_token=token)
 
     async def prepare(self, record: MachineRecord, image: UnpackedImage) -> None:
         """PID 1 is there, blocked; whatever was there before is gone."""
@@ -72,6 +78,8 @@ class Body:
                     resolv_conf=process.resolv_conf(
                         context.nameserver, list((config.dns.searches if config.dns else None) or [])
                     ),
+                    containers=containers.roots(config, image),
+                    volumes=containers.volumes(config, image, guests.resolve(config).memory_mb),
                 )
             )
 
@@ -99,7 +107,7 @@ class Body:
             private_ip=record.ip6,
             memory_mb=guests.resolve(version.config).memory_mb,
         )
-        message = process.start_message(image.config, version.config, identity, secrets)
+        message = containers.start_message(image, version.config, identity, secrets)
         doors = self._context.ssh
         return message if doors is None else msgspec.structs.replace(message, ssh=doors.of(record))
 
@@ -120,7 +128,7 @@ class Body:
         stop = record.version.config.stop_config
         asked = record.desired
         signal = signals.stop_signal(stop, asked.signal, image.config.stop_signal if image else "")
-        grace_s = signals.stop_timeout_s(stop, asked.timeout_s)
+        grace_s = signals.stop_timeout_s(stop, asked.timeout_s or containers.stop_timeout_s(record.version.config))
         try:
             await self._context.driver.stop(self._id, signal=signal, grace_s=grace_s)
         except DriverError as error:

@@ -18,6 +18,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from pantala.agent.contained import Contained, Tell
 from pantala.agent.context import Context
 from pantala.agent.view import moment
 from pantala.domain.answers import asked_ports
@@ -63,7 +64,7 @@ class _Probe:
 class Health:
     """`changed` is awaited after each change of a flag, `became_ready` once its ports accept and its checks pass, after
     those who wait were told; `answered` gets a sentence when a new version has answered over HTTP, `explain` one about
-    a wrong address."""
+    a wrong address, `tell` what containers did."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Health:
         became_ready: Callable[[int], Awaitable[None]],
         answered: Callable[[str], Awaitable[None]],
         explain: Callable[[str], Awaitable[None]],
+        tell: Tell,
     ) -> None:
         self._context = context
         self._record = record
@@ -81,6 +83,7 @@ class Health:
         self._became_ready = became_ready
         self._answered = answered
         self._explain = explain
+        self.contained = Contained(context, record, changed=changed, tell=tell)
         self._services = record.version.config.services or []
         self._accepts = [False] * len(self._services)
         self._probes = _probes(record, self._now_ms())
@@ -117,7 +120,7 @@ class Health:
         return out
 
     def statuses(self) -> list[CheckStatus]:
-        return [probe.status() for probe in self._probes]
+        return [*(probe.status() for probe in self._probes), *self.contained.checks()]
 
     def start(self, tasks: TaskGroup) -> None:
         for index, _ in enumerate(self._services):
@@ -125,6 +128,8 @@ class Health:
                 tasks.start_soon(self._guarded, partial(self._until_it_accepts, index))
         for probe in self._probes:
             tasks.start_soon(self._guarded, partial(self._check_for_ever, probe))
+        if self.contained.are_there:
+            tasks.start_soon(self._guarded, self.contained.watch)
         if self._services:
             tasks.start_soon(self._guarded, self._explain_silence)
         if self._to_ask:

@@ -234,14 +234,21 @@ class Host:
 
     def new_version(self, request: CreateMachine | UpdateMachine, now_ms: int) -> Version:
         """What a request asks to run; its pull token only as this node can open it."""
+
+        def sealed(token: str) -> str:
+            return seal(self.context.node_key.public_key, token.encode()) if token else ""
+
+        others = {
+            name: msgspec.structs.replace(other, pull_token=sealed(other.pull_token))
+            for name, other in request.other_images.items()
+        }
         return Version(
             instance_id=ulid(now_ms),
             config=validate.normalized(request.config),
             image=request.image,
             created_at_ms=now_ms,
-            pull_token=seal(self.context.node_key.public_key, request.pull_token.encode())
-            if request.pull_token
-            else "",
+            pull_token=sealed(request.pull_token),
+            other_images=others,
             min_secrets_version=request.min_secrets_version,
         )
 

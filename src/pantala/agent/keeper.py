@@ -15,12 +15,13 @@ from pantala.agent.context import Context
 from pantala.agent.events import event
 from pantala.agent.health import Health
 from pantala.agent.outcomes import can_start_at_once
+from pantala.domain import containers
 from pantala.domain.machine import TERMINAL, Ignored, Refused, State, Verb, judge, may_follow
 from pantala.errors import InternalError, PantalaError
 from pantala.journal import Change, Desired, MachineRecord, Step, Version
 from pantala.kit.clock import unix_ms
 from pantala.kit.rows import Row
-from pantala.wire.machine import CheckStatus, Event
+from pantala.wire.machine import CheckStatus, ContainerStatus, Event
 
 log = structlog.get_logger()
 
@@ -215,3 +216,13 @@ class Keeper:
     def checks(self) -> list[CheckStatus]:
         """Empty while it does not run but for configured checks, which are then critical."""
         return self.health.statuses() if self.health else []
+
+    def containers(self) -> list[ContainerStatus] | None:
+        """How they are; None of a machine that has none."""
+        given = self.record.version.config.containers
+        if not given:
+            return None
+        if self.health is not None and self.health.contained.states:
+            return containers.statuses(self.health.contained.states)
+        state = "pending" if self.record.state is State.STARTED else "stopped"
+        return [ContainerStatus(name=one.name, state=state) for one in given]

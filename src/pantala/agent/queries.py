@@ -19,7 +19,7 @@ from pantala.journal import MachineRecord
 from pantala.kit.clock import unix_ms
 from pantala.wire import node
 from pantala.wire.api import ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
-from pantala.wire.machine import CheckStatus, Event, Machine, MachineCPU
+from pantala.wire.machine import CheckStatus, ContainerStatus, Event, Machine, MachineCPU
 
 WAIT_S_MAX = 60.0
 EVENTS_SHOWN = 20
@@ -82,6 +82,7 @@ class Queries:
         nonce: str | None = None,
         events: list[Event] | None = None,
         checks: list[CheckStatus] | None = None,
+        containers: list[ContainerStatus] | None = None,
     ) -> Machine:
         lease = leases.current(record, unix_ms(self._host.context.clock.now()))
         return view.machine(
@@ -91,6 +92,7 @@ class Queries:
             isolation=self._host.context.driver.isolation,
             events=events or [],
             checks=checks or [],
+            containers=containers,
             nonce=nonce,
             cpu=self._cpu(record.id),
         )
@@ -98,7 +100,12 @@ class Queries:
     async def _machine(self, record: MachineRecord) -> Machine:
         events = await self._host.context.journal.events(record.id, EVENTS_SHOWN)
         task = self._host.machines.get(record.id)
-        return self.document(record, events=events, checks=task.keeper.checks() if task is not None else [])
+        return self.document(
+            record,
+            events=events,
+            checks=task.keeper.checks() if task is not None else [],
+            containers=task.keeper.containers() if task is not None else None,
+        )
 
     async def _list(self, request: node.ListMachines) -> list[Machine]:
         records = [task.record for task in self._host.machines.values()]

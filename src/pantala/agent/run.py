@@ -331,4 +331,5 @@ async def _tidy(settings: AgentSettings, stores: _Stores, host: Host, clock: Clo
 
 def _images_in_use(host: Host) -> set[str]:
     versions = [v for task in host.machines.values() for v in (task.record.version, task.record.next_version) if v]
-    return {version.image.digest for version in versions if version.image.digest}
+    images = [image for v in versions for image in (v.image, *(other.image for other in v.other_images.values()))]
+    return {image.digest for image in images if image.digest}

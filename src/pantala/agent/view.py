@@ -18,6 +18,7 @@ from pantala.wire.feed import MachineRow, ServiceRow
 from pantala.wire.machine import (
     CheckStatus,
     Concurrency,
+    ContainerStatus,
     Event,
     Hold,
     LeaseView,
@@ -47,6 +48,7 @@ def machine(
     nonce: str | None = None,
     cpu: MachineCPU | None = None,
     lease: LeaseView | None = None,
+    containers: list[ContainerStatus] | None = None,
 ) -> Machine:
     latest = record.latest
     return Machine(
@@ -72,6 +74,8 @@ def machine(
         schedule=_schedule(record),
         hold=Hold(until=moment(record.hold.until_ms), reason=record.hold.reason) if record.hold else None,
         lease=lease,
+        containers=containers,
+        other_images={name: other.image for name, other in latest.other_images.items()} or None,
     )
 
 

@@ -60,6 +60,7 @@ class Watch:
                 became_ready=self._tell_ready,
                 answered=self._tell_answered,
                 explain=self._explain_address,
+                tell=self._tell_contained,
             )
         self._tasks.start_soon(self._follow, self._scope, self._awake, self.is_gone, health)
 
@@ -119,6 +120,10 @@ class Watch:
             lambda r: replace(r, answered_instance=instance_id),
             events=(event("answer", "answered", "flyd", at_ms, reason=sentence),),
         )
+
+    async def _tell_contained(self, word: str, sentence: str) -> None:
+        at_ms = self._keeper.now_ms()
+        await self._keeper.change(lambda r: r, events=(event(word, "started", "flyd", at_ms, reason=sentence),))
 
     async def _explain_address(self, sentence: str) -> None:
         at_ms, record = self._keeper.now_ms(), self._keeper.record

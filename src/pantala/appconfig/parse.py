@@ -71,15 +71,21 @@ def split_command(text: str) -> list[str]:
     return shlex.split(text)
 
 
+CONTAINERS_BY_API = "is not offered in fly.toml; containers are part of a machine's config in the Machines API"
+
+
 def _accepted(root: Table, experimental: Table | None) -> None:
     """Keys that later work will use: known, so not warned about as typing errors."""
-    for key in ("console_command", "host_dedication_id", "machine_config", "container"):
+    for key in ("console_command", "host_dedication_id"):
         if root.string(key):
             root.document.warn(key, "not supported yet, kept but not used")
+    for table, key in ((root, "machine_config"), (root, "container"), (experimental, "machine_config")):
+        if table is not None and table.string(key):
+            table.error(key, CONTAINERS_BY_API)
     if root.tables("machine_checks"):
         root.document.warn("machine_checks", "not supported yet, kept but not used")
     if experimental:
-        for key in ("auto_rollback", "enable_consul", "enable_etcd", "lazy_load_images", "machine_config", "attached"):
+        for key in ("auto_rollback", "enable_consul", "enable_etcd", "lazy_load_images", "attached"):
             experimental.raw(key)
         for key in ("kill_timeout", "metrics_port", "metrics_path"):
             experimental.raw(key)

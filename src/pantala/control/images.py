@@ -5,20 +5,40 @@ Repositories of our registry are app names, so reading an image is reading its a
 
 from __future__ import annotations
 
+import msgspec
+
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
 from pantala.control.context import Context
 from pantala.control.ports import Registry
 from pantala.control.registry_tokens import RegistryTokens
+from pantala.domain import containers
 from pantala.errors import InvalidRequest, NotFound, TransientError
 from pantala.images.bootstrap import RECIPES
 from pantala.images.reference import DOCKER_HUB, parse
 from pantala.kit.secret import Secret
-from pantala.wire.machine import ImageRef
+from pantala.wire.machine import ImageRef, Machine, MachineConfig, OtherImage
 
 FIELD = "config.image"
 BASES = tuple(recipe.repository for recipe in RECIPES)
 """Repositories that anyone's build may read: the bases made where no registry is in reach."""
+
+
+class ResolvedImages(msgspec.Struct, frozen=True, kw_only=True):
+    """Each with the token with which a host may pull it."""
+
+    main: ImageRef
+    pull_token: str
+    others: dict[str, OtherImage]
+
+
+def _field_of(image: str, config: MachineConfig) -> str:
+    """Where a config names it first."""
+    for place, things in (("containers", config.containers or []), ("volumes", config.volumes or [])):
+        for index, thing in enumerate(things):
+            if thing.image == image:
+                return f"config.{place}[{index}].image"
+    return FIELD
 
 
 class Images:
@@ -28,27 +48,37 @@ class Images:
         self._registry = registry
         self._tokens = tokens
 
-    async def resolve(self, principal: Principal, image: str) -> tuple[ImageRef, str]:
-        """The image with its digest, and the token with which a host may pull it. Errors name `config.image`."""
+    async def resolve_all(self, principal: Principal, config: MachineConfig) -> ResolvedImages:
+        """The machine's image, and those of its containers and volumes by the config's names."""
+        field = FIELD if config.image or not config.containers else "config.containers[0].image"
+        main, pull_token = await self.resolve(principal, containers.main_image(config), field)
+        others: dict[str, OtherImage] = {}
+        for name in containers.other_images(config):
+            image, token = await self.resolve(principal, name, _field_of(name, config))
+            others[name] = OtherImage(image=image, pull_token=token)
+        return ResolvedImages(main=main, pull_token=pull_token, others=others)
+
+    async def resolve(self, principal: Principal, image: str, field: str = FIELD) -> tuple[ImageRef, str]:
+        """The image with its digest, and the token with which a host may pull it. Errors name `field`."""
         token = ""
         if repository := self.own_repository(image):
             if repository not in BASES:
                 try:
                     await self._access.app(principal, repository, Action.READ)
                 except NotFound as error:
-                    raise InvalidRequest(f"image not found: {image}", field=FIELD) from error
+                    raise InvalidRequest(f"image not found: {image}", field=field) from error
             token = self._tokens.issue(principal.email, repository, ("pull",))
         try:
             return await self._registry.resolve(image, token=token), token
         except NotFound as error:
-            raise InvalidRequest(f"image not found: {image}", field=FIELD, hint=error.hint) from error
+            raise InvalidRequest(f"image not found: {image}", field=field, hint=error.hint) from error
         except InvalidRequest as error:
-            raise InvalidRequest(error.message, field=FIELD, hint=error.hint) from error
+            raise InvalidRequest(error.message, field=field, hint=error.hint) from error
         except TransientError as error:
             if base := self._base_instead(image):
-                return await self.resolve(principal, base)
+                return await self.resolve(principal, base, field)
             raise TransientError(
-                f"{FIELD}: {error.message}",
+                f"{field}: {error.message}",
                 hint=f"the platform's own images begin with {self._context.settings.registry}/",
                 retry_after_s=error.retry_after_s,
             ) from error
@@ -58,6 +88,11 @@ class Images:
         if image.registry != self._context.settings.registry:
             return ""
         return self._tokens.issue("platform", image.repository, ("pull",))
+
+    def other_images(self, machine: Machine) -> dict[str, OtherImage]:
+        """Likewise for its containers and volumes."""
+        known = machine.other_images or {}
+        return {name: OtherImage(image=image, pull_token=self.pull_token(image)) for name, image in known.items()}
 
     def _base_instead(self, image: str) -> str | None:
         """Where a registry is not in reach: the same base as made from Debian packages, in our own registry."""

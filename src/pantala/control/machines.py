@@ -21,7 +21,7 @@ from pantala.control import documents, regions
 from pantala.control.access import Access
 from pantala.control.context import Context
 from pantala.control.documents import Document
-from pantala.control.images import Images
+from pantala.control.images import Images, ResolvedImages
 from pantala.control.nodes import Nodes
 from pantala.control.secrets import Secrets
 from pantala.domain import guests
@@ -32,7 +32,7 @@ from pantala.planner.placement import Ask, Candidate
 from pantala.store import machines, secrets
 from pantala.store.records import AppRecord, PlacementRecord
 from pantala.wire.api import LaunchMachineRequest
-from pantala.wire.machine import ImageRef, Machine
+from pantala.wire.machine import Machine
 from pantala.wire.node import AppRef, CreateMachine, DestroyMachine, GetMachine, SealedSecrets, UpdateMachine
 
 log = structlog.get_logger()
@@ -52,8 +52,7 @@ class _Launch(NamedTuple):
     app: AppRecord
     request: LaunchMachineRequest
     config: Document
-    image: ImageRef
-    pull_token: str
+    images: ResolvedImages
 
 
 class Machines:
@@ -75,8 +74,8 @@ class Machines:
         wanted = regions.expand(request.region, here=here, default=default)
         if request.name:
             await self._free_name(app, request.name)
-        image, pull_token = await self._images.resolve(principal, request.config.image or "")
-        launch = _Launch(principal, app, request, config, image, pull_token)
+        images = await self._images.resolve_all(principal, request.config)
+        launch = _Launch(principal, app, request, config, images)
         ask = await self._ask(app, request, wanted)
         full: DiskFull | None = None
         for attempt in range(1, NODES_TRIED_MAX + 1):
@@ -117,14 +116,15 @@ class Machines:
         ):
             if given and given != kept:
                 raise InvalidRequest(f"is {kept} and cannot be changed", field=field)
-        image, pull_token = await self._images.resolve(principal, request.config.image or "")
+        images = await self._images.resolve_all(principal, request.config)
         given = None if request.skip_secrets else await self._secrets.sealed_for(app.id, placement.node)
         call = UpdateMachine(
             request_id=f"update-{ids.ulid()}",
             machine_id=machine_id,
             config=request.config,
-            image=image,
-            pull_token=pull_token,
+            image=images.main,
+            pull_token=images.pull_token,
+            other_images=images.others,
             secrets=given,
             min_secrets_version=request.min_secrets_version or 0,
             skip_launch=request.skip_launch,
@@ -141,7 +141,7 @@ class Machines:
             raise CapacityError(
                 error.message if told else f"{NO_ROOM}: {error.message}", excluded=error.excluded, hint=error.hint
             ) from error
-        launch = _Launch(principal, app, request, config, image, pull_token)
+        launch = _Launch(principal, app, request, config, images)
         return await self._keep(launch, "machine.update", machine, given)
 
     async def destroy(self, principal: Principal, app_name: str, machine_id: str, *, force: bool, nonce: str) -> None:
@@ -203,8 +203,9 @@ class Machines:
             name=name,
             region=node.region,
             config=request.config,
-            image=launch.image,
-            pull_token=launch.pull_token,
+            image=launch.images.main,
+            pull_token=launch.images.pull_token,
+            other_images=launch.images.others,
             secrets=given,
             min_secrets_version=request.min_secrets_version or 0,
             skip_launch=request.skip_launch or bool(request.config.standbys),

@@ -254,6 +254,7 @@ class Moves:
             config=_config(machine),
             image=machine.image_ref,
             pull_token=self._images.pull_token(machine.image_ref),
+            other_images=self._images.other_images(machine),
             secrets=given,
             skip_launch=not move.launch,
             cordoned=machine.cordoned,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from pantala.domain.runtime import ImageConfig
 from pantala.errors import InvalidRequest
 from pantala.wire.guest import API_SOCKET, STATICS_PORT, GuestFile, GuestProcess, Start, StaticPath, Statics
-from pantala.wire.machine import EnvFrom, ImageRef, Init, MachineConfig, Process, SecretRef
+from pantala.wire.machine import Container, EnvFrom, File, ImageRef, Init, MachineConfig, Process, SecretRef
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -28,7 +28,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: int
 
 
-def argv(image: ImageConfig, init: Init | Process | None, field: str = "config.init") -> list[str]:
+def argv(image: ImageConfig, init: Init | Process | Container | None, field: str = "config.init") -> list[str]:
     """`exec` replaces everything; `entrypoint` also drops the image's command, as `docker run` does."""
     if init is not None and init.exec:
         return list(init.exec)
@@ -84,7 +84,7 @@ def beside(
         field = f"config.processes[{index}]"
         given = {} if process.ignore_app_secrets else secrets
         env = environment(image, config, identity, given) | (process.env or {})
-        env |= _named_secrets(process.secrets or [], secrets, field) | _fields(process.env_from or [], identity)
+        env |= named_secrets(process.secrets or [], secrets, field) | fields(process.env_from or [], identity)
         made.append(
             GuestProcess(
                 argv=argv(image, process, field), env=env, user=process.user or image.user, cwd=image.cwd or "/"
@@ -93,7 +93,7 @@ def beside(
     return made
 
 
-def _named_secrets(wanted: list[SecretRef], secrets: Mapping[str, str], field: str) -> dict[str, str]:
+def named_secrets(wanted: list[SecretRef], secrets: Mapping[str, str], field: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, one in enumerate(wanted):
         name = one.name or one.env_var
@@ -103,7 +103,7 @@ def _named_secrets(wanted: list[SecretRef], secrets: Mapping[str, str], field: s
     return found
 
 
-def _fields(wanted: list[EnvFrom], identity: Identity) -> dict[str, str]:
+def fields(wanted: list[EnvFrom], identity: Identity) -> dict[str, str]:
     known = {
         "id": identity.machine_id,
         "version": identity.instance_id,
@@ -115,11 +115,11 @@ def _fields(wanted: list[EnvFrom], identity: Identity) -> dict[str, str]:
     return {one.env_var: known[one.field_ref] for one in wanted}
 
 
-def files(config: MachineConfig, secrets: Mapping[str, str]) -> list[GuestFile]:
-    """Files of the config; a secret that holds one is base64 text."""
+def files(given: Sequence[File], secrets: Mapping[str, str], where: str) -> list[GuestFile]:
+    """Files of a config; a secret that holds one is base64 text."""
     out: list[GuestFile] = []
-    for index, item in enumerate(config.files or []):
-        field = f"config.files[{index}]"
+    for index, item in enumerate(given):
+        field = f"{where}[{index}]"
         content = item.raw_value
         if item.secret_name is not None:
             if item.secret_name not in secrets:
@@ -149,7 +149,7 @@ def start_message(image: ImageConfig, config: MachineConfig, identity: Identity,
         user=image.user,
         cwd=image.cwd or "/",
         hostname=hostname(config, identity.machine_id),
-        files=files(config, secrets),
+        files=files(config.files or [], secrets, "config.files"),
         statics=statics(config),
         processes=beside(image, config, identity, secrets),
         api_socket=API_SOCKET,

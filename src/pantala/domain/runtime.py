@@ -42,11 +42,32 @@ class ImageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class UnpackedImage(msgspec.Struct, frozen=True, kw_only=True):
-    """An image ready to be a root: `layers` are read-only directories, lowest first, owned by ids from 0 up."""
+    """An image ready to be a root: `layers` are read-only directories, lowest first, owned by ids from 0 up.
+
+    `others`: what else its machine needs, images of containers and volumes by the names that the config gives them.
+    """
 
     digest: str
     layers: tuple[Path, ...]
     config: ImageConfig
+    others: dict[str, UnpackedImage] = {}
+
+
+class ContainerRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's files: its image's layers under a layer of its own. `mounts`: name of a volume, path."""
+
+    name: str
+    layers: tuple[Path, ...]
+    mounts: tuple[tuple[str, str], ...] = ()
+
+
+class VolumeRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """What containers share: a directory on the machine's disk, in memory of at most `memory_mib`, or an image's
+    files, which nobody can change."""
+
+    name: str
+    memory_mib: int | None = None
+    layers: tuple[Path, ...] = ()
 
 
 class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,8 +10,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pantala.domain import guests, restart, schedule, signals
+from pantala.domain import guests, schedule
 from pantala.domain.durations import seconds
+from pantala.domain.validate_containers import check_containers
+from pantala.domain.validate_program import (
+    check_files,
+    check_own_variables,
+    check_restart,
+    check_stop,
+    check_variables,
+)
 from pantala.errors import InvalidRequest
 from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Process, Service, Static
 
@@ -21,8 +29,6 @@ PROXY_PROTO_WITH_HTTP = (
     "proxy_proto, or http for an app that reads the PROXY header itself"
 )
 CHECK_TYPES = ("tcp", "http")
-ENV_BYTES_MAX = 512 * 1024
-FILES_BYTES_MAX = 1024 * 1024
 SERVICES_MAX = 64
 STATICS_MAX = 10
 PROCESSES_MAX = 16
@@ -32,7 +38,7 @@ STANDBYS_MAX = 10
 
 def validate_config(config: MachineConfig) -> None:
     """Raises InvalidRequest for the first thing that is wrong."""
-    if not config.image:
+    if not config.image and not config.containers:
         raise InvalidRequest("an image is required", field="config.image")
     guests.resolve(config)
     if len(config.services or []) > SERVICES_MAX:
@@ -42,14 +48,15 @@ def validate_config(config: MachineConfig) -> None:
     for name, check in (config.checks or {}).items():
         _check(check, f"config.checks.{name}", port_required=True)
     _mounts(config.mounts or [])
-    _restart(config)
-    _stop(config)
-    _variables(config.env or {}, "config.env")
-    _files(config)
+    check_restart(config.restart, "config.restart")
+    check_stop(config.stop_config, "config.stop_config")
+    check_variables(config.env or {}, "config.env")
+    check_files(config.files, "config.files")
     _statics(config.statics or [])
     _schedule(config)
     _processes(config.processes or [])
-    for name in ("containers", "volumes", "cache_drive", "spot"):
+    check_containers(config)
+    for name in ("cache_drive", "spot"):
         if getattr(config, name):
             raise InvalidRequest("is not offered yet; leave it out", field=f"config.{name}")
     _standbys(config)
@@ -174,10 +181,7 @@ def _processes(processes: list[Process]) -> None:
     if len(processes) > PROCESSES_MAX:
         raise InvalidRequest(f"at most {PROCESSES_MAX} processes", field="config.processes")
     for index, process in enumerate(processes):
-        field = f"config.processes[{index}]"
-        _variables(process.env or {}, f"{field}.env")
-        _variables({one.env_var: "" for one in process.secrets or []}, f"{field}.secrets")
-        _variables({one.env_var: "" for one in process.env_from or []}, f"{field}.env_from")
+        check_own_variables(process.env, process.secrets, process.env_from, f"config.processes[{index}]")
 
 
 def _mounts(mounts: list[Mount]) -> None:
@@ -185,51 +189,6 @@ def _mounts(mounts: list[Mount]) -> None:
         raise InvalidRequest("a machine has at most one mount", field="config.mounts")
     if mounts:
         raise InvalidRequest("volumes are not offered yet; leave it out", field="config.mounts")
-
-
-def _restart(config: MachineConfig) -> None:
-    if config.restart is None:
-        return
-    policy = config.restart.policy
-    if policy not in (None, "", *restart.POLICIES):
-        raise InvalidRequest(f"{policy!r} is not one of {', '.join(restart.POLICIES)}", field="config.restart.policy")
-    if config.restart.max_retries is not None and config.restart.max_retries < 0:
-        raise InvalidRequest("cannot be negative", field="config.restart.max_retries")
-
-
-def _stop(config: MachineConfig) -> None:
-    if config.stop_config is None:
-        return
-    if config.stop_config.signal:
-        signals.number(config.stop_config.signal, field="config.stop_config.signal")
-    field = "config.stop_config.timeout"
-    if seconds(config.stop_config.timeout, field=field, default=5.0) > signals.TIMEOUT_MAX_S:
-        raise InvalidRequest(f"is above {signals.TIMEOUT_MAX_S:g}s", field=field)
-
-
-def _variables(env: dict[str, str], field: str) -> None:
-    total = 0
-    for name, value in env.items():
-        if not name or "=" in name or "\0" in name:
-            raise InvalidRequest(f"{name!r} is not a variable name", field=field)
-        if "\0" in value:
-            raise InvalidRequest("contains a NUL byte", field=f"{field}.{name}")
-        total += len(name) + len(value)
-    if total > ENV_BYTES_MAX:
-        raise InvalidRequest(f"{total} bytes; at most {ENV_BYTES_MAX}", field=field)
-
-
-def _files(config: MachineConfig) -> None:
-    total = 0
-    for index, item in enumerate(config.files or []):
-        field = f"config.files[{index}]"
-        if not item.guest_path.startswith("/") or ".." in item.guest_path.split("/"):
-            raise InvalidRequest(f"{item.guest_path!r} is not an absolute path", field=f"{field}.guest_path")
-        if (item.raw_value is None) == (item.secret_name is None):
-            raise InvalidRequest("give raw_value or secret_name", field=field)
-        total += len(item.raw_value or "")
-    if total > FILES_BYTES_MAX:
-        raise InvalidRequest(f"{total} bytes; at most {FILES_BYTES_MAX}", field="config.files")
 
 
 def _statics(statics: list[Static]) -> None:

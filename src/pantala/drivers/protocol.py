@@ -15,8 +15,16 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from pantala.domain.runtime import CPUUsage, Limits, NetworkHandle, ProcessInfo, UnpackedImage
-from pantala.wire.guest import Exec, Executed, ExitRecord, Start
+from pantala.domain.runtime import (
+    ContainerRoot,
+    CPUUsage,
+    Limits,
+    NetworkHandle,
+    ProcessInfo,
+    UnpackedImage,
+    VolumeRoot,
+)
+from pantala.wire.guest import ContainerState, Exec, Executed, ExitRecord, Start
 
 Phase = Literal["prepared", "running", "suspended", "exited"]
 
@@ -24,7 +32,8 @@ Phase = Literal["prepared", "running", "suspended", "exited"]
 class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything PID 1 needs but the app's secrets. `uid_base`: 65,536 ids from there are the machine's.
 
-    `hosts` and `resolv_conf` are the texts of the two files inside the machine.
+    `hosts` and `resolv_conf` are the texts of the two files inside the machine. With `containers` those run, each in a
+    root of its own at `domain.containers.ROOTS`, and `image` is only what PID 1 stands in.
     """
 
     machine_id: str
@@ -36,6 +45,8 @@ class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str
     hosts: str
     resolv_conf: str
+    containers: tuple[ContainerRoot, ...] = ()
+    volumes: tuple[VolumeRoot, ...] = ()
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +134,10 @@ class Driver(Protocol):
 
     def calls(self, machine_id: str) -> AsyncGenerator[socket.socket]:
         """Connections to `/.fly/api` of a machine that runs, each from one of its processes; ends when PID 1 does."""
+        ...
+
+    async def containers(self, machine_id: str) -> list[ContainerState]:
+        """How the containers of a running machine are; empty where it has none. Raises DriverError."""
         ...
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from pantala.domain.machine import State, Verb
-from pantala.wire.machine import ImageRef, MachineConfig
+from pantala.wire.machine import ImageRef, MachineConfig, OtherImage
 from pantala.wire.node import AppRef
 
 Goal = Literal["started", "stopped", "suspended", "destroyed", "migrated", "created", "rest"]
@@ -15,13 +15,15 @@ Source = Literal["user", "flyd", "proxy"]
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a machine: what it runs. `pull_token` is sealed to the node's own key."""
+    """One version of a machine: what it runs. `pull_token` is sealed to the node's own key, those of
+    `other_images` (containers' and volumes', by the config's names) too."""
 
     instance_id: str
     config: MachineConfig
     image: ImageRef
     created_at_ms: int
     pull_token: str = ""
+    other_images: dict[str, OtherImage] = {}
     min_secrets_version: int = 0
 
 

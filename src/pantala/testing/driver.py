@@ -15,7 +15,7 @@ import msgspec
 from pantala.domain.runtime import CPUUsage, ListenSocket, ProcessInfo
 from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
-from pantala.wire.guest import Exec, Executed, ExitRecord, Start
+from pantala.wire.guest import ContainerState, Exec, Executed, ExitRecord, Start
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared with and reported, never bound
 
@@ -62,6 +62,7 @@ class ScriptedDriver:
         self.executed: list[Exec] = []
         self.callers: dict[str, list[socket.socket]] = {}
         self._called = anyio.Event()
+        self.contained: dict[str, list[ContainerState]] = {}
         self.answer = Executed(exit_code=0)
         self.resumes: dict[str, int] = {}
 
@@ -189,6 +190,15 @@ class ScriptedDriver:
         self.callers[machine_id].append(theirs)
         self._called.set()
         return ours
+
+    async def containers(self, machine_id: str) -> list[ContainerState]:
+        await anyio.lowlevel.checkpoint()
+        if machine_id not in self.running():
+            return []
+        if machine_id in self.contained:
+            return self.contained[machine_id]
+        start = self.machines[machine_id].start
+        return [ContainerState(name=one.name, state="started") for one in (start.containers if start else [])]
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:
         if machine_id not in self.running():

@@ -84,7 +84,6 @@ class GuestHealthcheck(msgspec.Struct, frozen=True, kw_only=True):
     http_port: int = 0
     http_method: str = "GET"
     http_path: str = "/"
-    http_tls: bool = False
     http_headers: list[tuple[str, str]] = []
     tcp_port: int = 0
     argv: list[str] = []
@@ -108,6 +107,28 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     stop_grace_ms: int = 5_000
 
 
+class CheckState(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    kind: str
+    passing: bool
+    output: str = ""
+
+
+class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a container is. `pending`: what it depends on is not so yet; `stopped`: it is not started again.
+
+    `exit_code` is the last one; `restarts` counts since the machine's start. `health` of one without checks is `none`.
+    """
+
+    name: str
+    state: Literal["pending", "started", "stopping", "restarting", "stopped"]
+    health: Literal["none", "starting", "healthy", "unhealthy"] = "none"
+    pid: int = 0
+    exit_code: int | None = None
+    restarts: int = 0
+    checks: list[CheckState] = []
+
+
 class SSH(msgspec.Struct, frozen=True, kw_only=True):
     """Serve SSH at `listen` (`[ip]:port`) to whoever has a user certificate that one of `authorities` (OpenSSH public
     keys) signed. `principals` are scopes: the certificate must name `<login>@<scope>` for one of them, where login is
@@ -124,6 +145,7 @@ class Start(_Guest, tag="start", frozen=True, kw_only=True):
 
     `argv[0]` is searched in the PATH of `env`. A missing `cwd` is made.
     Who connects to `api_socket` calls the platform. Answered by `Started` or `Failed`.
+    With `containers` those run instead of `argv`, and `stop` ends them in reverse order, each by its own signal.
     """
 
     argv: list[str]
@@ -200,6 +222,7 @@ class StatusReply(_Guest, tag="status", frozen=True, kw_only=True):
     protocol: int
     phase: Literal["prepared", "running", "stopping", "exited"]
     pid: int = 0
+    containers: list[ContainerState] = []
 
 
 class Executed(_Guest, tag="executed", frozen=True, kw_only=True):

@@ -286,7 +286,7 @@ class RootFS(_Doc, frozen=True, kw_only=True):
 
 
 class MachineConfig(_Doc, frozen=True, kw_only=True):
-    """What a user submits and what a machine runs from."""
+    """What a user submits and what a machine runs from. With `containers` those run, and `image` may be left out."""
 
     image: str | None = None
     init: Init | None = None
@@ -397,9 +397,27 @@ class LeaseView(_Doc, frozen=True, kw_only=True):
     owner: str
 
 
+class ContainerStatus(_Doc, frozen=True, kw_only=True):
+    """`exit_code` is its last one. `health` is left out where there are no health checks."""
+
+    name: str
+    state: Literal["pending", "started", "stopping", "restarting", "stopped"]
+    health: Literal["starting", "healthy", "unhealthy"] | None = None
+    exit_code: int | None = None
+    restarts: int = 0
+
+
+class OtherImage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image of a container or a volume was when the config was accepted; `pull_token` as for the machine's."""
+
+    image: ImageRef
+    pull_token: str = ""
+
+
 class Machine(_Doc, frozen=True, kw_only=True):
     """The API's answer for one machine. Times are RFC 3339 strings; `events` newest first. `lease` is shown to those
-    who ask for it (`include_leases`)."""
+    who ask for it (`include_leases`). `other_images`: what those of containers and volumes are, by the config's names.
+    """
 
     id: str
     name: str
@@ -420,6 +438,8 @@ class Machine(_Doc, frozen=True, kw_only=True):
     nonce: str | None = None
     node: str | None = None
     isolation: str | None = None
+    containers: list[ContainerStatus] | None = None
+    other_images: dict[str, ImageRef] | None = None
     cpu: MachineCPU | None = None
     schedule: ScheduleStatus | None = None
     hold: Hold | None = None

@@ -14,7 +14,7 @@ import msgspec
 
 from pantala.wire.api import Lease, LogLine, MachineVersion, ProcessStat, WaitResponse
 from pantala.wire.feed import TraceRecord
-from pantala.wire.machine import Event, ImageRef, Machine, MachineConfig
+from pantala.wire.machine import Event, ImageRef, Machine, MachineConfig, OtherImage
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", omit_defaults=True):
@@ -54,6 +54,7 @@ class CreateMachine(_Mutation, tag="create", frozen=True, kw_only=True):
     config: MachineConfig
     image: ImageRef
     pull_token: str = ""
+    other_images: dict[str, OtherImage] = {}
     secrets: SealedSecrets | None = None
     min_secrets_version: int = 0
     skip_launch: bool = False
@@ -68,6 +69,7 @@ class UpdateMachine(_Mutation, tag="update", frozen=True, kw_only=True):
     config: MachineConfig
     image: ImageRef
     pull_token: str = ""
+    other_images: dict[str, OtherImage] = {}
     secrets: SealedSecrets | None = None
     min_secrets_version: int = 0
     skip_launch: bool = False

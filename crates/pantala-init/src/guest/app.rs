@@ -30,31 +30,28 @@ pub struct Running {
 /// Run the app of `start` and what is to run beside it, the app first. Whatever cannot be done is a sentence for the
 /// owner of the image; what had begun by then ends with the machine.
 pub fn start(start: &Start) -> Result<Vec<Running>, CannotRun> {
-    let identity = identify(&start.user)?;
     take_hostname(&start.hostname);
-    make_cwd(folder(&start.cwd), &identity)?;
-    for file in &start.files {
-        write_file(file)?;
-    }
-    let mut running = vec![run(
-        &start.argv,
-        &start.env,
-        &identity,
-        folder(&start.cwd),
-        Stdio::null(),
-    )?];
+    let mut running = vec![begin(&start.argv, &start.env, &start.user, &start.cwd, &start.files)?];
     for process in &start.processes {
-        let identity = identify(&process.user)?;
-        make_cwd(folder(&process.cwd), &identity)?;
-        running.push(run(
-            &process.argv,
-            &process.env,
-            &identity,
-            folder(&process.cwd),
-            Stdio::null(),
-        )?);
+        running.push(begin(&process.argv, &process.env, &process.user, &process.cwd, &[])?);
     }
     Ok(running)
+}
+
+/// A program with its files, as its user, in its working directory.
+pub fn begin(
+    argv: &[String],
+    env: &BTreeMap<String, String>,
+    user: &str,
+    cwd: &str,
+    files: &[GuestFile],
+) -> Result<Running, CannotRun> {
+    let identity = identify(user)?;
+    make_cwd(folder(cwd), &identity)?;
+    for file in files {
+        write_file(file)?;
+    }
+    run(argv, env, &identity, folder(cwd), Stdio::null())
 }
 
 fn folder(cwd: &str) -> &Path {
@@ -177,7 +174,7 @@ pub fn input_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Where the runtime has set the name already (containers may not do it themselves) a refusal changes nothing.
-fn take_hostname(name: &str) {
+pub fn take_hostname(name: &str) {
     if !name.is_empty() {
         let _ = nix::unistd::sethostname(name);
     }

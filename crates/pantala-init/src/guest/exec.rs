@@ -126,8 +126,8 @@ impl Run {
         }
     }
 
-    /// The answer, once it ended and its output is there; ends it when its time is over.
-    pub fn answer(&mut self) -> Option<GuestReply> {
+    /// How it ended, once its output is there too; ends it when its time is over.
+    pub fn finished(&mut self) -> Option<Finished<'_>> {
         let now = Instant::now();
         let Some(end) = &self.end else {
             if now >= self.deadline && !self.timed_out {
@@ -140,15 +140,38 @@ impl Run {
         if now < end.answer_by && (self.stdout.pipe.is_some() || self.stderr.pipe.is_some()) {
             return None;
         }
-        Some(GuestReply::Executed(Executed {
+        Some(Finished {
             exit_code: end.exit_code,
             signal: end.signal,
-            stdout_base64: STANDARD.encode(&self.stdout.kept),
-            stderr_base64: STANDARD.encode(&self.stderr.kept),
+            stdout: &self.stdout.kept,
+            stderr: &self.stderr.kept,
             truncated: self.stdout.is_cut || self.stderr.is_cut,
             timed_out: self.timed_out,
-        }))
+        })
     }
+
+    pub fn answer(&mut self) -> Option<GuestReply> {
+        self.finished().map(|finished| {
+            GuestReply::Executed(Executed {
+                exit_code: finished.exit_code,
+                signal: finished.signal,
+                stdout_base64: STANDARD.encode(finished.stdout),
+                stderr_base64: STANDARD.encode(finished.stderr),
+                truncated: finished.truncated,
+                timed_out: finished.timed_out,
+            })
+        })
+    }
+}
+
+/// A command that ended, with what it wrote.
+pub struct Finished<'a> {
+    pub exit_code: i32,
+    pub signal: i32,
+    pub stdout: &'a [u8],
+    pub stderr: &'a [u8],
+    pub truncated: bool,
+    pub timed_out: bool,
 }
 
 impl Input {

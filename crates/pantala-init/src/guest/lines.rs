@@ -15,6 +15,8 @@ const TURN_BYTES: usize = 64 * 1024;
 pub struct LineReader {
     pipe: File,
     stream: Stream,
+    /// Begins every line: whose output it is.
+    prefix: Vec<u8>,
     partial: Vec<u8>,
 }
 
@@ -24,8 +26,16 @@ impl LineReader {
         LineReader {
             pipe: File::from(pipe),
             stream,
+            prefix: Vec::new(),
             partial: Vec::new(),
         }
+    }
+
+    /// Each of its lines says the container's name.
+    pub fn named(mut self, container: &str) -> Self {
+        self.prefix = format!("{container} | ").into_bytes();
+        self.partial = self.prefix.clone();
+        self
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -55,9 +65,8 @@ impl LineReader {
 
     /// Write what is left of an unfinished line.
     pub fn flush(&mut self, ring: &mut Ring) {
-        if !self.partial.is_empty() {
-            ring.append(unix_ns(), self.stream, &self.partial);
-            self.partial.clear();
+        if self.partial.len() > self.prefix.len() {
+            self.append(ring);
         }
     }
 
@@ -77,9 +86,13 @@ impl LineReader {
             }
             self.partial.extend_from_slice(piece);
             if is_whole {
-                ring.append(unix_ns(), self.stream, &self.partial);
-                self.partial.clear();
+                self.append(ring);
             }
         }
+    }
+
+    fn append(&mut self, ring: &mut Ring) {
+        ring.append(unix_ns(), self.stream, &self.partial);
+        self.partial.truncate(self.prefix.len());
     }
 }

@@ -6,11 +6,14 @@
 pub mod app;
 mod calls;
 pub mod command;
+mod crew;
 mod door;
 mod exec;
+mod health;
 mod lines;
 mod peers;
 mod ring;
+mod roots;
 pub mod users;
 
 use std::collections::BTreeMap;
@@ -29,11 +32,13 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pantala_wire::guest::{Exec, ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Ssh, Start, Statics};
 
-use command::CannotRun;
+use command::{CODE_CANNOT_RUN, CannotRun};
+use crew::Crew;
 use door::Door;
 use lines::LineReader;
 use peers::Peer;
 use ring::{Ring, Stream};
+use roots::Entered;
 
 /// How long output of processes that outlive their SIGKILL is waited for.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -95,6 +100,8 @@ struct Init {
     calls: calls::Calls,
     /// Where one may log in, once the app was started.
     door: Option<Door>,
+    /// Instead of an app: containers.
+    crew: Option<Crew>,
     started_at_ms: u64,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -140,6 +147,7 @@ impl Init {
             runs: Vec::new(),
             calls: calls::Calls::default(),
             door: None,
+            crew: None,
             started_at_ms: unix_ms(),
             kill_at: None,
             stop_requested: false,
@@ -161,6 +169,10 @@ impl Init {
             self.calls.hand_over(&self.peers);
             if let Some(door) = &mut self.door {
                 door.answer(&self.app_env);
+            }
+            if let Some(crew) = &mut self.crew {
+                self.end = self.end.take().or(crew.turn(&mut self.ring));
+                self.pipes.append(&mut crew.take_pipes());
             }
             if self.kill_at.is_some_and(|at| Instant::now() >= at) {
                 self.kill_at = None;
@@ -188,12 +200,15 @@ impl Init {
         fds.extend(self.calls.poll_fd());
         fds.extend(self.door.iter().filter_map(Door::poll_fd));
         let door_at = self.door.as_ref().and_then(Door::wakes_at);
+        fds.extend(self.crew.iter().flat_map(Crew::poll_fds));
+        let crew_at = self.crew.as_ref().and_then(Crew::wakes_at);
         let deadlines = self
             .runs
             .iter()
             .map(exec::Run::wakes_at)
             .chain(self.kill_at)
-            .chain(door_at);
+            .chain(door_at)
+            .chain(crew_at);
         match poll(&mut fds, poll_timeout(deadlines.min())) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -205,7 +220,7 @@ impl Init {
             let number = i32::try_from(info.ssi_signo).unwrap_or(0);
             match Signal::try_from(number) {
                 Ok(Signal::SIGCHLD) | Err(_) => {}
-                Ok(_) if self.app_pid != 0 => self.running.iter().for_each(|&pid| send(pid, number)),
+                Ok(_) if self.app_pid != 0 => self.send_all(number),
                 Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => self.end_unstarted(),
                 Ok(_) => {}
             }
@@ -235,6 +250,13 @@ impl Init {
         if let Some(door) = &mut self.door {
             door.ended(pid, exit_code);
         }
+        let Init { crew, ring, .. } = self;
+        if crew
+            .as_mut()
+            .is_some_and(|crew| crew.ended(pid, exit_code, signal, ring))
+        {
+            return;
+        }
         if !self.running.contains(&pid) {
             return;
         }
@@ -258,8 +280,11 @@ impl Init {
     }
 
     fn pump(&mut self) {
-        let Init { pipes, ring, .. } = self;
+        let Init { pipes, ring, crew, .. } = self;
         pipes.retain_mut(|pipe| pipe.pump(ring));
+        if let Some(crew) = crew {
+            crew.pump();
+        }
         for run in &mut self.runs {
             run.pump();
         }
@@ -314,15 +339,23 @@ impl Init {
         if self.app_pid == 0 {
             return Err(refuse("the app was not started"));
         }
-        if !exec.container.is_empty() {
-            return Err(refuse("this machine has no containers"));
-        }
         if self.runs.len() >= RUNS_MAX {
             return Err(refuse(&format!("{RUNS_MAX} commands run already")));
         }
-        let run = exec::begin(exec, &self.app_env, &self.app_cwd, peer)
-            .map_err(|CannotRun { reason, .. }| GuestReply::Failed { reason })?;
-        self.runs.push(run);
+        let begun = match &self.crew {
+            None if exec.container.is_empty() => exec::begin(exec, &self.app_env, &self.app_cwd, peer),
+            None => return Err(refuse("this machine has no containers")),
+            Some(crew) => {
+                let Some(container) = crew.find(&exec.container) else {
+                    return Err(refuse(&format!("this machine has no container {:?}", exec.container)));
+                };
+                Entered::enter(&container.root)
+                    .map_err(|error| CannotRun::new(CODE_CANNOT_RUN, format!("its root cannot be entered: {error}")))
+                    .and_then(|_inside| exec::begin(exec, &container.env, &container.cwd, peer))
+            }
+        };
+        self.runs
+            .push(begun.map_err(|CannotRun { reason, .. }| GuestReply::Failed { reason })?);
         Ok(())
     }
 
@@ -335,25 +368,13 @@ impl Init {
                 protocol: GUEST_PROTOCOL,
                 phase: self.phase(),
                 pid: self.app_pid,
+                containers: self.crew.as_ref().map_or_else(Vec::new, Crew::states),
             },
             GuestRequest::Start(_) if self.phase() != Phase::Prepared => GuestReply::Refused {
                 reason: "the app was started before".to_owned(),
             },
-            GuestRequest::Start(start) => match self.start(&start) {
-                Ok(running) => {
-                    self.serve_statics(start.statics.as_ref());
-                    let pid = running.first().map_or(0, |app| app.pid);
-                    self.app_pid = pid;
-                    self.app_env = start.env;
-                    self.app_cwd = start.cwd;
-                    self.started_at_ms = unix_ms();
-                    for process in running {
-                        self.running.push(process.pid);
-                        self.pipes.push(LineReader::new(process.stdout, Stream::Stdout));
-                        self.pipes.push(LineReader::new(process.stderr, Stream::Stderr));
-                    }
-                    GuestReply::Started { pid }
-                }
+            GuestRequest::Start(start) => match self.bring_up(start) {
+                Ok(pid) => GuestReply::Started { pid },
                 Err(CannotRun { code, reason }) => {
                     self.ring
                         .append(unix_ns(), Stream::Stderr, format!("pantala-init: {reason}").as_bytes());
@@ -371,7 +392,10 @@ impl Init {
             },
             GuestRequest::Signal { signal } => match Signal::try_from(signal) {
                 Ok(_) => {
-                    send(self.app_pid, signal);
+                    match self.crew {
+                        Some(_) => self.send_all(signal),
+                        None => send(self.app_pid, signal),
+                    }
                     GuestReply::Ok
                 }
                 Err(_) => GuestReply::Refused {
@@ -381,7 +405,8 @@ impl Init {
         }
     }
 
-    fn start(&mut self, start: &Start) -> Result<Vec<app::Running>, CannotRun> {
+    /// The app and what is beside it, or containers; the pid of the first.
+    fn bring_up(&mut self, start: Start) -> Result<i32, CannotRun> {
         // Before the app, which may call at once.
         if !start.api_socket.is_empty()
             && let Err(error) = self.calls.listen(Path::new(&start.api_socket))
@@ -390,7 +415,32 @@ impl Init {
             self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
         }
         self.open_door(start.ssh.clone());
-        app::start(start)
+        if start.containers.is_empty() {
+            let running = app::start(&start)?;
+            self.app_pid = running.first().map_or(0, |app| app.pid);
+            for process in running {
+                self.running.push(process.pid);
+                self.pipes.push(LineReader::new(process.stdout, Stream::Stdout));
+                self.pipes.push(LineReader::new(process.stderr, Stream::Stderr));
+            }
+        } else {
+            app::take_hostname(&start.hostname);
+            self.app_pid = self.crew.insert(Crew::new(start.containers)).begin()?;
+        }
+        self.serve_statics(start.statics.as_ref());
+        self.app_env = start.env;
+        self.app_cwd = start.cwd;
+        self.started_at_ms = unix_ms();
+        Ok(self.app_pid)
+    }
+
+    fn send_all(&self, number: i32) {
+        let contained = self.crew.iter().flat_map(Crew::pids);
+        self.running
+            .iter()
+            .copied()
+            .chain(contained)
+            .for_each(|pid| send(pid, number));
     }
 
     /// An app that has the port itself keeps it; so that nobody can log in is only told.
@@ -422,7 +472,10 @@ impl Init {
         if self.app_pid == 0 {
             self.end_unstarted();
         } else {
-            self.running.iter().for_each(|&pid| send(pid, signal));
+            match &mut self.crew {
+                Some(crew) => crew.stop(), // each by its own signal
+                None => self.running.iter().for_each(|&pid| send(pid, signal)),
+            }
             let at = Instant::now() + Duration::from_millis(grace_ms);
             // A second stop may shorten the grace, never prolong it.
             self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));

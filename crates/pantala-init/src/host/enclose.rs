@@ -18,6 +18,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde::Deserialize;
 
+use super::containers::{self, ContainerPlan, VolumePlan};
 use super::{Doing, HostError, Result, loops, mounts, namespaces, plan};
 
 #[derive(Deserialize)]
@@ -52,10 +53,15 @@ struct Plan {
     config: serde_json::Value,
     /// Small files for the machine, by name below `enclosure/files`.
     files: Vec<(String, String)>,
+    #[serde(default)]
+    containers: Vec<ContainerPlan>,
+    #[serde(default)]
+    volumes: Vec<VolumePlan>,
 }
 
 pub fn run() -> Result<()> {
     let plan: Plan = plan()?;
+    containers::check_names(&plan.volumes, &plan.containers)?;
     for procs in &plan.cgroups {
         fs::write(procs, "0").doing(|| format!("join {}", procs.display()))?;
     }
@@ -93,6 +99,8 @@ fn record_pid(run: &OwnedFd, pid: i32) -> Result<()> {
 /// that their originals are in.
 struct Sources {
     layers: Vec<OwnedFd>,
+    volumes: Vec<Vec<OwnedFd>>,
+    containers: Vec<Vec<OwnedFd>>,
     disk: File,
     init: OwnedFd,
     netns: Option<File>,
@@ -113,11 +121,21 @@ impl Sources {
             mounts::restrict(&tree, userns).doing(|| format!("map the ids of {}", path.display()))?;
             Ok(tree)
         };
+        let image = |layers: &Vec<PathBuf>| -> Result<Vec<OwnedFd>> {
+            let mapped = layers.iter().map(|path| read_only(path, Some(userns.as_fd())));
+            mapped.collect()
+        };
         Ok(Sources {
-            layers: plan
-                .layers
+            layers: image(&plan.layers)?,
+            volumes: plan
+                .volumes
                 .iter()
-                .map(|path| read_only(path, Some(userns.as_fd())))
+                .map(|one| image(&one.layers))
+                .collect::<Result<_>>()?,
+            containers: plan
+                .containers
+                .iter()
+                .map(|one| image(&one.layers))
                 .collect::<Result<_>>()?,
             disk: OpenOptions::new()
                 .read(true)
@@ -203,36 +221,15 @@ fn build(plan: &Plan, sources: &Sources) -> Result<()> {
     }
     let owner = Some(plan.uid_base);
 
-    let mut lower = Vec::new();
-    for (index, layer) in sources.layers.iter().enumerate() {
-        let path = format!("lower/{index}");
-        folder(&path, 0o755)?;
-        mounts::attach(layer, Path::new(&path)).doing(|| format!("attach {path}"))?;
-        lower.insert(0, path);
-    }
-
     let (_device, node) =
         loops::attach(&sources.disk, Path::new("nodes")).doing(|| "attach a loop device".to_owned())?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     // Nothing on it outlives its machine: neither tables to be prepared nor barriers are worth their cost.
     let options = Some("noinit_itable,nobarrier,errors=continue");
     mount(Some(&node), "disk", Some("ext4"), flags, options).doing(|| "mount the writable layer".to_owned())?;
-    for path in ["disk/upper", "disk/work"] {
-        folder(path, 0o755)?;
-        chown(path, owner, owner).doing(|| format!("give {path} to the machine"))?;
-    }
-    let overlay = format!(
-        "lowerdir={},upperdir=disk/upper,workdir=disk/work,volatile,xino=off",
-        lower.join(":")
-    );
-    mount(
-        Some("overlay"),
-        "root",
-        Some("overlay"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-        Some(overlay.as_str()),
-    )
-    .doing(|| "mount the root filesystem".to_owned())?;
+    containers::writable(&sources.layers, "root", "disk", "lower", plan.uid_base)?;
+    let layers = (&sources.volumes[..], &sources.containers[..]);
+    containers::build(&plan.volumes, &plan.containers, layers, plan.uid_base)?;
 
     File::create("init").doing(|| "create init".to_owned())?;
     mounts::attach(&sources.init, Path::new("init")).doing(|| "attach init".to_owned())?;

@@ -3,6 +3,7 @@
 //! Called by Python with a JSON plan on stdin; success is exit code 0 and, where there is one, a JSON result on stdout;
 //! a failure is one sentence on stderr and exit code 1.
 
+pub mod containers;
 pub mod enclose;
 mod loops;
 mod mounts;

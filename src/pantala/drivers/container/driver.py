@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from pantala.domain.runtime import CPUUsage, ImageConfig, Limits, ProcessInfo, UnpackedImage
+from pantala.domain.runtime import ContainerRoot, CPUUsage, ImageConfig, Limits, ProcessInfo, UnpackedImage, VolumeRoot
 from pantala.drivers import guest, ring
 from pantala.drivers.container import processes
 from pantala.drivers.container import spec as oci
@@ -34,6 +34,7 @@ from pantala.errors import DriverError, PantalaError
 from pantala.kit.clock import Clock, SystemClock
 from pantala.kit.disk import disk_full, is_full
 from pantala.wire.guest import (
+    ContainerState,
     Exec,
     Executed,
     Failed,
@@ -69,6 +70,8 @@ class _Attempt(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str
     hosts: str
     resolv_conf: str
+    containers: tuple[ContainerRoot, ...] = ()
+    volumes: tuple[VolumeRoot, ...] = ()
 
 
 class ContainerDriver:
@@ -117,6 +120,8 @@ class ContainerDriver:
             hostname=spec.hostname,
             hosts=spec.hosts,
             resolv_conf=spec.resolv_conf,
+            containers=spec.containers,
+            volumes=spec.volumes,
         )
         return await self._prepare(attempt)
 
@@ -158,6 +163,7 @@ class ContainerDriver:
             joins_netns=attempt.netns is not None,
             joins_userns=attempt.userns is not None,
             cgroup_mount=self._cgroups.is_unified,
+            containers=attempt.containers,
         )
         return {
             "machine_id": attempt.machine_id,
@@ -181,6 +187,13 @@ class ContainerDriver:
                 ("hosts", attempt.hosts),
                 ("resolv.conf", attempt.resolv_conf),
                 ("hostname", f"{attempt.hostname}\n"),
+            ],
+            "containers": [
+                {"name": one.name, "layers": [str(layer) for layer in one.layers]} for one in attempt.containers
+            ],
+            "volumes": [
+                {"name": one.name, "memory_mib": one.memory_mib, "layers": [str(layer) for layer in one.layers]}
+                for one in attempt.volumes
             ],
         }
 
@@ -277,6 +290,13 @@ class ContainerDriver:
     def _thaw(self, machine_id: str) -> None:
         if (freezer := self._cgroups.freezer(machine_id)) is not None:
             freezer.thaw()
+
+    async def containers(self, machine_id: str) -> list[ContainerState]:
+        match await self._call(machine_id, Status()):
+            case StatusReply(containers=states):
+                return states
+            case reply:
+                raise DriverError(f"init answered a question with {type(reply).__name__}")
 
     async def _call(
         self, machine_id: str, request: GuestRequest, *, deadline_s: float = guest.CALL_DEADLINE_S

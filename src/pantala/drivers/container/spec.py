@@ -5,14 +5,21 @@ Paths of sources are below `ENCLOSURE`, where `pantala-init enclose` puts them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
+from pantala.domain.containers import ROOTS
+from pantala.domain.runtime import ContainerRoot
 from pantala.drivers.container import seccomp
+from pantala.wire.guest import API_SOCKET
 
 # Covered by a tmpfs in the mount namespace of the helper only; exists everywhere and anyone may pass through.
 ENCLOSURE = "/tmp"  # noqa: S108 - nothing is created in the host's /tmp
 INIT_IN_MACHINE = "/.pantala/init"
 IDS = 65_536
+API_FOLDER = str(PurePosixPath(API_SOCKET).parent)
+"""Where PID 1 makes its socket; containers see the same folder."""
 
 # What root of a machine may still do, inside its own user namespace: be root towards its own files, users, processes
 # and ports. Not there, compared with the common container default: MKNOD (devices cannot be made in a user namespace),
@@ -50,9 +57,18 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 
 def build(
-    *, machine_id: str, hostname: str, uid_base: int, joins_netns: bool, joins_userns: bool, cgroup_mount: bool
+    *,
+    machine_id: str,
+    hostname: str,
+    uid_base: int,
+    joins_netns: bool,
+    joins_userns: bool,
+    cgroup_mount: bool,
+    containers: Sequence[ContainerRoot] = (),
 ) -> dict[str, Any]:
-    """`joins_*`: the namespace is at `ENCLOSURE/ns/`, else the runtime makes it. `cgroup_mount`: version 2 only."""
+    """`joins_*`: the namespace is at `ENCLOSURE/ns/`, else the runtime makes it. `cgroup_mount`: version 2 only.
+    `containers`: further roots, at `ENCLOSURE/containers/`; each looks like the machine's own.
+    """
     user: dict[str, Any] = {"type": "user"}
     network: dict[str, Any] = {"type": "network"}
     if joins_userns:
@@ -61,6 +77,20 @@ def build(
         network["path"] = f"{ENCLOSURE}/ns/net"
     mapping = [{"containerID": 0, "hostID": uid_base, "size": IDS}]
     owns_network = joins_userns or not joins_netns
+    mounts = _mounts(owns_network=owns_network, cgroup_mount=cgroup_mount)
+    mounts.append(_mount(INIT_IN_MACHINE, "bind", f"{ENCLOSURE}/init", "bind", "ro", "nosuid", "nodev"))
+    roots = [f"{ROOTS}/{one.name}" for one in containers]
+    hooks: dict[str, Any] = {}
+    if containers:
+        # What is nested comes with what it is in.
+        paths = [mount["destination"] for mount in mounts if mount["destination"] != INIT_IN_MACHINE]
+        paths = [path for path in paths if not any(path.startswith(f"{other}/") for other in paths)]
+        words = ["pantala-init", "furnish", ENCLOSURE, *paths, API_FOLDER, "--"]
+        for one in containers:
+            words += [one.name, *(f"{volume}={path}" for volume, path in one.mounts)]
+        hooks = {"hooks": {"createContainer": [{"path": f"{ENCLOSURE}/init", "args": words}]}}
+    for one, root in zip(containers, roots, strict=True):
+        mounts.append(_mount(root, "bind", f"{ENCLOSURE}/containers/{one.name}", "bind", "rw", "nosuid", "nodev"))
     return {
         "ociVersion": "1.0.2",
         "hostname": hostname,
@@ -78,7 +108,8 @@ def build(
             "oomScoreAdj": 500,
             "capabilities": {name: list(CAPABILITIES) for name in ("bounding", "effective", "permitted")},
         },
-        "mounts": _mounts(owns_network=owns_network, cgroup_mount=cgroup_mount),
+        "mounts": mounts,
+        **hooks,
         "linux": {
             "namespaces": [
                 user,
@@ -87,36 +118,38 @@ def build(
             ],
             "uidMappings": mapping,
             "gidMappings": mapping,
-            "maskedPaths": list(MASKED_PATHS),
-            "readonlyPaths": list(READONLY_PATHS),
+            "maskedPaths": [root + path for root in ("", *roots) for path in MASKED_PATHS],
+            "readonlyPaths": [root + path for root in ("", *roots) for path in READONLY_PATHS],
             "seccomp": seccomp.profile(),
             "rootfsPropagation": "private",
         },
     }
 
 
-def _mounts(*, owns_network: bool, cgroup_mount: bool) -> list[dict[str, Any]]:
-    def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
-        return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
+
+def _mounts(*, owns_network: bool, cgroup_mount: bool) -> list[dict[str, Any]]:
+    """What the platform mounts in the machine's root, and so in its containers'."""
     quiet = ("nosuid", "noexec", "nodev")
     # sysfs shows the devices of a network namespace, so only its owner may mount it; otherwise the helper did.
     sys = (
-        mount("/sys", "sysfs", "sysfs", *quiet, "ro")
+        _mount("/sys", "sysfs", "sysfs", *quiet, "ro")
         if owns_network
-        else mount("/sys", "bind", f"{ENCLOSURE}/sys", "bind", *quiet, "ro")
+        else _mount("/sys", "bind", f"{ENCLOSURE}/sys", "bind", *quiet, "ro")
     )
+    terminals = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
     mounts = [
-        mount("/proc", "proc", "proc", *quiet),
-        mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "mode=755", "size=1m"),
-        mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-        mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108 - a path inside the machine
-        mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
+        _mount("/proc", "proc", "proc", *quiet),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "mode=755", "size=1m"),
+        _mount("/dev/pts", "devpts", "devpts", *terminals),
+        _mount("/dev/shm", "tmpfs", "shm", *quiet, "mode=1777", "size=64m"),  # noqa: S108 - a path inside the machine
+        _mount("/dev/mqueue", "mqueue", "mqueue", *quiet),
         sys,
     ]
     if cgroup_mount:
-        mounts.append(mount("/sys/fs/cgroup", "cgroup", "cgroup", *quiet, "relatime", "ro"))
+        mounts.append(_mount("/sys/fs/cgroup", "cgroup", "cgroup", *quiet, "relatime", "ro"))
     for name in ("hosts", "resolv.conf", "hostname"):
-        mounts.append(mount(f"/etc/{name}", "bind", f"{ENCLOSURE}/files/{name}", "bind", "rw", *quiet))
-    mounts.append(mount(INIT_IN_MACHINE, "bind", f"{ENCLOSURE}/init", "bind", "ro", "nosuid", "nodev"))
+        mounts.append(_mount(f"/etc/{name}", "bind", f"{ENCLOSURE}/files/{name}", "bind", "rw", *quiet))
     return mounts

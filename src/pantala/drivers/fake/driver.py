@@ -19,7 +19,7 @@ from pantala.drivers.fake.world import SIGKILL, Due, FakeApp, FakeMachine, FakeW
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
 from pantala.kit.clock import unix_ms
-from pantala.wire.guest import Exec, Executed, Start
+from pantala.wire.guest import ContainerState, Exec, Executed, Start
 
 LOGS_MAX = 1000
 # Signals whose default is not to end a process.
@@ -197,6 +197,13 @@ class FakeDriver:
         await self.wait(machine_id)
         for call in ():
             yield call
+
+    async def containers(self, machine_id: str) -> list[ContainerState]:
+        machine = self._get(machine_id)
+        runtime = self._world.runtime(machine)
+        if machine.start is None or runtime is None or runtime.phase != "running":
+            return []
+        return [ContainerState(name=one.name, state="started") for one in machine.start.containers]
 
     async def processes(self, machine_id: str) -> list[ProcessInfo]:
         machine = self._world.machines.get(machine_id)
