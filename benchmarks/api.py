@@ -71,6 +71,8 @@ class _Mix:
         dice = random.Random(2)
         for app in [*dice.sample(plan.local_apps(), 10), *dice.sample(self._typical, 10)]:
             answer = await self._client.ask("list", "GET", f"/v1/apps/{app}/machines")
+            if answer.code != 200:
+                raise AssertionError(f"{app} is not listed: {answer}")
             self._known += [(app, machine["id"]) for machine in msgspec.json.decode(answer.body)]
 
     async def ask(self, number: int, due: float) -> Answer:
@@ -165,9 +167,7 @@ def _latencies(answers: Sequence[Answer]) -> list[Figure]:
     return found
 
 
-def _costs(
-    cluster: Cluster, used: dict[str, float], n: int, idle: dict[str, float], settled_s: float
-) -> list[Figure]:
+def _costs(cluster: Cluster, used: dict[str, float], n: int, idle: dict[str, float], settled_s: float) -> list[Figure]:
     found = [
         figure("api.server_listens", cluster.started_s, "s", n=1, meaning="from its start until it answers"),
         figure("api.server_settled", settled_s, "s", n=1, meaning="until it has read the rows of all hosts"),

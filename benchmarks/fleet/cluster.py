@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.fleet import plan
+from pantala.host.bus import MAX_PAYLOAD
 from pantala.kit import binaries
 from pantala.testing.host_keys import HostKeys
 from pantala.testing.ports import free_port
@@ -45,7 +46,7 @@ def running(folder: Path) -> Generator[Cluster]:
             stack.callback(child.kill)
             return child
 
-        nats = spawn("bus", str(binaries.find("nats-server")), "-a", "127.0.0.1", "-p", str(bus_port))
+        nats = spawn("bus", str(binaries.find("nats-server")), "-c", str(_bus_settings(folder, bus_port)))
         made = _bootstrap(folder, setup, port)
         setup = msgspec.structs.replace(setup, control_key=made.verify_key)
         agent = spawn(
@@ -60,9 +61,13 @@ def running(folder: Path) -> Generator[Cluster]:
         server = spawn("server", sys.executable, "-m", "benchmarks.fleet.parts", str(folder / "server.json"))
         _listens(server, port, begun)
         pids = {"server": server.pid, "agent": agent.pid, "bus": nats.pid, "crowd": crowd.pid}
-        yield Cluster(
-            port=port, token=made.token, pids=pids, started_s=time.monotonic() - begun, folder=folder
-        )
+        yield Cluster(port=port, token=made.token, pids=pids, started_s=time.monotonic() - begun, folder=folder)
+
+
+def _bus_settings(folder: Path, port: int) -> Path:
+    path = folder / "nats.conf"
+    path.write_text(f'listen: "127.0.0.1:{port}"\nmax_payload: {MAX_PAYLOAD}\n')
+    return path
 
 
 def _bootstrap(folder: Path, setup: plan.Setup, port: int) -> Bootstrapped:

@@ -25,7 +25,8 @@ from pantala.kit.sealing import Signer
 from pantala.store import apps as statements
 from pantala.store.database import open_database
 from pantala.store.schema import apps, orgs, placements
-from pantala.testing.fake_agent import FakeAgent, image_digest
+from pantala.testing.fake_agent import FakeAgent
+from pantala.testing.fake_registry import image_digest
 from pantala.testing.platform import FakeSightings
 from pantala.wire import node as wire
 from pantala.wire.machine import Guest, ImageRef, Machine, MachineConfig
@@ -148,7 +149,7 @@ def _apps(connection: Connection, names: list[str], now_ms: int) -> dict[str, in
     for slug in dict.fromkeys(plan.org_of(name) for name in names):
         if slug not in known:
             made = connection.execute(insert(orgs).values(slug=slug, name=slug, created_at_ms=now_ms))
-            known[slug] = made.inserted_primary_key[0]
+            known[slug] = int((made.inserted_primary_key or (0,))[0])
     for name in names:
         org_id = known[plan.org_of(name)]
         network_id = statements.ensure_network(connection, org_id=org_id, name="default")

@@ -18,7 +18,7 @@ from pantala.server.compose import Parts, compose
 from pantala.server.main import serve
 from pantala.telemetry import configure
 from pantala.testing.driver import ScriptedDriver
-from pantala.testing.fake_agent import FakeRegistry
+from pantala.testing.fake_registry import FakeRegistry
 from pantala.testing.host import FakeImages, FakeNetwork
 from pantala.wire.server import ServerSettings
 

@@ -44,7 +44,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 def nodes() -> list[tuple[str, str]]:
     """Id and region of each host, the real one first."""
-    crowd = [(f"{REGIONS[i % len(REGIONS)]}-{i // len(REGIONS) + 1}", REGIONS[i % len(REGIONS)]) for i in range(HOSTS - 1)]
+    crowd = [
+        (f"{REGIONS[i % len(REGIONS)]}-{i // len(REGIONS) + 1}", REGIONS[i % len(REGIONS)]) for i in range(HOSTS - 1)
+    ]
     return [(REAL_NODE, REAL_REGION), *crowd]
 
 

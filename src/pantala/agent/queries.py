@@ -98,7 +98,9 @@ class Queries:
         )
 
     async def _machine(self, record: MachineRecord) -> Machine:
-        events = await self._host.context.journal.events(record.id, EVENTS_SHOWN)
+        return self._shown(record, await self._host.context.journal.events(record.id, EVENTS_SHOWN))
+
+    def _shown(self, record: MachineRecord, events: list[Event]) -> Machine:
         task = self._host.machines.get(record.id)
         return self.document(
             record,
@@ -108,12 +110,14 @@ class Queries:
         )
 
     async def _list(self, request: node.ListMachines) -> list[Machine]:
-        records = [task.record for task in self._host.machines.values()]
+        """Two turns of the journal however many machines: one for each of them would wait for every writer."""
+        app, journal = request.app, self._host.context.journal
+        wanted = [task.record for task in self._host.machines.values() if app is None or task.record.app.name == app]
         if request.include_deleted:
-            live = {record.id for record in records}
-            records += [record for record in await self._host.context.journal.destroyed() if record.id not in live]
-        wanted = [record for record in records if request.app is None or record.app.name == request.app]
-        return [await self._machine(record) for record in sorted(wanted, key=lambda record: record.created_at_ms)]
+            live = {record.id for record in wanted}
+            wanted += [record for record in await journal.destroyed(app) if record.id not in live]
+        events = await journal.events_of([record.id for record in wanted], EVENTS_SHOWN)
+        return [self._shown(record, events[record.id]) for record in sorted(wanted, key=lambda r: r.created_at_ms)]
 
     async def _wait(self, request: node.WaitMachine) -> WaitResponse:
         for state in request.states:

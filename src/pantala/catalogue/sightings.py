@@ -23,11 +23,15 @@ class Sightings:
         self._view = view
         self._replica = replica
         self._listeners: list[Callable[[str], None]] = []
+        self._nodes: dict[str, NodeRow | None] = {}
+        """As read from the view; each choice of a node looks at all of them."""
         view.listen(self._hear)
 
     def node(self, node_id: str) -> NodeRow | None:
-        value = self._view.get(STREAM, f"{PREFIX}{node_id}")
-        return None if value is None else msgspec.convert(value, NodeRow)
+        if node_id not in self._nodes:
+            value = self._view.get(STREAM, f"{PREFIX}{node_id}")
+            self._nodes[node_id] = None if value is None else msgspec.convert(value, NodeRow)
+        return self._nodes[node_id]
 
     def machine(self, machine_id: str) -> MachineRow | None:
         value = self._view.get("routes", f"m/{machine_id}")
@@ -44,5 +48,7 @@ class Sightings:
         del revision
         for row in rows:
             if row.stream == STREAM and row.key.startswith(PREFIX):
+                node_id = row.key.removeprefix(PREFIX)
+                self._nodes.pop(node_id, None)
                 for listener in self._listeners:
-                    listener(row.key.removeprefix(PREFIX))
+                    listener(node_id)

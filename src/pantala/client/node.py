@@ -6,12 +6,15 @@ work. `encode_error` and `decode_error` are the two ends of how an error crosses
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import msgspec
 
 from pantala import errors
-from pantala.errors import InternalError, NodeUnreachable, PantalaError
+from pantala.errors import InternalError, NodeUnreachable, PantalaError, RateLimited
 from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock, SystemClock
 from pantala.wire import node as wire
@@ -20,7 +23,12 @@ from pantala.wire.node import NodeError, NodeReply, NodeRequest
 CALL_TIMEOUT_S = 10.0
 ATTEMPTS_MAX = 3
 RETRY_AFTER_S = 0.1
+AT_ONCE_MAX, IN_LINE_MAX, IN_LINE_S = 16, 32, 1.0
+"""Calls that one node works on, and those in line behind them: a slow node holds up those who ask it, nobody else."""
+WAITS_AT_ONCE_MAX = 128
+"""Calls that wait for something to happen there. With the others fewer than a node takes (`kit/bus.py`)."""
 
+_WAITS = (wire.WaitMachine, wire.ExecMachine, wire.ReadLogs)
 _REPLY = msgspec.json.Decoder(NodeReply)
 
 
@@ -28,16 +36,70 @@ def subject(node: str) -> str:
     return f"pantala.node.{node}.call"
 
 
+class _Line:
+    """Who talks to one node. Nobody waits long: refused at once when many are in line, else after `IN_LINE_S`."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._limiter = anyio.CapacityLimiter(AT_ONCE_MAX)
+        self._waits = 0
+
+    @asynccontextmanager
+    async def turn(self, *, waits: bool) -> AsyncGenerator[None]:
+        """Raises RateLimited, also when the node might have answered a moment later; nothing was sent then."""
+        if waits:
+            if self._waits >= WAITS_AT_ONCE_MAX:
+                raise self._busy()
+            self._waits += 1
+            try:
+                yield
+            finally:
+                self._waits -= 1
+            return
+        turn = object()
+        if self._limiter.available_tokens > 0:
+            self._limiter.acquire_on_behalf_of_nowait(turn)
+        else:
+            if self._limiter.statistics().tasks_waiting >= IN_LINE_MAX:
+                raise self._busy()
+            with anyio.move_on_after(IN_LINE_S) as scope:
+                await self._limiter.acquire_on_behalf_of(turn)
+            if scope.cancelled_caught:
+                raise self._busy()
+        try:
+            yield
+        finally:
+            self._limiter.release_on_behalf_of(turn)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waits and not self._limiter.borrowed_tokens and not self._limiter.statistics().tasks_waiting
+
+    def _busy(self) -> RateLimited:
+        return RateLimited(f"the host {self._node} is busy with other requests; nothing was done", retry_after_s=1.0)
+
+
 class NodeClient:
     def __init__(self, bus: Bus, clock: Clock | None = None) -> None:
         self._bus = bus
         self._clock = clock or SystemClock()
+        self._lines: dict[str, _Line] = {}
 
     async def call(self, node: str, request: NodeRequest, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """The result, of the type that `wire.node.RESULTS` gives. Raises what the agent raised, or NodeUnreachable.
+        """The result, of the type that `wire.node.RESULTS` gives. Raises what the agent raised, NodeUnreachable, or
+        RateLimited when too many others ask the same node.
 
         NodeUnreachable after a mutation means *not known*: it may have been done.
         """
+        line = self._lines.setdefault(node, _Line(node))
+        try:
+            async with line.turn(waits=isinstance(request, _WAITS)):
+                return await self._call(node, request, timeout_s)
+        finally:
+            if line.is_idle and self._lines.get(node) is line:
+                del self._lines[node]
+
+    async def _call(self, node: str, request: NodeRequest, timeout_s: float) -> Any:
         payload = msgspec.json.encode(request)
         attempts = ATTEMPTS_MAX if isinstance(request, wire.MUTATIONS) else 1
         for attempt in range(1, attempts + 1):

@@ -80,7 +80,7 @@ class Machines:
         full: DiskFull | None = None
         for attempt in range(1, NODES_TRIED_MAX + 1):
             try:
-                node = (await self._nodes.fleet()).choose(ask)
+                node = await self._nodes.choose(ask)
             except CapacityError as error:
                 if full is not None:
                     raise full from error

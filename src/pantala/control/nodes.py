@@ -26,6 +26,9 @@ FRESH_S, FRESH_BEATS = 10.0, 3.0
 UNHEARD_S, UNHEARD_BEATS = 3.0, 1.25
 """After a start the rows kept from before count for this long, until nodes have had time to say something."""
 SQL_FRESH_S = 5.0
+ORGS_FRESH_S = 60.0
+"""Whose machines a node has is counted over all placements. What is placed here is added at once; what was destroyed
+leaves a node closed to other orgs for so long at most, unless a machine found no place."""
 SENT_KEPT_S = 10.0
 """A node whose figures did not change says nothing; what was sent to it counts no longer than this."""
 
@@ -54,6 +57,7 @@ class Nodes:
         self._unheard_s = max(UNHEARD_S, UNHEARD_BEATS * beat_s)
         self._started_at = self._now()
         self._read_at: float | None = None
+        self._orgs_read_at: float | None = None
         self._heard = anyio.Event()
         sightings.listen(self._hear)
 
@@ -64,6 +68,17 @@ class Nodes:
             await self._first_words()
         self._age()
         return self._fleet
+
+    async def choose(self, ask: Ask) -> Candidate:
+        """The best node for a machine. Raises CapacityError, then by placements that were counted lately."""
+        try:
+            return (await self.fleet()).choose(ask)
+        except CapacityError as error:
+            stale = self._orgs_read_at is not None and self._now() - self._orgs_read_at > SQL_FRESH_S
+            if not (error.excluded.get("isolation") and stale):
+                raise
+        self._read_at = self._orgs_read_at = None
+        return (await self.fleet()).choose(ask)
 
     @contextmanager
     def sent(self, node_id: str, ask: Ask) -> Generator[None]:
@@ -132,20 +147,27 @@ class Nodes:
         now = self._now()
         if self._read_at is not None and now - self._read_at < SQL_FRESH_S:
             return
+        orgs_read_at = self._orgs_read_at
+        count = not self._context.settings.shared_kernel and (orgs_read_at is None or now - orgs_read_at > ORGS_FRESH_S)
         self._read_at = now
-        shared = self._context.settings.shared_kernel
+        if count:
+            self._orgs_read_at = now
 
-        def load(connection: Connection) -> tuple[list[NodeRecord], dict[str, set[int]]]:
-            return hosts.list_nodes(connection), {} if shared else machines.orgs_by_node(connection)
+        def load(connection: Connection) -> tuple[list[NodeRecord], dict[str, set[int]] | None]:
+            return hosts.list_nodes(connection), machines.orgs_by_node(connection) if count else None
 
         try:
-            nodes, self._orgs = await self._context.db.read(load)
+            nodes, orgs = await self._context.db.read(load)
         except BaseException:
-            self._read_at = None
+            self._read_at, self._orgs_read_at = None, orgs_read_at
             raise
         before, self._members = self._members, {node.id: node for node in nodes}
+        had = self._orgs
+        self._orgs = had if orgs is None else orgs
         for node_id in before.keys() | self._members.keys():
-            self._put(node_id)
+            same = before.get(node_id) == self._members.get(node_id)
+            if not same or self._orgs.get(node_id) != had.get(node_id):
+                self._put(node_id)
 
     def _hear(self, node_id: str) -> None:
         """A node said what it has free now."""

@@ -7,7 +7,7 @@ savepoint of its own, so that a refused one does not take its neighbours along. 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,8 @@ from pantala.wire.machine import Event
 from pantala.wire.node import SealedSecrets
 
 T = TypeVar("T")
+_RECORD = msgspec.json.Decoder(MachineRecord)
+_EVENT = msgspec.json.Decoder(Event)
 
 EVENTS_KEPT = 200
 VERSIONS_KEPT = 50
@@ -160,19 +162,24 @@ class Journal:
 
         return await self._run(work)
 
-    async def destroyed(self, limit: int = 1000) -> list[MachineRecord]:
-        return await self._run(lambda c: [_record(row[0]) for row in c.execute(schema.DESTROYED_MACHINES, (limit,))])
+    async def destroyed(self, app: str | None = None, limit: int = 1000) -> list[MachineRecord]:
+        """Of one app, or of all; the newest, as long as they are kept."""
+        statement, given = (
+            (schema.DESTROYED_MACHINES, (limit,)) if app is None else (schema.DESTROYED_OF_APP, (app, limit))
+        )
+        return await self._run(lambda c: [_record(row[0]) for row in c.execute(statement, given)])
+
+    async def events_of(self, machine_ids: Sequence[str], limit: int = EVENTS_KEPT) -> dict[str, list[Event]]:
+        """Of each machine, newest first, in one turn."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, list[Event]]:
+            return {machine_id: _events(connection, machine_id, limit) for machine_id in machine_ids}
+
+        return await self._run(work)
 
     async def events(self, machine_id: str, limit: int = EVENTS_KEPT) -> list[Event]:
         """Newest first."""
-
-        def work(connection: sqlite3.Connection) -> list[Event]:
-            return [
-                msgspec.json.decode(row[0], type=Event)
-                for row in connection.execute(schema.EVENTS, (machine_id, limit))
-            ]
-
-        return await self._run(work)
+        return await self._run(lambda c: _events(c, machine_id, limit))
 
     async def versions(self, machine_id: str) -> list[Version]:
         """Newest first; of those that are kept."""
@@ -211,7 +218,11 @@ class Journal:
 
 
 def _record(doc: Any) -> MachineRecord:
-    return msgspec.json.decode(doc, type=MachineRecord)
+    return _RECORD.decode(doc)
+
+
+def _events(connection: sqlite3.Connection, machine_id: str, limit: int) -> list[Event]:
+    return [_EVENT.decode(row[0]) for row in connection.execute(schema.EVENTS, (machine_id, limit))]
 
 
 def _apply(connection: sqlite3.Connection, change: Change) -> None:

@@ -73,6 +73,9 @@ PUT_MACHINE = """
 LIVE_MACHINES = "SELECT doc FROM machines WHERE destroyed_at_ms = 0 ORDER BY id"
 GET_MACHINE = "SELECT doc FROM machines WHERE id = ?"
 DESTROYED_MACHINES = "SELECT doc FROM machines WHERE destroyed_at_ms > 0 ORDER BY destroyed_at_ms DESC LIMIT ?"
+DESTROYED_OF_APP = """
+    SELECT doc FROM machines WHERE app = ? AND destroyed_at_ms > 0 ORDER BY destroyed_at_ms DESC LIMIT ?
+"""
 FORGET_DESTROYED = "DELETE FROM machines WHERE destroyed_at_ms > 0 AND destroyed_at_ms < ?"
 FORGET_EVENTS = "DELETE FROM events WHERE machine NOT IN (SELECT id FROM machines)"
 

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from pantala.errors import InvalidRequest, NodeUnreachable
+from pantala.errors import InternalError, InvalidRequest, NodeUnreachable
 from pantala.kit.bus import HANDLERS_MAX, Handler
 from pantala.kit.nkeys import read_credentials
 
@@ -39,6 +39,8 @@ class NatsBus:
     async def publish(self, subject: str, payload: bytes) -> None:
         try:
             await self._client.publish(subject, payload)
+        except nats.errors.MaxPayloadError as error:
+            raise InternalError(f"{len(payload)} bytes for {subject} are more than the bus carries") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise NodeUnreachable(f"the bus took no message for {subject}") from error
 
@@ -49,6 +51,8 @@ class NatsBus:
             raise NodeUnreachable(f"nobody serves {subject}") from error
         except (TimeoutError, nats.errors.TimeoutError) as error:
             raise NodeUnreachable(f"no answer on {subject} within {timeout_s:g} s") from error
+        except nats.errors.MaxPayloadError as error:
+            raise InternalError(f"{len(payload)} bytes for {subject} are more than the bus carries") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise NodeUnreachable("the bus is not connected") from error
         return reply.data
@@ -63,8 +67,12 @@ class NatsBus:
                 except Exception:
                     log.exception("bus handler failed", subject=message.subject)
                     return
-                if answer is not None and message.reply:
+                if answer is None or not message.reply:
+                    return
+                try:
                     await self._client.publish(message.reply, answer)
+                except nats.errors.Error as error:  # who asked hears nothing, as when this process had ended
+                    log.warning("answer not sent", subject=message.subject, size=len(answer), error=str(error))
 
         async def receive(message: Msg) -> None:
             self._tasks.start_soon(handle, message)

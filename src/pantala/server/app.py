@@ -27,9 +27,11 @@ from pantala.kit import ids
 from pantala.server import openapi
 from pantala.server.endpoint import Call, Endpoint, Stream, decode_body
 from pantala.server.limits import RateLimits
+from pantala.server.overload import bounded
 from pantala.server.routes import all_endpoints
 from pantala.server.routes.ssh import make_tunnel
 from pantala.wire.api import ErrorBody
+from pantala.wire.server import AT_ONCE_MAX, WAITS_AT_ONCE_MAX
 
 log = structlog.get_logger()
 
@@ -39,7 +41,9 @@ NDJSON = "application/x-ndjson"
 MUTATING = ("POST", "PUT", "PATCH", "DELETE")
 
 
-def make_app(control: Control, limits: RateLimits) -> ASGIApp:
+def make_app(
+    control: Control, limits: RateLimits, *, at_once: int = AT_ONCE_MAX, waits: int = WAITS_AT_ONCE_MAX
+) -> ASGIApp:
     app = Litestar(
         route_handlers=[
             *(_route(endpoint, control, limits) for endpoint in all_endpoints()),
@@ -51,7 +55,8 @@ def make_app(control: Control, limits: RateLimits) -> ASGIApp:
         request_max_body_size=None,  # bounded below, for each kind of endpoint
         logging_config=None,
     )
-    return _observed(app, control.context.settings.default_region)  # outside, so that it sees refused routes too
+    # Outside, so that they see refused routes too.
+    return _observed(bounded(app, at_once=at_once, waits=waits), control.context.settings.default_region)
 
 
 def _route(endpoint: Endpoint, control: Control, limits: RateLimits) -> HTTPRouteHandler:

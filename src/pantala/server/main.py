@@ -36,9 +36,13 @@ from pantala.wire.server import ServerSettings
 
 log = structlog.get_logger()
 
+SWITCH_S = 0.0005
+"""A statement with many rows keeps a thread busy, and every step of every request waits so long for its turn."""
+
 
 async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncContextManager[Parts]] = compose) -> None:
     """Until a signal or a failure of any part. `join` is another composition in tests."""
+    sys.setswitchinterval(SWITCH_S)
     host, port = read_settings.address_of(settings.listen)
     clock = SystemClock()
     key = ClusterKey.load(read_settings.cluster_key_path(settings))
@@ -81,7 +85,16 @@ async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncConte
                         app_deletion=Bucket(settings.app_deletions_per_min_max / 60, settings.app_deletions_burst),
                     )
                     log.info("serving", listen=settings.listen, epoch=lease.epoch)
-                    server = HttpServer(make_app(control, limits), host, port)
+                    server = HttpServer(
+                        make_app(
+                            control,
+                            limits,
+                            at_once=settings.requests_at_once_max,
+                            waits=settings.waits_at_once_max,
+                        ),
+                        host,
+                        port,
+                    )
                     tasks.start_soon(_stop_on_signal, server)
                     await server.run_until_stopped()
                     tasks.cancel_scope.cancel()

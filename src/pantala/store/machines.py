@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 from pantala.errors import NameTaken
 from pantala.store.records import PlacementRecord, find, many
-from pantala.store.schema import apps, placements
+from pantala.store.schema import UNFINISHED, apps, placements
 
 
 def insert_placement(
@@ -66,7 +66,7 @@ def list_placements(connection: Connection, app_id: int, *, include_deleted: boo
 def list_unfinished(connection: Connection, *, boot: str) -> list[PlacementRecord]:
     """What a sweep must finish: machines being destroyed, and creations that no request of this process waits for."""
     abandoned = (placements.c.phase == "placing") & (placements.c.boot != boot)
-    statement = select(placements).where((placements.c.phase == "destroying") | abandoned)
+    statement = select(placements).where(UNFINISHED, (placements.c.phase == "destroying") | abandoned)
     return many(connection, statement.order_by(placements.c.updated_at_ms).limit(1000), PlacementRecord)
 
 

@@ -224,6 +224,11 @@ placements = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
 )
+# What is counted each few seconds or for each creation is read from this index alone: rows hold whole configs.
+Index("ix_placements_counts", placements.c.app_id, placements.c.tombstone, placements.c.node, placements.c.phase)
+UNFINISHED = text("phase IN ('placing', 'destroying')")
+"""Word for word in statements that are to use the index of the few that are."""
+Index("ix_placements_unfinished", placements.c.updated_at_ms, sqlite_where=UNFINISHED, postgresql_where=UNFINISHED)
 _LIVE_MACHINE = text("NOT tombstone")
 Index(
     "uq_placements_live_name",

@@ -6,6 +6,8 @@ import msgspec
 
 from pantala.wire.hosts import Joined
 
+AT_ONCE_MAX, WAITS_AT_ONCE_MAX = 64, 1_000
+
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the bus is; agents have the same in their settings. Either `user` and `password`, or `credentials`: a NATS
@@ -102,6 +104,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     standby_after_s: float = 0.0
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
+    requests_at_once_max: int = AT_ONCE_MAX
+    waits_at_once_max: int = WAITS_AT_ONCE_MAX
     machine_reads_per_s_max: float = 250.0
     machine_reads_burst: int = 1000
     app_deletions_per_min_max: float = 600.0
