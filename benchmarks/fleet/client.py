@@ -31,7 +31,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client:
-    """HTTP/1.1 over kept connections to one address, as cheap as may be: it shares the machine with what it measures."""
+    """HTTP/1.1 over kept connections to one address, as cheap as may be: it shares the machine with the server."""
 
     def __init__(self, host: str, port: int, token: str) -> None:
         self._host = host

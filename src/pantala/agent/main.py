@@ -13,6 +13,7 @@ import structlog
 from pantala.agent.run import run
 from pantala.agent.settings import AgentSettings, load
 from pantala.errors import PantalaError
+from pantala.kit import lean
 from pantala.telemetry import configure
 
 log = structlog.get_logger()
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _main(settings: AgentSettings) -> None:
+    lean.collect_rarely()
     async with anyio.create_task_group() as tasks:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             tasks.start_soon(_run, settings, tasks.cancel_scope)

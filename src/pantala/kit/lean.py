@@ -5,6 +5,7 @@ Called by `agent/__main__.py` before anything else is imported.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from types import ModuleType
@@ -20,3 +21,10 @@ def load(name: str, *, without: str) -> None:
         importlib.import_module(name)
     finally:
         del sys.modules[without]
+
+
+def collect_rarely() -> None:
+    """For processes that hold the view of a whole cluster: a full collection looks at every row and nobody is answered
+    meanwhile (0.3 s with 100,000 machines), so it comes after five million new objects instead of seventy thousand.
+    Garbage without cycles, nearly all of it, goes at once as ever."""
+    gc.set_threshold(5_000, 10, 100)

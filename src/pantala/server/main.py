@@ -21,6 +21,7 @@ from pantala.control.keys import ClusterKey
 from pantala.control.lease import PublisherLease
 from pantala.control.service import Control, make_context
 from pantala.errors import PantalaError
+from pantala.kit import lean
 from pantala.kit.bus_nats import connect
 from pantala.kit.clock import SystemClock
 from pantala.kit.sealing import Signer, ensure_key
@@ -43,6 +44,7 @@ SWITCH_S = 0.0005
 async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncContextManager[Parts]] = compose) -> None:
     """Until a signal or a failure of any part. `join` is another composition in tests."""
     sys.setswitchinterval(SWITCH_S)
+    lean.collect_rarely()
     host, port = read_settings.address_of(settings.listen)
     clock = SystemClock()
     key = ClusterKey.load(read_settings.cluster_key_path(settings))

@@ -2,7 +2,8 @@
 
 For tests of the server and of the CLI: `FakeAgent(bus, "node-1")`, then `await agent.serve()`. It journals
 outcomes by `request_id`, keeps leases, events and versions, and refuses what a real agent refuses. `fail_next` makes
-the next call of a kind raise; `silent` makes it answer nothing, `lose_answers` makes it work but not answer.
+the next call of a kind raise; `silent` makes it answer nothing, `lose_answers` makes it work but not answer;
+calls wait until `hold` is set.
 `exit_at_start` ends each app that starts with that code, after it has logged `last_words`; without `accepts` the ports
 of what starts never do, without `answers` they do and no HTTP answer comes. `workers_end`: each look at a machine's
 processes finds another one.
@@ -128,6 +129,7 @@ class FakeAgent:
         self.secret_versions: dict[str, int] = {}
         self.silent = False
         self.lose_answers = False
+        self.hold: anyio.Event | None = None
         self.fail_next: dict[type, PantalaError] = {}
         self.accepts = True
         self.answers = True
@@ -154,6 +156,8 @@ class FakeAgent:
             return None
         request = _REQUEST.decode(payload)
         self.calls.append(request)
+        if self.hold is not None:
+            await self.hold.wait()
         request_id = getattr(request, "request_id", None)
         if request_id is not None and request_id in self._outcomes:
             return None if self.lose_answers else self._outcomes[request_id]

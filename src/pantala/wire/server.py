@@ -7,6 +7,7 @@ import msgspec
 from pantala.wire.hosts import Joined
 
 AT_ONCE_MAX, WAITS_AT_ONCE_MAX = 64, 1_000
+"""Requests served at a time, and those besides that wait for something; the others get 429 (`server/overload.py`)."""
 
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
