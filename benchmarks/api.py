@@ -22,13 +22,12 @@ from benchmarks.figures import Figure, figure, percentile
 from benchmarks.fleet import plan
 from benchmarks.fleet.client import LIMIT_S, Answer, Client, at_rate
 from benchmarks.fleet.cluster import Cluster, running
-from benchmarks.load import cpu_s, memory_kib
+from benchmarks.load import memory_kib
 
 PER_S, SECONDS = 20, float(os.environ.get("PANTALA_BENCH_SECONDS", "75"))
 OVERLOADS = ((200, 10.0), (500, 10.0))
 SETTLED_WITHIN_S = 180.0
 IDLE_S = 10.0
-BARS_MS = {"get": 100, "list": 100, "create": 100}
 
 
 def measure() -> list[Figure]:
@@ -51,6 +50,12 @@ async def _measure(cluster: Cluster) -> list[Figure]:
         figures += await _overload(cluster, mix, per_s, seconds)
     await client.close()
     return figures
+
+
+def cpu_s(pid: int) -> float:
+    """Of all its threads, also those that have ended: workers of a pool come and go."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------

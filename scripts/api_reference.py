@@ -26,6 +26,9 @@ so its clients work.
   1000; deletions of apps 600 a minute. Then 429 with `Retry-After`. The operator changes them in the server's settings
   (`requests_per_s_max`, `requests_burst`, `machine_reads_per_s_max`, `machine_reads_burst`,
   `app_deletions_per_min_max`, `app_deletions_burst`).
+- **Overload**: 64 requests are served at once, besides 1000 that wait for something (`wait`, `exec`, logs, builds), and
+  of one host 16 at once with 32 in line for a second; what comes on top gets 429 with `Retry-After` before anything of
+  it is done (`requests_at_once_max`, `waits_at_once_max`).
 - **Durations** are Go's (`"1m30s"`) or nanoseconds in bodies; `timeout` in a query also takes seconds. `exec` counts
   whole seconds.
 - **Leases**: while somebody holds one, changes need its nonce in `fly-machine-lease-nonce`, else 409.
