@@ -65,9 +65,9 @@ async def test_one_that_does_not_answer_is_ready_gets_requests_and_is_asked_agai
     world.prober.http_status = 0
     async with world.agent() as agent:
         await agent.create(config=web())
-        machine = await agent.until(lambda _: len(world.prober.asked) > 2)
+        await agent.until(lambda _: len(world.prober.asked) > 2)
+        machine = await agent.until(lambda m: "ready" in {event.type for event in m.events})
         assert not answers(machine)
-        assert "ready" in {event.type for event in machine.events}
         await until(passing(world), lambda flags: flags == [True], within_s=5, every_s=0.005)
     async with world.agent() as agent:  # another agent goes on asking
         world.prober.http_status = 503

@@ -83,7 +83,10 @@ async def test_stop_start_destroy(world: World) -> None:
 async def test_the_row_leaves_started_before_the_app_is_told_to_stop(world: World) -> None:
     """The proxy must never be pointed at a machine that is going away, nor at one that is not ready yet."""
     async with world.agent() as agent:
+        world.prober.is_shut = True
         await agent.create()
+        await agent.until(lambda _: world.rows.rows["routes", f"m/{ID}"]["state"] == "started")
+        world.prober.is_shut = False
         await agent.until(lambda _: world.rows.rows["routes", f"m/{ID}"]["passing"] == [True])
         await agent.do(node.StopMachine)
         await agent.wait("stopped")
@@ -402,7 +405,7 @@ async def test_a_stopped_machine_is_prepared_so_that_a_wake_is_one_write_and_one
         assert result.ok
         assert result.ip4.startswith("10.213.")
         assert seen == [1]
-        assert world.rows.rows["routes", f"m/{ID}"]["passing"] == [True]
+        await agent.until(lambda _: world.rows.rows["routes", f"m/{ID}"]["passing"] == [True])
 
 
 async def test_many_wakes_are_one_start(world: World) -> None:

@@ -63,6 +63,21 @@ async def test_a_change_is_there_after_a_restart(tmp_path: Path) -> None:
         assert await journal.open_steps() == []
 
 
+async def test_a_change_in_haste_is_written_when_it_returns_and_the_next_one_waits_for_the_disk(tmp_path: Path) -> None:
+    async with Journal.open(tmp_path / "j.db") as journal:
+        for in_haste in (True, False):
+            told: list[str] = []
+            journal._connection.set_trace_callback(told.append)  # pyright: ignore[reportPrivateUsage]
+            await journal.commit(Change(machine=record(), begin=Step("m1", f"s{in_haste}"), in_haste=in_haste, at_ms=1))
+            journal._connection.set_trace_callback(None)  # pyright: ignore[reportPrivateUsage]
+            modes = [line for line in told[: told.index("COMMIT")] if "synchronous" in line]
+            assert modes == (["PRAGMA synchronous = NORMAL"] if in_haste else [])
+            assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # pyright: ignore[reportPrivateUsage]
+            with sqlite3.connect(tmp_path / "j.db") as other:
+                assert other.execute("SELECT count(*) FROM machines").fetchone() == (1,)
+            other.close()
+
+
 async def test_concurrent_changes_share_commits(tmp_path: Path) -> None:
     async with Journal.open(tmp_path / "j.db") as journal:
         async with anyio.create_task_group() as tasks:
@@ -129,6 +144,17 @@ async def test_older_secrets_do_not_replace_newer_ones(tmp_path: Path) -> None:
         kept = await journal.secrets("hello")
         assert kept is not None
         assert kept.version == 3
+
+
+async def test_secrets_that_were_read_are_read_anew_when_newer_ones_came(tmp_path: Path) -> None:
+    async with Journal.open(tmp_path / "j.db") as journal:
+        assert await journal.secrets("hello") is None
+        for version in (1, 2):
+            await journal.commit(Change(secrets=SealedSecrets(app="hello", version=version, sealed=f"{version}")))
+            for _ in range(2):
+                found = await journal.secrets("hello")
+                assert found is not None
+                assert found.version == version
 
 
 async def test_destroyed_machines_are_readable_for_a_time_and_give_their_slot_back(tmp_path: Path) -> None:

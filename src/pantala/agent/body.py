@@ -138,14 +138,19 @@ class Body:
 
     async def gone(self) -> Runtime | None:
         """Waits until PID 1 is gone; None when nothing of it can be found. A driver that fails is asked again."""
+        driver = self._context.driver
         while True:
             try:
-                if (known := await self._context.driver.inspect(self._id)) is None:
-                    return None
-                return known if known.phase == "exited" else await self._context.driver.wait(self._id)
+                return await driver.wait(self._id)
             except PantalaError as error:
-                log.warning("machine cannot be watched", machine=self._id, error=str(error))
-                await self._context.clock.sleep(1.0)
+                said = error
+            try:
+                if await driver.inspect(self._id) is None:
+                    return None
+            except PantalaError as error:
+                said = error
+            log.warning("machine cannot be watched", machine=self._id, error=str(said))
+            await self._context.clock.sleep(1.0)
 
     async def clear(self, record: MachineRecord) -> None:
         """Nothing is left of the runtime; what it said is kept first."""

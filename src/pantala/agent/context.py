@@ -100,7 +100,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     hand_over_s: float = 2.0
     retry_prepare_s: float = 30.0
     restart_scale: float = 1.0
-    ready_first_s: float = 0.005
+    ready_first_s: float = 0.0005
     ready_most_s: float = 0.25
     explain_after_s: float = 3.0
     explain_nothing_s: float = 15.0

@@ -62,9 +62,9 @@ class _Probe:
 
 
 class Health:
-    """`changed` is awaited after each change of a flag, `became_ready` once its ports accept and its checks pass, after
-    those who wait were told; `answered` gets a sentence when a new version has answered over HTTP, `explain` one about
-    a wrong address, `tell` what containers did."""
+    """`changed` is awaited after each change of a flag, `became_ready` once its ports accept and its checks pass; those
+    who wait for `ready` are told before either. `answered` gets a sentence when a new version has answered over HTTP,
+    `explain` one about a wrong address, `tell` what containers did."""
 
     def __init__(
         self,
@@ -154,10 +154,8 @@ class Health:
     async def _flagged(self) -> None:
         if not self.ready.is_set() and all(self.passing()):
             self.ready_at_ms = self._now_ms()
-            await self._changed()
             self.ready.set()
-        else:
-            await self._changed()
+        await self._changed()
         if not self._open.is_set() and all(self._is_open()):
             self._open.set()
             await self._became_ready(self._now_ms())

@@ -62,6 +62,7 @@ class Keeper:
         end: tuple[str, ...] = (),
         outcome: Outcome | None = None,
         fence: tuple[str, int] | None = None,
+        in_haste: bool = False,
     ) -> None:
         """Journal a record made from the newest one; the caller holds `turn` and publishes afterwards."""
         before = self.record.state
@@ -82,6 +83,7 @@ class Keeper:
                 end=tuple(Step(record.id, kind) for kind in end),
                 outcome=outcome,
                 fence=fence,
+                in_haste=in_haste,
                 at_ms=now_ms,
             )
         )
@@ -140,13 +142,15 @@ class Keeper:
             kept = outcome(met, wanted) if outcome else None
             at_ms = self.now_ms()
             if verb is Verb.START and can_start_at_once(met):
-                # A wake is one write: what is wanted and the step that does it go to disk together.
+                # A wake is one write: what is wanted and the step that does it go to the journal together. Nobody is
+                # told that a request's wake was accepted, and a power cut ends what it woke.
                 how = "resume" if met.state is State.SUSPENDED else ""
                 await self.write(
                     replace(wanted, state=State.STARTING, reason=""),
                     events=(*events, event("start", "starting", source, at_ms, reason=how)),
                     begin="start",
                     outcome=kept,
+                    in_haste=source == "proxy",
                 )
             else:
                 await self.write(wanted, events=events, outcome=kept)

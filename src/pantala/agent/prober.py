@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import ssl
 
 import anyio
@@ -14,8 +17,7 @@ class SocketProber:
     async def tcp(self, address: str, port: int, *, timeout_s: float) -> str:
         try:
             with anyio.fail_after(timeout_s):
-                stream = await anyio.connect_tcp(address, port)
-                await stream.aclose()
+                await _connect(address, port)
         except TimeoutError:
             return f"no answer from {address}:{port} within {timeout_s:g} s"
         except OSError:
@@ -53,6 +55,19 @@ class SocketProber:
         except (TimeoutError, OSError, anyio.BrokenResourceError, anyio.EndOfStream):
             return 0
         return _read(line)[0]
+
+
+async def _connect(address: str, port: int) -> None:
+    """Without streams: a request that woke the machine waits for this. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        code = connection.connect_ex((address, port))
+        if code == errno.EINPROGRESS:
+            await anyio.wait_writable(connection)
+            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def _request(address: str, port: int, method: str, path: str, headers: dict[str, str]) -> bytes:

@@ -37,12 +37,12 @@ async def start(work: Work) -> float:
         return await failed(work, error)
     if not started:
         return AT_ONCE
+    # Its ports are asked while this is written: a request that waits for it waits for no more writes.
     at_ms = keeper.now_ms()
+    work.watch.begin()
     await keeper.change(
         lambda r: outcomes.started(r, at_ms), events=(event("start", "started", "flyd", at_ms),), end=("start",)
     )
-    work.watch.begin()
-    await keeper.publish()
     return AT_ONCE
 
 
@@ -130,6 +130,7 @@ async def failed(work: Work, error: PantalaError) -> float:
     reason = error.sentence()
     hopeless = work.record.state is State.STARTING and not work.record.started_at_ms and _never_starts(error)
     last = State.LAUNCH_FAILED if hopeless else State.FAILED
+    work.watch.end()
     await work.body.clear(work.record)
     at_ms = work.keeper.now_ms()
 

@@ -99,10 +99,10 @@ class Watch:
         record = self._keeper.record
         pause_s = self._context.pace.log_poll_s
         while True:
+            await self._context.clock.sleep(pause_s)  # first: a request may wait for what else begins now
             await self._context.logs.collect(
                 app=record.app.name, machine_id=record.id, instance_id=record.version.instance_id
             )
-            await self._context.clock.sleep(pause_s)
 
     async def _health_changed(self) -> None:
         """What was resumed and is not journaled as started yet has no news for its row, and a request that waits."""

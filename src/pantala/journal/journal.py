@@ -1,7 +1,8 @@
 """The journal: one SQLite file (WAL, `synchronous=FULL`), written by one thread at a time, spoken to with `await`.
 
 What is pending when the thread becomes free is committed in one transaction (group commit), each change under a
-savepoint of its own, so that a refused one does not take its neighbours along. `commit` returns once it is on disk.
+savepoint of its own, so that a refused one does not take its neighbours along. `commit` returns once it is on disk,
+or, of wakes (`Change.in_haste`), once it is written.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Step(msgspec.Struct, frozen=True):
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What goes to disk together: a machine's record, its history, steps, and the outcome of the request. `versions`:
     those of the machine that are new or were changed; the last ones are kept, also when they are replaced. `fence`:
-    copies of a machine below that generation never run here again."""
+    copies of a machine below that generation never run here again. `in_haste`: a request waits, and nobody was promised
+    anything: it is written and outlives this process, but the disk is not waited for. A power cut may undo it, which
+    ends what it was about too; the next change that is not in haste takes it along to the disk."""
 
     machine: MachineRecord | None = None
     events: tuple[Event, ...] = ()
@@ -53,6 +56,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     outcome: tuple[str, bytes] | None = None
     secrets: SealedSecrets | None = None
     fence: tuple[str, int] | None = None
+    in_haste: bool = False
     at_ms: int = 0
 
 
@@ -74,6 +78,7 @@ class Journal:
         self._turn = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(1)
         self._pending: list[_Pending] = []
+        self._secrets: dict[str, SealedSecrets | None] = {}
         self.commits = 0
 
     @classmethod
@@ -112,7 +117,11 @@ class Journal:
 
     def _write(self, batch: list[_Pending]) -> None:
         connection = self._connection
+        in_haste = all(item.change.in_haste for item in batch)
         try:
+            if in_haste:
+                for pragma in schema.IN_HASTE:
+                    connection.execute(pragma).fetchall()
             connection.execute("BEGIN IMMEDIATE")
             for item in batch:
                 connection.execute("SAVEPOINT change")
@@ -130,7 +139,12 @@ class Journal:
                 item.error = error
         finally:
             for item in batch:
+                if item.change.secrets is not None:
+                    self._secrets.pop(item.change.secrets.app, None)
                 item.done = True
+            if in_haste:
+                for pragma in schema.AT_LEISURE:
+                    connection.execute(pragma).fetchall()
 
     async def forget(self, *, outcomes_before_ms: int, destroyed_before_ms: int, fences_before_ms: int = 0) -> None:
         """Drop what is kept for a time only."""
@@ -144,6 +158,7 @@ class Journal:
             connection.execute(schema.FORGET_VERSIONS)
             connection.execute(schema.FORGET_SECRETS)
             connection.execute("COMMIT")
+            self._secrets.clear()
 
         await self._run(work)
 
@@ -206,11 +221,14 @@ class Journal:
         return await self._run(lambda c: {row[0]: row[1] for row in c.execute(schema.FENCES)})
 
     async def secrets(self, app: str) -> SealedSecrets | None:
+        """Sealed as they came. Kept at hand once read: each start needs them, and requests wait for starts."""
+
         def work(connection: sqlite3.Connection) -> SealedSecrets | None:
             row = connection.execute(schema.GET_SECRETS, (app,)).fetchone()
-            return SealedSecrets(app=app, version=row[0], sealed=row[1]) if row else None
+            self._secrets[app] = found = SealedSecrets(app=app, version=row[0], sealed=row[1]) if row else None
+            return found
 
-        return await self._run(work)
+        return self._secrets[app] if app in self._secrets else await self._run(work)
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         async with self._turn:

@@ -63,6 +63,11 @@ PRAGMAS = (
     "PRAGMA foreign_keys = ON",
 )
 
+CHECKPOINT_PAGES = 1000
+IN_HASTE = ("PRAGMA synchronous = NORMAL", "PRAGMA wal_autocheckpoint = 0")
+"""Neither the disk nor a checkpoint is waited for."""
+AT_LEISURE = ("PRAGMA synchronous = FULL", f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+
 PUT_MACHINE = """
     INSERT INTO machines (id, app, state, slot, destroyed_at_ms, doc)
     VALUES (:id, :app, :state, :slot, :destroyed_at_ms, :doc)

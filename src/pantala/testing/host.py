@@ -87,18 +87,19 @@ class FakeNetwork:
 
 class FakeProber:
     """Answers as the scripted machine behind an address would; `http_status` for those that accept. `asked` are the
-    ports of which an answer was asked."""
+    ports of which an answer was asked. While it `is_shut` no port accepts."""
 
     def __init__(self, driver: ScriptedDriver, network: FakeNetwork) -> None:
         self._driver = driver
         self._network = network
         self.http_status = 200
+        self.is_shut = False
         self.asked: list[int] = []
 
     async def tcp(self, address: str, port: int, *, timeout_s: float) -> str:
         await anyio.lowlevel.checkpoint()
         machine_id = self._network.machine_at(address)
-        if machine_id is not None and self._driver.accepts(machine_id, port):
+        if machine_id is not None and not self.is_shut and self._driver.accepts(machine_id, port):
             return ""
         return f"connection refused by {address}:{port}"
 
