@@ -1,66 +1,82 @@
-"""What the platform adds to the start of a process when a request wakes a stopped machine.
+"""What the platform adds when a request wakes a sleeping machine: one that is stopped, one that is suspended.
 
-Three samples a round, interleaved so that a noisy neighbour disturbs all alike: the first byte from a sleeping app, the
-first byte from the same app awake, and the first byte from the same program started bare on this machine. Client times
-run from the end of the TLS handshake. The share is asleep minus bare; nothing of our own road is subtracted.
+Eight machines sleep; each is woken by a request of its own, with a moment between two, then asked again awake, and then
+the same program is started bare, so that a noisy neighbour disturbs all alike. Then they are put to sleep again. Times
+run from the end of the TLS handshake to the first byte. A stopped machine's share is asleep minus bare: nothing of our
+own road is subtracted. A suspended machine starts nothing, so its share is asleep minus awake.
 """
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import msgspec
 
 from benchmarks.apps import BODY, bare_busybox, deploy_busybox
+from benchmarks.client import Client, client_of
 from benchmarks.figures import Figure, figure, percentile
+from benchmarks.machines import Machines
 from pantala.testing.box import BoxRig
 
-ROUNDS = 30
-SETTLED_AFTER_S = 0.7
-"""A stopped machine is prepared for its next start; wakes in real life come later than this."""
+APP = "bench-wake"
+HOST = f"{APP}.apps.pantala.test"
+MACHINES = 8
+ROUNDS = 64
+SLEEPS_S = {"stop": 2.0, "suspend": 0.5}
+"""A stopped machine is prepared for its next start, eight of them here; wakes in real life come later than this."""
+BETWEEN_S = 0.06
+"""One request wakes one machine; what is written of the one before is over by then."""
 
 
-def measure(box: BoxRig) -> list[Figure]:
-    folder = deploy_busybox(box, "bench-wake")
-    url = "https://bench-wake.apps.pantala.test/index.html"
-    machine = box.machines("bench-wake")[0]["id"]
+class _Samples(msgspec.Struct):
     asleep: list[float] = []
     awake: list[float] = []
     bare: list[float] = []
-    _first_byte_ms(box, url)
-    for _ in range(ROUNDS):
-        box.pantala("machine", "stop", machine, "-a", "bench-wake")
-        _await_stopped(box)
-        time.sleep(SETTLED_AFTER_S)
-        asleep.append(_first_byte_ms(box, url))
-        awake.append(_first_byte_ms(box, url))
-        with bare_busybox(folder) as took_s:
-            bare.append(took_s * 1000)
-    share = [with_platform - alone for with_platform, alone in zip(asleep, bare, strict=True)]
+
+
+def measure(box: BoxRig) -> list[Figure]:
+    folder = deploy_busybox(box, APP)
+    machines = Machines(box, APP)
+    ids = machines.like(machines.list()[0], MACHINES)
     figures: list[Figure] = []
-    for percent in (50, 99):
-        baseline = percentile(bare, percent)
-        figures += [
-            figure(f"wake.share.p{percent}", percentile(share, percent), "ms", n=ROUNDS, baseline=baseline,
-                   meaning="platform's share of waking a stopped machine, beside a bare spawn"),
-            figure(f"wake.first_byte.p{percent}", percentile(asleep, percent), "ms", n=ROUNDS, baseline=baseline,
-                   meaning="first byte from a sleeping app, beside a bare spawn"),
-            figure(f"wake.awake.p{percent}", percentile(awake, percent), "ms", n=ROUNDS,
-                   meaning="first byte from the same app awake"),
-        ]  # fmt: skip
+    with client_of(box) as client:
+        for verb, state in (("stop", "stopped"), ("suspend", "suspended")):
+            samples = _Samples()
+            for machine in ids:
+                machines.wait(machine, "started")
+                client.first_byte_ms(HOST, machine, BODY)
+            for _ in range(ROUNDS):
+                with ThreadPoolExecutor(MACHINES) as pool:
+                    list(pool.map(partial(machines.put_to_sleep, verb=verb, state=state), ids))
+                time.sleep(SLEEPS_S[verb])
+                for machine in ids:
+                    _wake(client, machine, samples)
+                    with bare_busybox(folder) as took_s:
+                        samples.bare.append(took_s * 1000)
+                    time.sleep(BETWEEN_S)
+            figures += _figures(state, samples)
     return figures
 
 
-def _first_byte_ms(box: BoxRig, url: str) -> float:
-    said = box.at("curl", "-sS", "--fail", "--max-time", "40", "-w", "\n%{time_appconnect} %{time_starttransfer}", url)
-    body, _, times = said.stdout.rpartition("\n")
-    if body.strip() != BODY:
-        raise AssertionError(f"{url} answered {body[:200]!r}")
-    connected, first_byte = (float(word) for word in times.split())
-    return (first_byte - connected) * 1000
+def _wake(client: Client, machine: str, samples: _Samples) -> None:
+    samples.asleep.append(client.first_byte_ms(HOST, machine, BODY))
+    samples.awake.append(client.first_byte_ms(HOST, machine, BODY))
 
 
-def _await_stopped(box: BoxRig) -> None:
-    deadline = time.monotonic() + 20
-    while (state := box.machines("bench-wake")[0]["state"]) != "stopped":
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the machine is {state}, not stopped, 20 s after `machine stop`")
-        time.sleep(0.1)
+def _figures(state: str, samples: _Samples) -> list[Figure]:
+    beside, what = (samples.bare, "a bare spawn") if state == "stopped" else (samples.awake, "the same machine awake")
+    share = [asleep - other for asleep, other in zip(samples.asleep, beside, strict=True)]
+    number = len(share)
+    figures: list[Figure] = []
+    for percent in (50, 99):
+        baseline = percentile(beside, percent)
+        figures += [
+            figure(f"wake_{state}_share_p{percent}_ms", percentile(share, percent), "ms", n=number, baseline=baseline,
+                   meaning=f"platform's share of waking a {state} machine, beside {what}"),
+            figure(f"wake_{state}_first_byte_p{percent}_ms", percentile(samples.asleep, percent), "ms", n=number,
+                   baseline=percentile(samples.awake, percent),
+                   meaning=f"first byte from a {state} machine, beside the same machine awake"),
+        ]  # fmt: skip
+    return figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -406,6 +407,21 @@ async def test_a_stopped_machine_is_prepared_so_that_a_wake_is_one_write_and_one
         assert result.ip4.startswith("10.213.")
         assert seen == [1]
         await agent.until(lambda _: world.rows.rows["routes", f"m/{ID}"]["passing"] == [True])
+
+
+async def test_a_request_that_boots_it_waits_for_one_write(world: World) -> None:
+    """The second one never ends, and the request is answered all the same."""
+
+    def dies_late(journal: Any) -> KillingJournal:
+        killing.append(KillingJournal(journal, at=10_000, after_write=False))
+        return killing[0]
+
+    killing: list[KillingJournal] = []
+    async with world.agent(dies_late) as agent:
+        await asleep(agent, world)
+        killing[0].stop_at(killing[0].count + 2)
+        result = await Wakes(agent.host).wake(ID, 5)
+        assert (result.ok, bool(result.ip4)) == (True, True), result
 
 
 async def test_many_wakes_are_one_start(world: World) -> None:

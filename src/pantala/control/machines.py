@@ -86,7 +86,7 @@ class Machines:
                     raise full from error
                 raise
             try:
-                with self._nodes.sent(node.id, ask):
+                with self._nodes.sent(node.id, _held(ask, request)):
                     return await self._create_on(node, launch)
             except (CapacityError, NodeUnreachable, DiskFull) as error:
                 full = error if isinstance(error, DiskFull) else full
@@ -302,6 +302,11 @@ class Machines:
         await self._context.db.write(
             lambda c: machines.move_phase(c, machine_id, before=("placed",), after="destroyed", now_ms=now_ms)
         )
+
+
+def _held(ask: Ask, request: LaunchMachineRequest) -> Ask:
+    """What of its node is gone once it is there: one that is not launched holds no room until it is started."""
+    return msgspec.structs.replace(ask, cpus=0, memory_mib=0) if request.skip_launch else ask
 
 
 def _check(app: AppRecord, request: LaunchMachineRequest) -> None:
