@@ -1,8 +1,8 @@
 """Machines made by the API from an image that the host has: one after the other until each has started, two hundred at
 once by eight callers, then five hundred asleep: what they cost a host that nobody asks anything of.
 
-The sleeping ones are made and never launched: each is prepared, so that a request would start it by one message. Cost is
-the CPU time of the agent, the proxy and the bus of the host over a minute, and the memory that is gone from the machine.
+The sleeping ones are made and never launched: each is prepared, so that a request would start it by one message. Their
+cost is the CPU time of the host's agent, proxy and bus over a minute, and the memory that is gone from the machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _asleep(box: BoxRig, machines: Machines, config: dict[str, Any]) -> list[Fig
 
 def _create(machines: Machines, config: dict[str, Any], number: int) -> None:
     with ThreadPoolExecutor(CALLERS) as pool:
-        list(pool.map(lambda _: machines.create(config, skip_launch=True), range(number)))
+        list(pool.map(partial(machines.create, skip_launch=True), [config] * number))
 
 
 def _await_quiet(pids: Sequence[int]) -> None:

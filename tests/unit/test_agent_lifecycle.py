@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +408,30 @@ async def test_a_stopped_machine_is_prepared_so_that_a_wake_is_one_write_and_one
         assert result.ip4.startswith("10.213.")
         assert seen == [1]
         await agent.until(lambda _: world.rows.rows["routes", f"m/{ID}"]["passing"] == [True])
+
+
+async def test_a_stopped_machine_waits_for_its_turn_to_be_prepared_and_a_start_does_not(world: World) -> None:
+    async with world.agent() as agent:
+        turns = agent.host.context.preparing
+        await turns.acquire()
+        await agent.create(skip_launch=True)
+        await agent.wait("stopped")
+        await until(waits_for(turns), lambda waiting: waiting == 1, within_s=5, every_s=0.005)
+        assert world.driver.running() == set()
+        await agent.do(node.StartMachine)
+        await agent.wait("started")
+        await agent.do(node.StopMachine)
+        await agent.wait("stopped")
+        await until(waits_for(turns), lambda waiting: waiting == 1, within_s=5, every_s=0.005)
+        turns.release()
+        await prepared(agent)
+
+
+def waits_for(turns: anyio.Semaphore) -> Callable[[], Awaitable[int]]:
+    async def look() -> int:
+        return turns.statistics().tasks_waiting
+
+    return look
 
 
 async def test_a_request_that_boots_it_waits_for_one_write(world: World) -> None:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
+import anyio
 import msgspec
 
 from pantala.agent.ports import ImageStore, Network
@@ -113,7 +114,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """`node_key` opens what was sealed to this node. `nameserver` answers the machines' DNS questions. `ssh` says how
-    one may log in to them; None: nobody may."""
+    one may log in to them; None: nobody may. `preparing`: turns of sleeping machines that are made ready for a wake."""
 
     node: str
     region: str
@@ -129,3 +130,4 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace = Pace()
     nameserver: str = "fdaa::3"
     ssh: SshDoors | None = None
+    preparing: anyio.Semaphore

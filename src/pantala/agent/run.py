@@ -142,6 +142,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         pace=Pace(drain_s=settings.drain_s),
         nameserver=settings.nameserver,
         ssh=SshDoors(view, ensure_key(settings.state_dir / "keys" / "ssh")),
+        preparing=anyio.Semaphore(max(2, os.cpu_count() or 1)),
     )
 
     async def on_wake(machine_id: str, deadline_s: float) -> feed.WakeResult:

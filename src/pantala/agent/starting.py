@@ -177,6 +177,18 @@ async def get_ready(work: Work) -> float:
     wait_s = work.prepare_again_at - work.context.clock.monotonic()
     if wait_s > 0:
         return wait_s
+    # Hundreds may have been made or stopped at once: they take turns, and leave the host to those who are asked for.
+    with work.interruptibly(by_start=True) as scope:
+        await work.context.preparing.acquire()
+    if scope.cancelled_caught:
+        return AT_ONCE
+    try:
+        return await _prepare_ahead(work)
+    finally:
+        work.context.preparing.release()
+
+
+async def _prepare_ahead(work: Work) -> float:
     try:
         image = await work.pull()
         if image is not None:

@@ -46,21 +46,22 @@ class Work:
         self.images: dict[str, UnpackedImage] = {}
         self.prepare_again_at = 0.0
         self._interruptible: anyio.CancelScope | None = None
+        self._start_interrupts = False
 
     @property
     def record(self) -> MachineRecord:
         return self.keeper.record
 
     def accepted(self, verb: Verb) -> None:
-        """A request was admitted: whatever waits for an image, a drain or an end looks again."""
-        if self._interruptible is not None and verb is not Verb.START:
+        """A request was admitted: whatever waits for an image, a drain, an end or its turn looks again."""
+        if self._interruptible is not None and (verb is not Verb.START or self._start_interrupts):
             self._interruptible.cancel()
 
     @contextmanager
-    def interruptibly(self) -> Generator[anyio.CancelScope]:
-        """A wait that a newly admitted request ends, so that the machine looks again."""
+    def interruptibly(self, *, by_start: bool = False) -> Generator[anyio.CancelScope]:
+        """A wait that a newly admitted request ends, so that the machine looks again; a start only where it says so."""
         with anyio.CancelScope() as scope:
-            self._interruptible = scope
+            self._interruptible, self._start_interrupts = scope, by_start
             try:
                 yield scope
             finally:

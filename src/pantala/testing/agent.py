@@ -134,6 +134,7 @@ class World:
                 clock=self.clock,
                 node_key=self.node_key,
                 pace=self.pace,
+                preparing=anyio.Semaphore(1),
             )
             async with anyio.create_task_group() as tasks:
                 host = Host(
