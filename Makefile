@@ -90,7 +90,7 @@ clean:  ## remove what was built; .cache (bases, BuildKit) stays
 	rm -rf .venv target dist
 
 .PHONY: bench
-bench: install-tests  ## measure what SPECIFICATION.md publishes; NAME=wake, deploy, cli, memory, catalogue, mesh, placement, proxy, routes, regions, trace; all without NAME
+bench: install-tests  ## measure what SPECIFICATION.md publishes; NAME=wake, create, deploy, cli, memory, catalogue, mesh, placement, proxy, routes, regions, trace; all without NAME
 	@$(if $(NAME),$(if $(filter proxy,$(NAME)),scripts/install --bench,:),scripts/install --bench)
 	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(RUN)/python -m benchmarks $(NAME)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("PANTALA_BOX_INSTANCE", "8")  # beside a box that the developer runs
 
-IN_A_BOX = ("wake", "deploy", "cli", "memory")
+IN_A_BOX = ("wake", "create", "deploy", "cli", "memory")
 ALONE = ("api", "catalogue", "mesh", "placement", "proxy", "routes", "regions", "trace")
 """These bring what they measure themselves."""
 NAMES = IN_A_BOX + ALONE
