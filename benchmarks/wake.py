@@ -1,6 +1,6 @@
 """What the platform adds when a request wakes a sleeping machine: one that is stopped, one that is suspended.
 
-Eight machines sleep; each is woken by a request of its own, with a moment between two, then asked again awake, and then
+Sixteen machines sleep; each is woken by a request of its own, with a moment between two, then asked again awake, and then
 the same program is started bare, so that a noisy neighbour disturbs all alike. Then they are put to sleep again. Times
 run from the end of the TLS handshake to the first byte. A stopped machine's share is asleep minus bare: nothing of our
 own road is subtracted. A suspended machine starts nothing, so its share is asleep minus awake.
@@ -22,10 +22,10 @@ from pantala.testing.box import BoxRig
 
 APP = "bench-wake"
 HOST = f"{APP}.apps.pantala.test"
-MACHINES = 8
-ROUNDS = 64
+MACHINES = 16
+ROUNDS = 32
 SLEEPS_S = {"stop": 2.0, "suspend": 0.5}
-"""A stopped machine is prepared for its next start, eight of them here; wakes in real life come later than this."""
+"""A stopped machine is prepared for its next start, sixteen of them here; wakes in real life come later than this."""
 BETWEEN_S = 0.06
 """One request wakes one machine; what is written of the one before is over by then."""
 
