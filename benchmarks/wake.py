@@ -1,6 +1,6 @@
 """What the platform adds when a request wakes a sleeping machine: one that is stopped, one that is suspended.
 
-Sixteen machines sleep; each is woken by a request of its own, with a moment between two, then asked again awake, and then
+Sixteen machines sleep; each is woken by a request of its own, a moment after the last, then asked again awake, and then
 the same program is started bare, so that a noisy neighbour disturbs all alike. Then they are put to sleep again. Times
 run from the end of the TLS handshake to the first byte. A stopped machine's share is asleep minus bare: nothing of our
 own road is subtracted. A suspended machine starts nothing, so its share is asleep minus awake.
