@@ -212,8 +212,22 @@ async def test_much_goes_both_ways_at_once(machine: Machine) -> None:
         async with machine.login() as connection:
             done = await connection.run("cat", input=data, encoding=None)
             assert done.stdout == data
-            done = await connection.run("exec sleep 0", input=data[:5_000_000], encoding=None)
-            assert done.exit_status == 0
+
+
+async def test_one_connection_runs_any_number_of_programs_one_after_the_other(machine: Machine) -> None:
+    with anyio.fail_after(60):
+        async with machine.login() as connection:
+            for _ in range(40):
+                assert (await connection.run("true")).exit_status == 0
+
+
+async def test_a_program_that_ends_unread_leaves_nobody_waiting(machine: Machine) -> None:
+    data = bytes(3_000_000)
+    with anyio.fail_after(60):
+        async with machine.login() as connection:
+            for _ in range(60):
+                done = await connection.run("exec true", input=data, encoding=None)
+                assert done.exit_status == 0
 
 
 async def test_a_port_of_the_machine_is_reached_through_it(machine: Machine) -> None:

@@ -83,8 +83,12 @@ impl Source {
         }
         let _ = to.write_all(last).await;
         let _ = to.shutdown().await;
-        drop(to);
-        // Whatever still comes is dropped, and holds nobody back.
+    }
+}
+
+/// However it ended: whatever still comes is dropped, and holds nobody back.
+impl Drop for Source {
+    fn drop(&mut self) {
         self.queue.close();
         self.gauge.changed.notify_waiters();
     }

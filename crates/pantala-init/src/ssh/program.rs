@@ -48,7 +48,7 @@ pub struct Running {
     pub input: Option<Input>,
     pub terminal: Option<Terminal>,
     pub pid: i32,
-    _present: oneshot::Sender<()>,
+    pub present: oneshot::Sender<()>,
 }
 
 pub struct Reply {
@@ -67,7 +67,7 @@ pub fn begin(asked: Asked<'_>, reply: Reply) -> Result<Running, (CannotRun, Repl
                 input: Some(input),
                 terminal,
                 pid,
-                _present: present,
+                present,
             })
         }
         Err(error) => Err((error, reply)),

@@ -44,8 +44,19 @@ enum Opened {
     /// A connection to somewhere that the machine reaches; dropping it ends it.
     Forwarded {
         input: Option<Input>,
-        _present: oneshot::Sender<()>,
+        present: oneshot::Sender<()>,
     },
+}
+
+impl Opened {
+    /// Nobody is at its other end any more: we closed it, and are not told that the client agrees.
+    fn is_over(&self) -> bool {
+        match self {
+            Opened::Waiting { .. } => false,
+            Opened::Running(running) => running.present.is_closed(),
+            Opened::Forwarded { present, .. } => present.is_closed(),
+        }
+    }
 }
 
 impl Login {
@@ -60,6 +71,11 @@ impl Login {
             channels: HashMap::new(),
         };
         (login, receiver)
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.channels.retain(|_, opened| !opened.is_over());
+        self.channels.len() < CHANNELS_MAX
     }
 
     fn run(&mut self, id: ChannelId, kind: Kind, session: &mut Session) -> Result<(), russh::Error> {
@@ -127,7 +143,7 @@ impl Handler for Login {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.channels.len() >= CHANNELS_MAX {
+        if !self.has_room() {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -283,7 +299,7 @@ impl Handler for Login {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
         };
-        if self.channels.len() >= CHANNELS_MAX {
+        if !self.has_room() {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -291,7 +307,7 @@ impl Handler for Login {
         let (present, mut gone) = oneshot::channel();
         let opened = Opened::Forwarded {
             input: Some(input),
-            _present: present,
+            present,
         };
         self.channels.insert(channel.id(), opened);
         let (_, writer) = channel.split();
