@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load(options.settings)
         configure(level=settings.log_level, program="agent", region=settings.region)
-        anyio.run(_main, settings, backend_options={"use_uvloop": True})
+        anyio.run(_main, settings)
     except* PantalaError as errors:
         failures = _leaves(errors)
     for error in failures:
