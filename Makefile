@@ -38,11 +38,13 @@ lint:  ## ruff, basedpyright strict, import-linter, schemas, rustfmt, clippy
 test-rust:
 	cargo test --quiet --workspace --locked
 
+IMAGES := tests/integration/test_image_corpus.py
 .PHONY: test-quick
-test-quick:  ## the tiers that leave the machine's network alone, and so run beside test-integration
+test-quick:  ## what leaves the machine's network alone, and so runs beside test-integration
 	$(PYTEST) tests/unit
 	$(PYTEST) tests/contract
 	$(PYTEST) tests/simulation
+	$(PYTEST) $(IMAGES)
 
 .PHONY: test-unit
 test-unit:  ## pure code, in seconds
@@ -58,7 +60,7 @@ test-simulation:  ## the control plane over fake hosts, seeded faults
 
 .PHONY: test-integration
 test-integration:
-	$(PYTEST) tests/integration
+	$(PYTEST) tests/integration --ignore=$(IMAGES)
 
 .PHONY: test-e2e
 test-e2e: test-one-box test-boxes  ## real boxes; needs root
