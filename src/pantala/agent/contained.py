@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from pantala.agent.context import Context
-from pantala.agent.view import moment
 from pantala.domain import containers
 from pantala.errors import PantalaError
 from pantala.journal import MachineRecord
-from pantala.kit.clock import unix_ms
+from pantala.kit.clock import rfc3339_ms, unix_ms
 from pantala.wire.guest import ContainerState
 from pantala.wire.machine import CheckStatus
 
@@ -65,7 +64,7 @@ class Contained:
                 name=f"container-{one.name}-{check.name}",
                 status="passing" if check.passing else "critical",
                 output=check.output,
-                updated_at=moment(self._since.get((one.name, check.name), 0)),
+                updated_at=rfc3339_ms(self._since.get((one.name, check.name), 0)),
             )
             for one in self.states
             for check in one.checks

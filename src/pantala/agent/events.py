@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from pantala.drivers.protocol import Runtime
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.kit.ids import ulid
 from pantala.wire.machine import Event, EventRequest, ExitEvent
 
@@ -34,7 +32,7 @@ def exit_event(
         requested_stop=requested,
         restarting=restarting,
         signal=signal if signal else -1,
-        exited_at=rfc3339(datetime.fromtimestamp(exited / 1000, UTC)),
+        exited_at=rfc3339_ms(exited),
     )
     request = EventRequest(exit_event=shown, restart_count=restart_count, reason=reason)
     return event("exit", "stopped", "flyd", at_ms, request=request)

@@ -20,12 +20,11 @@ from anyio.abc import TaskGroup
 
 from pantala.agent.contained import Contained, Tell
 from pantala.agent.context import Context
-from pantala.agent.view import moment
 from pantala.domain.answers import asked_ports
 from pantala.domain.durations import seconds
 from pantala.domain.runtime import ListenSocket
 from pantala.journal import MachineRecord
-from pantala.kit.clock import unix_ms
+from pantala.kit.clock import rfc3339_ms, unix_ms
 from pantala.wire.guest import STATICS_PORT
 from pantala.wire.machine import Check, CheckStatus
 
@@ -57,7 +56,7 @@ class _Probe:
             name=self.name,
             status="passing" if self.passing else "critical",
             output=self.output,
-            updated_at=moment(self.updated_at_ms),
+            updated_at=rfc3339_ms(self.updated_at_ms),
         )
 
 

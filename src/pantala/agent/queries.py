@@ -16,7 +16,7 @@ from pantala.agent.host import Host
 from pantala.domain.machine import SETTLED, TERMINAL, State
 from pantala.errors import InternalError, InvalidRequest, RequestTimeout
 from pantala.journal import MachineRecord
-from pantala.kit.clock import unix_ms
+from pantala.kit.clock import rfc3339_ms, unix_ms
 from pantala.wire import node
 from pantala.wire.api import ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
 from pantala.wire.machine import CheckStatus, ContainerStatus, Event, Machine, MachineCPU
@@ -155,7 +155,7 @@ class Queries:
                 version=version.instance_id,
                 user_config=version.config,
                 status=_version_status(record, version.instance_id),
-                created_at=view.moment(version.created_at_ms),
+                created_at=rfc3339_ms(version.created_at_ms),
             )
             for version in sorted(known.values(), key=lambda version: version.instance_id, reverse=True)
         ]

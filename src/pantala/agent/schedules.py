@@ -16,12 +16,11 @@ from msgspec.structs import replace
 from pantala.agent.events import event
 from pantala.agent.host import Host
 from pantala.agent.machine import MachineTask
-from pantala.agent.view import moment
 from pantala.domain import guests, schedule
 from pantala.domain.machine import State, Verb
 from pantala.errors import CapacityError, Conflict, PantalaError
 from pantala.journal import Desired, MachineRecord, RunRecord, ScheduleRecord
-from pantala.kit.clock import unix_ms
+from pantala.kit.clock import rfc3339_ms, unix_ms
 from pantala.wire.machine import Event
 
 log = structlog.get_logger()
@@ -73,14 +72,14 @@ class Schedules:
             next_ms=_next_ms(expression, anchor_ms, now_ms),
             runs=before.runs if before is not None else (),
         )
-        shown = event("schedule", "planned", "flyd", now_ms, reason=f"runs next at {moment(made.next_ms)}")
+        shown = event("schedule", "planned", "flyd", now_ms, reason=f"runs next at {rfc3339_ms(made.next_ms)}")
         await task.keeper.change(lambda r: replace(r, schedule=made), events=(shown,))
 
     async def _due(self, task: MachineTask, known: ScheduleRecord, now_ms: int) -> None:
         due_ms = unix_ms(schedule.last_run(known.expression, anchor=_at(known.anchor_ms), until=_at(now_ms)))
         runs: list[RunRecord] = []
         if due_ms > known.next_ms:
-            why = f"its time passed, and so did that of later runs until {moment(due_ms)}"
+            why = f"its time passed, and so did that of later runs until {rfc3339_ms(due_ms)}"
             runs.append(RunRecord(due_ms=known.next_ms, outcome="missed", reason=why))
         late_s = (now_ms - due_ms) // 1000
         if task.record.state not in _MAY_START or task.record.queued():
@@ -142,7 +141,7 @@ def _told(runs: list[RunRecord], now_ms: int) -> tuple[Event, ...]:
             run.outcome,
             "flyd",
             now_ms,
-            reason=f"due at {moment(run.due_ms)}" + (f": {run.reason}" if run.reason else ""),
+            reason=f"due at {rfc3339_ms(run.due_ms)}" + (f": {run.reason}" if run.reason else ""),
         )
         for run in runs
     )

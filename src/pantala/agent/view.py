@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -12,7 +11,7 @@ import msgspec
 from pantala.domain import suspend, validate
 from pantala.domain.machine import TERMINAL
 from pantala.journal import MachineRecord
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.kit.rows import Row
 from pantala.wire.feed import MachineRow, ServiceRow
 from pantala.wire.machine import (
@@ -32,10 +31,6 @@ from pantala.wire.machine import (
 )
 
 METADATA_BYTES_MAX = 128
-
-
-def moment(at_ms: int) -> str:
-    return rfc3339(datetime.fromtimestamp(at_ms / 1000, UTC))
 
 
 def machine(
@@ -59,8 +54,8 @@ def machine(
         instance_id=latest.instance_id,
         version=latest.instance_id,
         private_ip=record.ip6,
-        created_at=moment(record.created_at_ms),
-        updated_at=moment(record.updated_at_ms),
+        created_at=rfc3339_ms(record.created_at_ms),
+        updated_at=rfc3339_ms(record.updated_at_ms),
         image_ref=latest.image,
         events=events,
         checks=checks,
@@ -72,7 +67,7 @@ def machine(
         isolation=isolation,
         cpu=cpu,
         schedule=_schedule(record),
-        hold=Hold(until=moment(record.hold.until_ms), reason=record.hold.reason) if record.hold else None,
+        hold=Hold(until=rfc3339_ms(record.hold.until_ms), reason=record.hold.reason) if record.hold else None,
         lease=lease,
         containers=containers,
         other_images={name: other.image for name, other in latest.other_images.items()} or None,
@@ -84,8 +79,8 @@ def _schedule(record: MachineRecord) -> ScheduleStatus | None:
     if kept is None:
         return None
     return ScheduleStatus(
-        next_run=moment(kept.next_ms),
-        runs=[ScheduledRun(due_at=moment(run.due_ms), outcome=run.outcome, reason=run.reason) for run in kept.runs],
+        next_run=rfc3339_ms(kept.next_ms),
+        runs=[ScheduledRun(due_at=rfc3339_ms(run.due_ms), outcome=run.outcome, reason=run.reason) for run in kept.runs],
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
@@ -13,7 +12,7 @@ from pantala.control.access import Access
 from pantala.control.context import Context, request_id
 from pantala.errors import Forbidden, InvalidRequest
 from pantala.kit import ids
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.kit.units import parse_go_duration
 from pantala.store import accounts, ledger
 from pantala.store.records import AppRecord, OrgRecord
@@ -118,7 +117,7 @@ class Accounts:
             )
 
         await self._context.db.write(insert)
-        expires_at = rfc3339(datetime.fromtimestamp(expires_at_ms / 1000, tz=UTC))
+        expires_at = rfc3339_ms(expires_at_ms)
         return CreateTokenResponse(token=token, expires_at=expires_at)
 
 

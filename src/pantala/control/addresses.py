@@ -5,7 +5,6 @@ An address that is released rests for a day before it is given to another app: u
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from ipaddress import ip_address
 
 from sqlalchemy import Connection
@@ -15,7 +14,7 @@ from pantala.control.access import Access
 from pantala.control.context import Context
 from pantala.control.publication import Publication
 from pantala.errors import CapacityError, Conflict, InvalidRequest, NotFound
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.net import sixpn
 from pantala.planner import addresses as plan
 from pantala.store import addresses, apps
@@ -152,5 +151,5 @@ def _assignment(record: AddressRecord) -> Assignment:
         region=REGION,
         service_name="",
         shared=record.kind == "shared_v4",
-        created_at=rfc3339(datetime.fromtimestamp(record.created_at_ms / 1000, UTC)),
+        created_at=rfc3339_ms(record.created_at_ms),
     )

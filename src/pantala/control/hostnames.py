@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Literal, cast
 
 import msgspec
@@ -27,7 +26,7 @@ from pantala.control.name_records import NameRecords
 from pantala.control.publication import Publication
 from pantala.domain.hostnames import base, is_under, is_wildcard, normalise, parent_wildcard
 from pantala.errors import InvalidRequest, NameTaken, NotFound
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339, rfc3339_ms
 from pantala.kit.sealing import seal
 from pantala.planner import certificates as plan
 from pantala.store import certificates, hostnames
@@ -330,8 +329,8 @@ class Hostnames:
             ownership_txt_configured=validation.ownership_txt_configured,
             has_custom_certificate="custom" in sources,
             has_fly_certificate="acme" in sources,
-            created_at=_time(record.created_at_ms),
-            updated_at=_time(record.updated_at_ms),
+            created_at=rfc3339_ms(record.created_at_ms),
+            updated_at=rfc3339_ms(record.updated_at_ms),
         )
 
     def _status(self, record: HostnameRecord, kept: list[CertificateRecord]) -> Status:
@@ -344,19 +343,19 @@ class Hostnames:
         leaf = x509.load_pem_x509_certificate(kept.chain_pem.encode())
         custom, ended = kept.source == "custom", kept.not_after_ms <= self._context.now_ms()
         status = "expired" if ended else "pending_ownership" if custom and not record.owned else "active"
-        issuer, expires_at = custom_certificates.issuer_of(leaf), _time(kept.not_after_ms)
+        issuer, expires_at = custom_certificates.issuer_of(leaf), rfc3339_ms(kept.not_after_ms)
         kind = cast('Literal["ecdsa", "rsa"]', custom_certificates.kind_of(leaf))
         return Certificate(
             source="custom" if custom else "fly",
             status=status,
-            created_at=_time(kept.issued_at_ms),
+            created_at=rfc3339_ms(kept.issued_at_ms),
             expires_at=expires_at,
             issuer=issuer,
             issued=[Issued(type=kind, expires_at=expires_at, certificate_authority=issuer)],
         )
 
     def _limited(self, record: HostnameRecord) -> str | None:
-        return _time(record.limited_until_ms) if record.limited_until_ms > self._context.now_ms() else None
+        return rfc3339_ms(record.limited_until_ms) if record.limited_until_ms > self._context.now_ms() else None
 
     def _now(self) -> str:
         return rfc3339(self._context.clock.now())
@@ -379,10 +378,6 @@ def _no_authority(at: str) -> ValidationError:
 def _provider(seen: DnsRecords | None) -> str:
     """The registrable part of the name server in charge, such as `cloudflare.com`."""
     return ".".join(seen.soa.split(".")[-2:]) if seen is not None and seen.soa else ""
-
-
-def _time(at_ms: int) -> str:
-    return rfc3339(datetime.fromtimestamp(at_ms / 1000, UTC))
 
 
 def _cursor(hostname: str) -> str:

@@ -10,7 +10,7 @@ import base64
 import ipaddress
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Literal
 
 import anyio.to_thread
@@ -32,7 +32,7 @@ from pantala.control.nodes import Nodes
 from pantala.control.publication import Publication
 from pantala.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from pantala.kit import ids, nkeys
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.kit.sealing import unb64
 from pantala.store import hosts, machines, moves, standbys
 from pantala.store.records import EdgeKeyRecord, NodeRecord
@@ -110,7 +110,7 @@ class Hosts:
             self._audit(connection, principal.email, "host.token", token_id, {"region": request.region})
 
         await self._context.db.write(insert)
-        return HostToken(id=token_id, token=text, expires_at=_moment(expires_at_ms))
+        return HostToken(id=token_id, token=text, expires_at=rfc3339_ms(expires_at_ms))
 
     def _token_text(self) -> str:
         """Through an edge where there is one: its certificate proves who answers. Without edges the API speaks plain
@@ -282,8 +282,8 @@ class Hosts:
                     cpus=info.cpus if info else 0,
                     memory_mib=info.memory_mib if info else 0,
                     memory_mib_free=info.memory_mib_free if info else 0,
-                    joined_at=_moment(node.created_at_ms),
-                    certificate_until=_moment(node.certificate_until_ms),
+                    joined_at=rfc3339_ms(node.created_at_ms),
+                    certificate_until=rfc3339_ms(node.certificate_until_ms),
                 )
             )
         return found
@@ -298,7 +298,7 @@ class Hosts:
     async def renew(self, node: NodeRecord, csr_pem: str) -> Renewed:
         certificate_pem, until_ms = await anyio.to_thread.run_sync(self._authority.sign, csr_pem, node.id, node.address)
         await self._context.db.write(lambda c: hosts.update_node(c, node.id, certificate_until_ms=until_ms))
-        log.info("host certificate renewed", node=node.id, until=_moment(until_ms))
+        log.info("host certificate renewed", node=node.id, until=rfc3339_ms(until_ms))
         return Renewed(
             certificate_pem=certificate_pem,
             authority_pem=self._authority.certificate_pem,
@@ -446,7 +446,3 @@ def _status(node: NodeRecord) -> Literal["active", "draining", "lost", "removed"
 
 def _host_of(endpoint: str) -> str:
     return endpoint.rpartition(":")[0].strip("[]")
-
-
-def _moment(at_ms: int) -> str:
-    return rfc3339(datetime.fromtimestamp(at_ms / 1000, tz=UTC))

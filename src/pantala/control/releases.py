@@ -8,7 +8,6 @@ Owns the table releases, and the app's status (deployed once a release is comple
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from pantala.control.access import Access
 from pantala.control.context import Context, request_id
 from pantala.errors import InvalidRequest, NotFound, WrongState
 from pantala.kit import ids
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.store import apps, ledger
 from pantala.store.records import ReleaseRecord
 from pantala.wire.api import CreateReleaseRequest, ListReleasesResponse, Release, UpdateReleaseRequest
@@ -188,7 +187,7 @@ def _answer(record: ReleaseRecord) -> Release:
             "description": record.description,
             "strategy": record.strategy,
             "user": record.user,
-            "created_at": rfc3339(datetime.fromtimestamp(record.created_at_ms / 1000, tz=UTC)),
+            "created_at": rfc3339_ms(record.created_at_ms),
             "reason": record.reason,
             "plan": record.plan,
             "cursor": record.cursor,

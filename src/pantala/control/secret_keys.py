@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
@@ -16,7 +15,7 @@ from pantala.control.context import Context
 from pantala.control.secrets import check_version
 from pantala.errors import Conflict, InvalidRequest, NotFound
 from pantala.kit import keyring
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.kit.sealing import b64, unb64
 from pantala.store import secrets
 from pantala.store.records import AppRecord, SecretKeyRecord
@@ -214,8 +213,8 @@ def _info(record: SecretKeyRecord) -> SecretKeyInfo:
         name=record.name,
         type=record.type,
         public_key=record.public_key,
-        created_at=rfc3339(datetime.fromtimestamp(record.created_at_ms / 1000, tz=UTC)),
-        updated_at=rfc3339(datetime.fromtimestamp(record.updated_at_ms / 1000, tz=UTC)),
+        created_at=rfc3339_ms(record.created_at_ms),
+        updated_at=rfc3339_ms(record.updated_at_ms),
     )
 
 

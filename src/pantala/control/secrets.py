@@ -7,7 +7,6 @@ it is sealed anew to the key of a node that needs it).
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 
 import anyio
 import msgspec
@@ -20,7 +19,7 @@ from pantala.control.context import Context, request_id
 from pantala.control.nodes import Nodes
 from pantala.errors import Forbidden, InvalidRequest, NotFound, PantalaError
 from pantala.kit import ids
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.kit.sealing import seal
 from pantala.store import apps, ledger, secrets
 from pantala.store.records import AppRecord, SecretRecord
@@ -183,8 +182,8 @@ def _info(record: SecretRecord) -> SecretInfo:
     return SecretInfo(
         name=record.name,
         digest=record.digest,
-        created_at=rfc3339(datetime.fromtimestamp(record.created_at_ms / 1000, tz=UTC)),
-        updated_at=rfc3339(datetime.fromtimestamp(record.updated_at_ms / 1000, tz=UTC)),
+        created_at=rfc3339_ms(record.created_at_ms),
+        updated_at=rfc3339_ms(record.updated_at_ms),
     )
 
 

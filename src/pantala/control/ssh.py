@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -25,7 +24,7 @@ from pantala.control.context import Context
 from pantala.control.machines import Machines
 from pantala.control.ssh_authority import SshAuthority
 from pantala.errors import InvalidRequest, NotFound, PantalaError
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.store.records import AppRecord
 from pantala.wire.node import CloseStream, OpenedStream, OpenSsh, ReadStream, StreamData, WriteStream
 from pantala.wire.ssh import HOURS_MAX, LOGINS_MAX, Certificate, CertificateRequest
@@ -73,7 +72,7 @@ class Ssh:
             key_id=key_id,
             serial=str(serial),
             principals=request.principals,
-            valid_until=rfc3339(datetime.fromtimestamp(until_s, UTC)),
+            valid_until=rfc3339_ms(until_s * 1000),
         )
 
     @asynccontextmanager

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from sqlalchemy import Connection
 
 from pantala.auth import tokens
@@ -13,7 +11,7 @@ from pantala.auth.grants import Action
 from pantala.control.access import Access
 from pantala.control.context import Context
 from pantala.errors import InvalidRequest, NotOffered, Unauthenticated
-from pantala.kit.clock import rfc3339
+from pantala.kit.clock import rfc3339_ms
 from pantala.store import accounts, apps
 from pantala.store.records import MembershipRecord, OrgRecord, TokenRecord
 from pantala.wire.platform import (
@@ -46,7 +44,7 @@ class TokenChecks:
         return VerifiedToken(
             header=f"FlyV1 {','.join(text for text in texts if tokens.digest(text) in valid)}",
             user=next(iter(valid.values())).email,
-            expires_at=rfc3339(datetime.fromtimestamp(expires_at_ms / 1000, tz=UTC)),
+            expires_at=rfc3339_ms(expires_at_ms),
         )
 
     async def authorize(self, request: AuthorizeRequest) -> AuthorizeResponse:

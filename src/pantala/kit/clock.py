@@ -44,3 +44,8 @@ def rfc3339(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise ValueError("naive datetime")
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def rfc3339_ms(at_ms: int) -> str:
+    """The same of milliseconds since the epoch."""
+    return rfc3339(datetime.fromtimestamp(at_ms / 1000, UTC))
