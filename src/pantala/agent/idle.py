@@ -14,6 +14,7 @@ from pantala.agent.feed import Feed
 from pantala.agent.host import Host
 from pantala.agent.machine import MachineTask
 from pantala.domain.machine import State, Verb
+from pantala.domain.process import process_group
 from pantala.errors import Conflict, PantalaError
 from pantala.journal import Desired, MachineRecord
 from pantala.kit.clock import unix_ms
@@ -125,8 +126,7 @@ class Idle:
 
 def _group(record: MachineRecord) -> str:
     """Machines with the same services sleep by the same rules: those of one process group."""
-    metadata = record.version.config.metadata or {}
-    return metadata.get("fly_process_group") or metadata.get("process_group") or "app"
+    return process_group(record.version.config.metadata)
 
 
 def _floor(record: MachineRecord, region: str) -> int:

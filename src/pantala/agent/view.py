@@ -10,6 +10,7 @@ import msgspec
 
 from pantala.domain import suspend, validate
 from pantala.domain.machine import TERMINAL
+from pantala.domain.process import process_group
 from pantala.journal import MachineRecord
 from pantala.kit.clock import rfc3339_ms
 from pantala.kit.rows import Row
@@ -157,7 +158,7 @@ def machine_row(record: MachineRecord, *, node: str, passing: Sequence[bool], re
         services=[row.key.rsplit("/", 1)[1] for row in service_rows(record)],
         passing=list(passing),
         cordoned=record.cordoned,
-        group=metadata.get("fly_process_group") or metadata.get("process_group") or "app",
+        group=process_group(metadata),
         dns=not (config.dns is not None and config.dns.skip_registration),
         ready_at_ms=ready_at_ms,
         metadata=named_metadata(metadata),

@@ -14,7 +14,6 @@ from pantala.wire.machine import Guest, MachineConfig
 
 MEMORY_STEP_MB = 256
 """Of both kinds; sizing guides speak of 2048 for performance, the API's own table of 256."""
-DEFAULT_SIZE = "shared-cpu-1x"
 ROOTFS_GB = 8
 ROOTFS_GB_MAX = 50
 SWAP_MB_MAX = 64 * 1024

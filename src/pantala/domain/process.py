@@ -50,14 +50,19 @@ def image_name(image: ImageRef) -> str:
     return f"{name}@{image.digest}" if image.digest and not image.tag else name
 
 
+def process_group(metadata: Mapping[str, str] | None) -> str:
+    """Of a machine with this metadata."""
+    known = metadata or {}
+    return known.get("fly_process_group") or known.get("process_group") or "app"
+
+
 def environment(
     image: ImageConfig, config: MachineConfig, identity: Identity, secrets: Mapping[str, str]
 ) -> dict[str, str]:
     """The image's, then the config's, then secrets; what the platform says of the machine cannot be overridden."""
-    metadata = config.metadata or {}
     defaults = {
         "PATH": DEFAULT_PATH,
-        "FLY_PROCESS_GROUP": metadata.get("fly_process_group") or metadata.get("process_group") or "app",
+        "FLY_PROCESS_GROUP": process_group(config.metadata),
         "PRIMARY_REGION": identity.region,
     }
     platform = {

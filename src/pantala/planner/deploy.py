@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from pantala.domain.process import process_group
 from pantala.errors import InvalidRequest
 from pantala.wire.machine import Machine, MachineConfig
 
@@ -135,8 +136,7 @@ def managed_by_deploy(machine: Machine) -> bool:
 
 
 def group_of(machine: Machine) -> str:
-    metadata = (machine.config or machine.incomplete_config or MachineConfig()).metadata or {}
-    return metadata.get("fly_process_group") or metadata.get("process_group") or "app"
+    return process_group((machine.config or machine.incomplete_config or MachineConfig()).metadata)
 
 
 def at_once(count: int, max_unavailable: float) -> int:
