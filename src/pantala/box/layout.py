@@ -110,7 +110,6 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
     idle_window_s: float
     tuning: dict[str, str] = {}
     created_run_netns: bool = False
-    forwarding_before: str = "1"
     links_kind: LinkKind = "plain"
     distances: bool = False
     bfd_ms: int = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pantala.box import relay
+from pantala.box import forwarding, relay
 from pantala.box.layout import (
     API_PORT,
     EDGE_ADDRESS,
@@ -43,7 +43,6 @@ from pantala.box.routing import reconfigure
 from pantala.errors import CapacityError, Conflict, InternalError, InvalidRequest, NotFound
 
 RUN_NETNS = Path("/run/netns")
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 COMMAND_TIMEOUT_S = 30
 LOSS_MAX = 0.9
 LAST_METRIC = "4096"
@@ -52,15 +51,14 @@ LAST_METRIC = "4096"
 def raise_network(box: Box) -> Box:
     """Make namespaces, links and the way out; the box with what has to be put back later."""
     existed = RUN_NETNS.is_dir() and RUN_NETNS.is_mount()
-    before = FORWARDING.read_text().strip()
-    box = msgspec.structs.replace(box, created_run_netns=not existed, forwarding_before=before)
+    box = msgspec.structs.replace(box, created_run_netns=not existed)
     _save(box)  # before anything that would have to be undone
     for command, text in batched(up_commands(box)):
         run(command, text=text)
     run(["ip", "netns", "exec", ROUTER, "nft", "-f", "-"], text=router_rules(box, read_cuts(box)))
     run(["nft", "-f", "-"], text=uplink_rules())
     run(["nsenter", f"--net={RUN_NETNS / box.builds().netns}", "nft", "-f", "-"], text=build_rules(box))
-    FORWARDING.write_text("1")
+    forwarding.hold()
     return box
 
 
@@ -70,11 +68,10 @@ def lower_network(box: Box | None) -> None:
     for name in leftover_namespaces():
         _quiet(["ip", "netns", "del", name])
     _quiet(["nft", "delete", "table", "ip", TABLE])
-    if box is not None:
-        FORWARDING.write_text(box.forwarding_before)
-        if box.created_run_netns and RUN_NETNS.is_dir() and not any(RUN_NETNS.iterdir()):
-            _quiet(["umount", str(RUN_NETNS)])
-            RUN_NETNS.rmdir()
+    forwarding.release()
+    if box is not None and box.created_run_netns and RUN_NETNS.is_dir() and not any(RUN_NETNS.iterdir()):
+        _quiet(["umount", str(RUN_NETNS)])
+        RUN_NETNS.rmdir()
 
 
 def leftover_namespaces() -> list[str]:
