@@ -13,7 +13,7 @@ import pytest
 
 from pantala.builds import context, runc_wrapper, scanner
 from pantala.builds.ignore import IgnoreRules
-from pantala.builds.service import Progress
+from pantala.builds.progress import Progress
 from pantala.errors import InvalidRequest
 
 
@@ -161,3 +161,19 @@ def test_a_failed_build_is_explained_by_the_end_of_its_output() -> None:
     assert (events[0].type, events[0].took_ms) == ("step", 1000)
     assert "no matching distribution" in progress.failure()
     assert "exit code: 1" in progress.failure()
+
+
+def test_only_a_users_own_step_may_be_silent_for_as_long_as_it_likes() -> None:
+    progress = Progress()
+
+    def told(name: str, **times: str) -> float | None:
+        vertex = {"digest": f"sha256:{name}", "name": name, **times}
+        progress.feed(json.dumps({"vertexes": [vertex]}).encode())
+        return progress.quiet_at_most_s()
+
+    begun, ended = "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"
+    assert progress.quiet_at_most_s() == 60
+    assert told("exporting to image", started=begun) == 600
+    assert told("[stage-0 4/5] RUN make", started=begun) is None
+    assert told("[stage-0 4/5] RUN make", started=begun, completed=ended) == 600
+    assert told("exporting to image", started=begun, completed=ended) == 60

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import re
+import os
 import shutil
+import signal
+import socket
+import struct
 import tempfile
 from collections.abc import AsyncGenerator
-from datetime import datetime
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from typing import Any
 
 import anyio
 import anyio.to_thread
-import msgspec
 import structlog
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from pantala.builds.progress import QUIET_S, Progress
 from pantala.errors import DiskFull
 from pantala.kit import binaries
 from pantala.kit.disk import disk_full, has_room
@@ -32,18 +34,16 @@ PROGRESS_LINE_BYTES_MAX = 4 * 1024 * 1024
 PRUNE_WITHIN_S = 20
 LOOK_EVERY_S = 0.1
 """How often a build's disk is looked at: a fast writer fills what is kept free in a second."""
-ERROR_CHARACTERS_MAX = 2_000
-STEP_CHARACTERS_MAX = 90
+RESTART_WITHIN_S = 30
 EPOCH = 1_735_689_600
 """Later times in an image are set to this one; those of its sources are earlier and stay."""
-_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}")
-_NOISE = re.compile(r"^\[internal\] |^resolve image config|^exporting|^sha256:|^importing cache")
 
 
 class BuildkitBuilder:
     """`push_registry`: `host:port` under which BuildKit reaches the registry that images name as `registry_name`.
 
     `folder` and `registry_folder`: where BuildKit and the registry keep what they have, if that is on this machine.
+    `quiet_s`: from when on a BuildKit that has nothing to do and says nothing hangs.
     """
 
     def __init__(
@@ -54,17 +54,22 @@ class BuildkitBuilder:
         registry_name: str,
         folder: Path | None = None,
         registry_folder: Path | None = None,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._socket = socket
         self._push_registry = push_registry
         self._registry_name = registry_name
         self._folder = folder
         self._registry_folder = registry_folder
+        self._quiet_s = quiet_s
 
     async def build(
         self, *, app: str, context_dir: Path, options: BuildOptions, image: str, push_token: Secret
     ) -> AsyncGenerator[BuildEvent]:
-        """Build `context_dir` and push it as `image`; the last event is `done` (with the digest) or `failed`."""
+        """Build `context_dir` and push it as `image`; the last event is `done` (with the digest) or `failed`.
+
+        A BuildKit that hangs is restarted, once: nobody's next build would end either.
+        """
         with tempfile.TemporaryDirectory(prefix="pantala-build-") as scratch:
             work = Path(scratch)
             write_credential(work, self._push_registry, push_token)
@@ -76,39 +81,74 @@ class BuildkitBuilder:
                 target=image.replace(self._registry_name, self._push_registry, 1),
                 metadata=metadata,
             )
-            progress = Progress()
-            process = await anyio.open_process(command, env=_environment(work), stderr=PIPE, stdout=DEVNULL)
-            assert process.stderr is not None
-            output = BufferedByteReceiveStream(process.stderr)
             deadline = anyio.current_time() + BUILD_TIMEOUT_S
-            full: DiskFull | None = None
-            try:
-                while (events := await _next_events(output, progress, deadline)) is not None:
-                    for event in events:
+            for remedy in (self._restart, None):
+                ended = _Ended(Progress(self._quiet_s))
+                async with aclosing(self._attempt(command, _environment(work), deadline, ended)) as events:
+                    async for event in events:
                         yield event
-                    if self._folder is not None and not has_room(self._folder):
-                        # With what is left BuildKit can still clean up; on a disk that is really full it cannot.
-                        full = disk_full("this build", self._folder)
-                        process.kill()
-                        break
-                with anyio.CancelScope(deadline=deadline):
-                    await process.wait()
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                    await process.aclose()
-            if full is not None:
+                if not ended.hung or remedy is None:
+                    break
+                log.error("the builder hangs and is restarted", app=app, said=ended.progress.failure())
+                yield BuildEvent(type="step", text="the builder did not answer any more; it is restarted, once")
+                await remedy()
+            if ended.full is not None:
                 await self._drop_cache()
-                yield BuildEvent(type="failed", text=full.sentence())
+                yield BuildEvent(type="failed", text=ended.full.sentence())
+            elif ended.hung:
+                yield BuildEvent(
+                    type="failed", text="the builder does not answer; its operator finds why in buildkitd.log"
+                )
             elif anyio.current_time() >= deadline:
                 yield BuildEvent(type="failed", text=f"the build took more than {BUILD_TIMEOUT_S // 60} minutes")
-            elif process.returncode != 0:
-                log.info("build failed", app=app, code=process.returncode)
-                yield BuildEvent(type="failed", text=await self._explained(progress.failure(), app))
+            elif ended.code != 0:
+                log.info("build failed", app=app, code=ended.code)
+                yield BuildEvent(type="failed", text=await self._explained(ended.progress.failure(), app))
             else:
                 digest = json.loads(metadata.read_text())["containerimage.digest"]
                 yield BuildEvent(type="done", image=image, digest=digest)
+
+    async def _attempt(
+        self, command: list[str], environment: dict[str, str], deadline: float, ended: _Ended
+    ) -> AsyncGenerator[BuildEvent]:
+        """Run buildctl to its end, which `ended` tells; its steps and their words on the way."""
+        process = await anyio.open_process(command, env=environment, stderr=PIPE, stdout=DEVNULL)
+        assert process.stderr is not None
+        output = BufferedByteReceiveStream(process.stderr)
+        heard_at = anyio.current_time()
+        try:
+            while (line := await _next_line(output, deadline)) is not None:
+                if line:
+                    heard_at = anyio.current_time()
+                    for event in ended.progress.feed(line):
+                        yield event
+                quiet_at_most_s = ended.progress.quiet_at_most_s()
+                ended.hung = quiet_at_most_s is not None and anyio.current_time() - heard_at > quiet_at_most_s
+                if self._folder is not None and not has_room(self._folder):
+                    # With what is left BuildKit can still clean up; on a disk that is really full it cannot.
+                    ended.full = disk_full("this build", self._folder)
+                if ended.hung or ended.full is not None:
+                    process.kill()
+                    break
+            with anyio.CancelScope(deadline=deadline):
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await process.aclose()
+        ended.code = process.returncode
+
+    async def _restart(self) -> None:
+        """End the daemon behind the socket; who runs it starts it again. Waits until it answers, not for ever."""
+        pid = _pid_behind(self._socket)
+        if pid is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for _ in range(RESTART_WITHIN_S):
+            if _pid_behind(self._socket) not in (None, pid):
+                return
+            await anyio.sleep(1)
 
     async def _explained(self, failure: str, app: str) -> str:
         """What BuildKit and the registry say of a full disk names neither the disk nor a remedy."""
@@ -139,61 +179,36 @@ def drop_uploads(registry_folder: Path, app: str) -> None:
     shutil.rmtree(repository / "_uploads", ignore_errors=True)
 
 
-class Progress:
-    """Turns BuildKit's raw progress into steps with their time, and remembers what explains a failure."""
+@dataclass
+class _Ended:
+    """How an attempt ended. `hung`: BuildKit said nothing any more. `full`: the disk left no room."""
 
-    def __init__(self) -> None:
-        self._names: dict[str, str] = {}
-        self._told: set[str] = set()
-        self._error = ""
-        self._tail: list[str] = []
-
-    def feed(self, line: bytes) -> list[BuildEvent]:
-        try:
-            status: dict[str, Any] = msgspec.json.decode(line)
-        except msgspec.DecodeError:
-            self._remember(line.decode(errors="replace").strip())
-            return []
-        events: list[BuildEvent] = []
-        for vertex in status.get("vertexes") or ():
-            events += self._vertex(vertex)
-        for entry in status.get("logs") or ():
-            text = base64.b64decode(entry.get("data") or "").decode(errors="replace").rstrip()
-            for part in text.splitlines():
-                self._remember(part)
-                events.append(BuildEvent(type="log", text=part))
-        return events
-
-    def failure(self) -> str:
-        """Why the build failed: the failing step's own words, then the last lines of its output."""
-        lines = [*self._tail[-12:], self._error] if self._error else self._tail[-12:]
-        return "\n".join(line for line in lines if line)[-ERROR_CHARACTERS_MAX:] or "the build failed without a word"
-
-    def _vertex(self, vertex: dict[str, Any]) -> list[BuildEvent]:
-        digest, name = str(vertex.get("digest")), str(vertex.get("name") or "")
-        if vertex.get("error"):
-            self._error = str(vertex["error"])
-        if not vertex.get("completed") or digest in self._told or _NOISE.match(name):
-            return []
-        self._told.add(digest)
-        took_ms = 0 if vertex.get("cached") else _between_ms(vertex.get("started"), vertex["completed"])
-        suffix = " (cached)" if vertex.get("cached") else ""
-        return [BuildEvent(type="step", text=f"{_shortened(name)}{suffix}", took_ms=took_ms)]
-
-    def _remember(self, line: str) -> None:
-        self._tail = [*self._tail[-30:], line]
+    progress: Progress
+    code: int | None = None
+    hung: bool = False
+    full: DiskFull | None = None
 
 
-async def _next_events(
-    stream: BufferedByteReceiveStream, progress: Progress, deadline: float
-) -> list[BuildEvent] | None:
-    """The events of the next line, none when it does not come at once; None at the end or when the time is up."""
+async def _next_line(stream: BufferedByteReceiveStream, deadline: float) -> bytes | None:
+    """The next line, empty when none comes at once; None at the end or when the time is up."""
     with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + LOOK_EVERY_S)):
         try:
-            return progress.feed(await stream.receive_until(b"\n", PROGRESS_LINE_BYTES_MAX))
+            return await stream.receive_until(b"\n", PROGRESS_LINE_BYTES_MAX)
         except (anyio.IncompleteRead, anyio.EndOfStream):
             return None
-    return None if anyio.current_time() >= deadline else []
+    return None if anyio.current_time() >= deadline else b""
+
+
+def _pid_behind(path: Path) -> int | None:
+    """The process that listens on a Unix socket; None when none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:
+            return None
+    return struct.unpack("3i", credentials)[0]
 
 
 def build_command(*, socket: Path, context: Path, options: BuildOptions, target: str, metadata: Path) -> list[str]:
@@ -228,16 +243,3 @@ def write_credential(folder: Path, registry: str, token: Secret) -> None:
 
 def _environment(work: Path) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(work), "HOME": str(work), "PATH": "/usr/bin:/bin"}
-
-
-def _shortened(name: str) -> str:
-    """A step's name on one line: runs of spaces and full digests say nothing to a reader."""
-    text = _DIGEST.sub("", " ".join(name.split()))
-    return text if len(text) <= STEP_CHARACTERS_MAX else text[: STEP_CHARACTERS_MAX - 1] + "…"
-
-
-def _between_ms(started: str | None, completed: str) -> int:
-    if not started:
-        return 0
-    begin, end = datetime.fromisoformat(started), datetime.fromisoformat(completed)
-    return max(0, round((end - begin).total_seconds() * 1000))
