@@ -47,7 +47,7 @@ def test_an_app_whose_workers_die_at_import_is_refused_with_their_words(
 
 # -- interrupted -------------------------------------------------------------------------------------------------------
 
-SERVES = 'http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()'
+SERVES = 'Server(("::", 8080), Handler).serve_forever()'
 NEVER_SERVES = "__import__('time').sleep(3600)"
 
 
@@ -59,7 +59,9 @@ def test_a_deploy_that_ends_in_its_first_step_loses_no_request(
     source = deploy_probe(box, tmp_path, name)
     good = images(box, name)
     app = source / "app.py"
-    app.write_text(app.read_text().replace(SERVES, NEVER_SERVES))
+    serving = app.read_text()
+    assert SERVES in serving
+    app.write_text(serving.replace(SERVES, NEVER_SERVES))
     with steady_client(box, tmp_path, f"https://{name}.apps.pantala.test/") as client:
         with deploying(box, source) as process:
             until_sync(lambda: images(box, name), lambda now: now != good, within_s=60)
@@ -74,7 +76,7 @@ def test_a_deploy_that_ends_in_its_first_step_loses_no_request(
             assert images(box, name) == good
             until_sync(lambda: states(box, name), lambda now: now == {"started"}, within_s=30)
             assert releases(box, name)[0]["status"] == "interrupted"
-        app.write_text(app.read_text().replace(NEVER_SERVES, SERVES) + "\n# another version\n")
+        app.write_text(serving + "\n# another version\n")
         box.pantala("deploy", cwd=source)
         client.await_more(20)
         assert client.answers().failures == []
