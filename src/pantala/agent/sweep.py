@@ -19,17 +19,27 @@ from pantala.agent.settings import AgentSettings, load
 from pantala.journal import Journal
 from pantala.kit.clock import SystemClock
 
-DEADLINE_S = 90.0
+DEADLINE_S, FOR_EACH_S = 90.0, 0.5
+NETWORKS_AT_ONCE = 8
 
 
 async def sweep(settings: AgentSettings, *, leave: bool = False) -> None:
     clock = SystemClock()
     driver, network = parts.driver(settings, clock), parts.network(settings, clock)
-    async with anyio.create_task_group() as tasks:
-        for machine_id in await driver.list():
-            tasks.start_soon(driver.destroy, machine_id)
-    for machine_id in await network.list():
-        await network.remove(machine_id)
+    machines, networks = await driver.list(), await network.list()
+    limiter = anyio.CapacityLimiter(NETWORKS_AT_ONCE)
+
+    async def disconnect(machine_id: str) -> None:
+        async with limiter:
+            await network.remove(machine_id)
+
+    with anyio.fail_after(DEADLINE_S + FOR_EACH_S * len({*machines, *networks})):
+        async with anyio.create_task_group() as tasks:
+            for machine_id in machines:
+                tasks.start_soon(driver.destroy, machine_id)
+        async with anyio.create_task_group() as tasks:
+            for machine_id in networks:
+                tasks.start_soon(disconnect, machine_id)
     if (links := parts.peer_links(settings)) is not None:
         await links.remove()
     if leave:
@@ -47,11 +57,11 @@ async def strangers(settings: AgentSettings) -> list[str]:
 
 
 async def _main(settings: AgentSettings, *, only_list: bool, leave: bool) -> None:
-    with anyio.fail_after(DEADLINE_S):
-        if only_list:
+    if only_list:
+        with anyio.fail_after(DEADLINE_S):
             sys.stdout.write(json.dumps(await strangers(settings)) + "\n")
-        else:
-            await sweep(settings, leave=leave)
+    else:
+        await sweep(settings, leave=leave)
 
 
 def main(arguments: list[str]) -> int:

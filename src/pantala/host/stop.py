@@ -15,7 +15,8 @@ from pantala.host.place import Place
 from pantala.host.supervisor import Status, is_supervisor, start_time
 
 STOP_WITHIN_S = 60.0
-SWEEP_WITHIN_S = 120
+SWEEP_WITHIN_S = 1_800
+"""Of a host with thousands of machines; the sweep itself gives up earlier, by how many there are."""
 
 
 def stop_processes(status: Status) -> None:
