@@ -212,6 +212,8 @@ async def test_wait_codes(web: TestPlatform) -> None:
     for query, field in (("state=sleepy", "state"), ("timeout=61", "timeout"), ("timeout=0", "timeout")):
         bad = await web.http.get(f"{wait}?{query}", headers=web.auth)
         assert (bad.status_code, bad.json()["error"].partition(":")[0]) == (400, field)
+    nanoseconds = await web.http.get(f"{wait}?timeout=1000000000", headers=web.auth)
+    assert nanoseconds.json()["error"] == "timeout: must be 1 to 60 seconds"
     missing = await web.http.get(f"{MACHINES}/00000000000000/wait", headers=web.auth)
     assert (missing.status_code, missing.json()["error"]) == (404, "machine not found")
 

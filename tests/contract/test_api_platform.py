@@ -67,6 +67,15 @@ async def test_regions_in_both_spellings(platform: TestPlatform) -> None:
     assert answer["nearest"] == answer["Nearest"] == "iad"
 
 
+async def test_regions_are_offered_for_what_they_have_here(platform: TestPlatform) -> None:
+    """Clients leave deprecated regions out, and offer managed Postgres where it is said to be."""
+    await platform.add_agent("node-2", region="mad")
+    regions = (await platform.http.get("/v1/platform/regions", headers=platform.auth)).json()["Regions"]
+    assert {region["code"]: region["deprecated"] for region in regions} == {"iad": False, "lhr": False, "mad": False}
+    clusters = await platform.http.get("/v1/postgres", headers=platform.auth)
+    assert (clusters.status_code, {region["mpg_available"] for region in regions}) == (501, {False})
+
+
 # -- machines of an org -------------------------------------------------------------------------------------------
 
 

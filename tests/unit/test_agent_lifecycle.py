@@ -47,7 +47,7 @@ async def prepared(agent: RunningAgent) -> None:
 async def test_create_launches_and_the_machine_becomes_routable(world: World) -> None:
     async with world.agent() as agent:
         created = await agent.create()
-        assert created.state == "created"
+        assert (created.state, story(created)) == ("created", [("launch", "created")])
         await agent.wait("started")
         machine = await agent.until(lambda _: world.rows.rows["routes", f"m/{ID}"]["passing"] == [True])
         assert machine.private_ip.startswith("fdaa:0:18:")
@@ -155,7 +155,11 @@ async def test_update_keeps_a_running_machine_running_and_a_stopped_one_stopped(
         await agent.wait("started")
         updated = await agent.do(node.UpdateMachine, config=config(env={"V": "2"}), image=IMAGE)
         assert updated.instance_id != first.instance_id
+        assert ("launch", "created") in story(updated)
         await agent.wait("started", version=updated.instance_id)
+        outdated = f"started at version {first.instance_id}, it is started at version {updated.instance_id}"
+        with pytest.raises(NodeFailure, match=f"machine failed to reach desired state {outdated}"):
+            await agent.wait("started", version=first.instance_id, timeout_s=0.05)
         start = world.driver.machines[ID].start
         assert start is not None
         assert start.env["V"] == "2"

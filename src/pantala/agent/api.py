@@ -36,6 +36,7 @@ from pantala.kit.clock import unix_ms
 from pantala.kit.ids import ulid
 from pantala.wire import node
 from pantala.wire.guest import Exec
+from pantala.wire.machine import Event, Machine
 
 log = structlog.get_logger()
 
@@ -130,11 +131,13 @@ class NodeApi:
     # -- one each ------------------------------------------------------------------------------------------------------
 
     async def _create(self, request: node.CreateMachine) -> bytes:
-        def shown(record: MachineRecord) -> bytes:
-            return encode(self._queries.document(record, nonce=record.lease.nonce if record.lease else None))
+        answer = _Answer(request.request_id)
 
-        record = await self._host.create(request, lambda record: (request.request_id, shown(record)))
-        return shown(record)
+        def shown(record: MachineRecord, events: list[Event]) -> Machine:
+            return self._queries.document(record, nonce=record.lease.nonce if record.lease else None, events=events)
+
+        record = await self._host.create(request, lambda record, launched: answer.keep(shown(record, [launched])))
+        return answer.bytes or encode(shown(record, await self._queries.events(record.id)))
 
     async def _update(self, request: node.UpdateMachine) -> bytes:
         task = self._host.get(request.machine_id)
@@ -143,6 +146,7 @@ class NodeApi:
             await self._host.context.journal.commit(Change(secrets=request.secrets, at_ms=self._now_ms()))
         now_ms = self._now_ms()
         version = self._host.new_version(request, now_ms)
+        events = await self._queries.events(request.machine_id)
         answer = _Answer(request.request_id)
 
         def guard(record: MachineRecord) -> None:
@@ -177,7 +181,7 @@ class NodeApi:
 
         def outcome(met: MachineRecord, wanted: MachineRecord) -> Outcome:
             nonce = wanted.lease.nonce if wanted.lease and request.lease_ttl_s > 0 else None
-            return answer.keep(self._queries.document(wanted, nonce=nonce))
+            return answer.keep(self._queries.document(wanted, nonce=nonce, events=events))
 
         await task.keeper.admit(Verb.UPDATE, want, guard=guard, outcome=outcome)
         return answer.bytes

@@ -22,11 +22,12 @@ from pantala.journal import Change, Desired, LeaseRecord, MachineRecord, Version
 from pantala.kit.ids import ulid
 from pantala.kit.rows import Row
 from pantala.kit.sealing import seal
+from pantala.wire.machine import Event
 from pantala.wire.node import CreateMachine, UpdateMachine
 
 log = structlog.get_logger()
 
-MakeOutcome = Callable[[MachineRecord], Outcome | None]
+MakeOutcome = Callable[[MachineRecord, Event], Outcome | None]
 _HOLDS_ROOM = frozenset(
     {
         State.STARTED,
@@ -160,7 +161,10 @@ class Host:
         return record
 
     async def create(self, request: CreateMachine, make_outcome: MakeOutcome) -> MachineRecord:
-        """Journal a new machine and give it its task. Raises InvalidRequest, CapacityError; nothing is then done."""
+        """Journal a new machine and give it its task; one that is known already is left as it is, without an outcome.
+
+        Raises InvalidRequest, CapacityError; nothing is then done.
+        """
         validate.validate_config(request.config)
         async with self._creating:
             self._check_generation(request)
@@ -181,7 +185,7 @@ class Host:
                     events=(launched,),
                     versions=(record.version,),
                     secrets=request.secrets,
-                    outcome=make_outcome(record),
+                    outcome=make_outcome(record, launched),
                     at_ms=record.created_at_ms,
                 )
             )

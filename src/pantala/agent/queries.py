@@ -97,8 +97,12 @@ class Queries:
             cpu=self._cpu(record.id),
         )
 
+    async def events(self, machine_id: str) -> list[Event]:
+        """Newest first, as many as the document of a machine shows."""
+        return await self._host.context.journal.events(machine_id, EVENTS_SHOWN)
+
     async def _machine(self, record: MachineRecord) -> Machine:
-        return self._shown(record, await self._host.context.journal.events(record.id, EVENTS_SHOWN))
+        return self._shown(record, await self.events(record.id))
 
     def _shown(self, record: MachineRecord, events: list[Event]) -> Machine:
         task = self._host.machines.get(record.id)
@@ -139,10 +143,7 @@ class Queries:
                 if changed is None or record.state in TERMINAL:
                     break
                 await changed.wait()
-        why = f" ({record.reason})" if record.reason else ""
-        raise RequestTimeout(
-            f"machine failed to reach desired state {' or '.join(request.states)}, it is {record.state}{why}"
-        )
+        raise RequestTimeout(_not_reached(record, request))
 
     async def _versions(self, record: MachineRecord) -> list[MachineVersion]:
         """Those that are kept, newest first; a version that never came counts as replaced."""
@@ -223,6 +224,15 @@ def _version_status(record: MachineRecord, instance_id: str) -> str:
         return "current"
     pending = record.next_version is not None and record.next_version.instance_id == instance_id
     return "pending" if pending else "replaced"
+
+
+def _not_reached(record: MachineRecord, request: node.WaitMachine) -> str:
+    """With the words that clients match; a version only where one was asked for and another is there."""
+    wanted, found = " or ".join(request.states), str(record.state)
+    if request.version is not None and request.version != record.version.instance_id:
+        wanted, found = f"{wanted} at version {request.version}", f"{found} at version {record.version.instance_id}"
+    why = f" ({record.reason})" if record.reason else ""
+    return f"machine failed to reach desired state {wanted}, it is {found}{why}"
 
 
 def _holds(record: MachineRecord, request: node.WaitMachine, last_event_id: str) -> bool:

@@ -81,7 +81,7 @@ class Call:
     def seconds(self, name: str, *, default: float) -> float:
         """A bare number counts seconds (the original's `timeout`); a Go duration says its unit."""
         value = self.query(name)
-        if value is not None and value.isdigit() and len(value) <= 9:
+        if value is not None and value.isdigit() and len(value) <= 19:
             return float(value)
         return seconds(value, field=name, default=default)
 
