@@ -384,6 +384,25 @@ async def test_service_checks_gate_and_report(world: World) -> None:
         assert world.rows.rows["routes", f"m/{ID}"]["passing"] == [True]
 
 
+async def test_an_update_is_answered_with_the_checks_that_its_caller_has_to_wait_for(world: World) -> None:
+    """flyctl counts them in the answer, and waits until so many pass."""
+    checked = service(checks=[Check(type="http", path="/up")])
+    asked = config(services=[checked], checks={"alive": Check(type="tcp", port=8080)})
+    async with world.agent() as agent:
+        await agent.create()
+        await agent.wait("started")
+        updated = await agent.do(node.UpdateMachine, config=asked, image=IMAGE)
+        assert [(check.name, check.status) for check in updated.checks] == [
+            ("servicecheck-00-http-8080", "critical"),
+            ("alive", "critical"),
+        ]
+        await agent.wait("settled", version=updated.instance_id)
+        assert [check.name for check in (await agent.get()).checks] == [check.name for check in updated.checks]
+        await agent.do(node.StopMachine)
+        await agent.wait("stopped")
+        assert (await agent.do(node.UpdateMachine, config=asked, image=IMAGE)).checks == []
+
+
 # -- sleeping and waking -------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from pantala.agent import leases
+from pantala.agent import health, leases
 from pantala.agent.host import Host
 from pantala.agent.keeper import Outcome
 from pantala.agent.queries import Queries
@@ -181,7 +181,9 @@ class NodeApi:
 
         def outcome(met: MachineRecord, wanted: MachineRecord) -> Outcome:
             nonce = wanted.lease.nonce if wanted.lease and request.lease_ttl_s > 0 else None
-            return answer.keep(self._queries.document(wanted, nonce=nonce, events=events))
+            starts = wanted.desired.goal == "started"
+            checks = health.expected(version.config, now_ms) if starts else []
+            return answer.keep(self._queries.document(wanted, nonce=nonce, events=events, checks=checks))
 
         await task.keeper.admit(Verb.UPDATE, want, guard=guard, outcome=outcome)
         return answer.bytes

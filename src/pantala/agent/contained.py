@@ -61,7 +61,7 @@ class Contained:
         """One for each health check, `container-NAME-CHECK`."""
         return [
             CheckStatus(
-                name=f"container-{one.name}-{check.name}",
+                name=check_name(one.name, check.name),
                 status="passing" if check.passing else "critical",
                 output=check.output,
                 updated_at=rfc3339_ms(self._since.get((one.name, check.name), 0)),
@@ -69,3 +69,8 @@ class Contained:
             for one in self.states
             for check in one.checks
         ]
+
+
+def check_name(container: str, check: str) -> str:
+    """Of a container's health check among the checks of its machine."""
+    return f"container-{container}-{check}"

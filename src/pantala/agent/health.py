@@ -18,7 +18,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from pantala.agent.contained import Contained, Tell
+from pantala.agent.contained import Contained, Tell, check_name
 from pantala.agent.context import Context
 from pantala.domain.answers import asked_ports
 from pantala.domain.durations import seconds
@@ -26,7 +26,7 @@ from pantala.domain.runtime import ListenSocket
 from pantala.journal import MachineRecord
 from pantala.kit.clock import rfc3339_ms, unix_ms
 from pantala.wire.guest import STATICS_PORT
-from pantala.wire.machine import Check, CheckStatus
+from pantala.wire.machine import Check, CheckStatus, MachineConfig
 
 log = structlog.get_logger()
 
@@ -34,6 +34,7 @@ INTERVAL_S = 15.0
 TIMEOUT_S = 2.0
 GRACE_S = 1.0
 OUTPUT_MAX = 500
+FIRST = "waiting for the first check"
 AGAIN_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 """For one request: the first one may be what makes an app load."""
@@ -48,7 +49,7 @@ class _Probe:
         self.port = port
         self.service = service
         self.passing = False
-        self.output = "waiting for the first check"
+        self.output = FIRST
         self.updated_at_ms = 0
 
     def status(self) -> CheckStatus:
@@ -85,7 +86,7 @@ class Health:
         self.contained = Contained(context, record, changed=changed, tell=tell)
         self._services = record.version.config.services or []
         self._accepts = [False] * len(self._services)
-        self._probes = _probes(record, self._now_ms())
+        self._probes = _probes(record.version.config, self._now_ms())
         self.ready = anyio.Event()
         self.ready_at_ms = 0
         if not self._services:
@@ -294,14 +295,26 @@ def _loopback(address: str) -> bool:
         return False
 
 
-def _probes(record: MachineRecord, now_ms: int) -> list[_Probe]:
+def expected(config: MachineConfig, now_ms: int) -> list[CheckStatus]:
+    """The checks of a version that is about to start: those that a client waits for, none of them passing yet."""
+    contained = [
+        CheckStatus(
+            name=check_name(one.name, check.name), status="critical", output=FIRST, updated_at=rfc3339_ms(now_ms)
+        )
+        for one in config.containers or []
+        for check in one.healthchecks or []
+    ]
+    return [*(probe.status() for probe in _probes(config, now_ms)), *contained]
+
+
+def _probes(config: MachineConfig, now_ms: int) -> list[_Probe]:
     out: list[_Probe] = []
-    for index, service in enumerate(record.version.config.services or []):
+    for index, service in enumerate(config.services or []):
         for check in service.checks or []:
             port = check.port or service.internal_port or 0
             name = f"servicecheck-{len(out):02d}-{check.type}-{port}"
             out.append(_Probe(name, check, port, index))
-    for name, check in (record.version.config.checks or {}).items():
+    for name, check in (config.checks or {}).items():
         out.append(_Probe(name, check, check.port or 0, None))
     for probe in out:
         probe.updated_at_ms = now_ms

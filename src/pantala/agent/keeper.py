@@ -218,7 +218,7 @@ class Keeper:
         return [*([] if record.state in TERMINAL else view.service_rows(record)), row]
 
     def checks(self) -> list[CheckStatus]:
-        """Empty while it does not run but for configured checks, which are then critical."""
+        """Empty while it does not run."""
         return self.health.statuses() if self.health else []
 
     def containers(self) -> list[ContainerStatus] | None:
