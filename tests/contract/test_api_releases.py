@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from datetime import datetime
 
 import anyio
 import httpx2
@@ -142,6 +143,39 @@ async def test_logs_of_several_hosts_come_in_order_and_go_on_from_a_token(web: T
     assert [line["message"] for line in only] == ["two"]
     assert len((await web.http.get(f"{logs}?region=iad", headers=web.auth)).json()["lines"]) == 2
     assert (await web.http.get(f"{logs}?next_token=x", headers=web.auth)).status_code == 400
+
+
+async def test_a_stock_client_polls_for_lines(web: TestPlatform) -> None:
+    """flyctl-protocol reference 9.1: `next_token=` at first; lines have it ask again at once, so none come twice."""
+    second = await web.add_agent("node-2", region="lhr")
+    here = (await web.create_machine("web"))["id"]
+    there = (await web.create_machine("web", region="lhr"))["id"]
+    logs = "/api/v1/apps/web/logs"
+    nothing = (await web.http.get(f"{logs}?next_token=", headers=web.auth)).json()
+    assert nothing["data"] == []
+    web.agents["node-1"].say(here, "one")
+    await anyio.sleep(0.002)
+    second.say(there, "two")
+    first = (await web.http.get(f"{logs}?next_token={nothing['meta']['next_token']}", headers=web.auth)).json()
+    one, two = (entry["attributes"] for entry in first["data"])
+    assert {key: one[key] for key in ("message", "level", "instance", "region")} == {
+        "message": "one",
+        "level": "info",
+        "instance": here,
+        "region": "iad",
+    }
+    assert one["meta"] == {"instance": here, "region": "iad", "event": {"provider": "app"}}
+    assert one["timestamp"] < two["timestamp"]
+    assert datetime.fromisoformat(one["timestamp"]).tzinfo is not None
+    assert len({entry["id"] for entry in first["data"]}) == 2
+    after = f"{logs}?next_token={first['meta']['next_token']}"
+    assert (await web.http.get(after, headers=web.auth)).json() == {"data": [], "meta": first["meta"]}
+    only = (await web.http.get(f"{logs}?next_token=&region=lhr", headers=web.auth)).json()["data"]
+    assert [entry["attributes"]["message"] for entry in only] == ["two"]
+    only = (await web.http.get(f"{logs}?next_token=&instance={here}", headers=web.auth)).json()["data"]
+    assert [entry["attributes"]["message"] for entry in only] == ["one"]
+    assert (await web.http.get("/api/v1/apps/nope/logs?next_token=", headers=web.auth)).status_code == 404
+    assert (await web.http.get(f"{logs}?next_token=", headers={"authorization": "Bearer x"})).status_code == 401
 
 
 async def test_what_edges_say_of_an_app_is_in_its_log_wherever_its_machines_are(web: TestPlatform) -> None:

@@ -16,6 +16,7 @@ from pantala.wire.api import (
     ListAppsResponse,
     LogsResponse,
 )
+from pantala.wire.polled_logs import LogEntry, PolledLogs, PolledLogsMeta
 
 LOG_LINES = 100
 
@@ -57,6 +58,19 @@ async def logs(call: Call) -> Any:
     if call.flag("follow"):
         return Stream(await call.control.logs.follow(call.principal, call.app, chosen))
     return await call.control.logs.read(call.principal, call.app, chosen)
+
+
+async def polled_logs(call: Call) -> PolledLogs:
+    """All that came after a token: what is left out is never asked for again."""
+    since_ns = call.number("next_token", default=0)
+    chosen = LogsChoice(
+        machine_id=call.query("instance"),
+        region=call.query("region"),
+        since_ns=since_ns,
+        limit=LIMIT_MAX if since_ns else LOG_LINES,
+    )
+    read = await call.control.logs.read(call.principal, call.app, chosen)
+    return PolledLogs(data=[LogEntry.of(line) for line in read.lines], meta=PolledLogsMeta(next_token=read.next_token))
 
 
 _APP = "/v1/apps/{app}"
@@ -118,5 +132,18 @@ ENDPOINTS = [
         ),
         tag="Logs",
         summary="Lines after a token; with follow=true one LogLine a line, as they come",
+    ),
+    Endpoint(
+        method="GET",
+        path=f"/api{_APP}/logs",
+        run=polled_logs,
+        answer=PolledLogs,
+        query=(
+            text("next_token", "Of the answer before; empty at first, for the newest lines"),
+            text("instance", "Of one machine"),
+            text("region", "Of machines there"),
+        ),
+        tag="Logs",
+        summary="The same for stock clients, which poll",
     ),
 ]
