@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pantala.testing.agent import IMAGE, World
+from pantala.testing.agent import IMAGE, NodeFailure, World
+from pantala.wire import node
 from pantala.wire.guest import CheckState, ContainerState
 from pantala.wire.machine import Container, ContainerStatus, ImageRef, Machine, MachineConfig, OtherImage
 
@@ -49,6 +51,25 @@ async def test_each_has_its_root_and_its_image_is_kept(world: World) -> None:
         assert [one.name for one in made.start.containers] == ["web", "side"]
         machine = await agent.until(lambda machine: (machine.containers or [])[0].state == "started")
         assert (machine.image_ref, machine.other_images) == (IMAGE, {"side:v1": SIDE})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"config": CONFIG, "other_images": OTHERS}, "container: there is no 'db'; the machine has web, side"),
+        ({}, "container: there is no 'db'; the machine has no containers"),
+    ],
+    ids=["others", "none"],
+)
+async def test_a_command_for_a_container_that_is_not_there_is_the_callers_mistake(
+    world: World, changes: dict[str, Any], told: str
+) -> None:
+    async with world.agent() as agent:
+        await agent.create(**changes)
+        await agent.wait("started")
+        with pytest.raises(NodeFailure, match=told) as caught:
+            await agent.do(node.ExecMachine, argv=["ls"], container="db")
+        assert caught.value.error.http_code == 400
 
 
 async def test_their_states_and_checks_are_the_machines_and_changes_its_history(world: World) -> None:

@@ -160,6 +160,9 @@ async def test_update_keeps_a_running_machine_running_and_a_stopped_one_stopped(
         outdated = f"started at version {first.instance_id}, it is started at version {updated.instance_id}"
         with pytest.raises(NodeFailure, match=f"machine failed to reach desired state {outdated}"):
             await agent.wait("started", version=first.instance_id, timeout_s=0.05)
+        newest = (await agent.get()).events[0].id
+        with pytest.raises(NodeFailure, match=f"desired state started after event {newest}, it is started since"):
+            await agent.wait("started", from_event_id=newest, timeout_s=0.05)
         start = world.driver.machines[ID].start
         assert start is not None
         assert start.env["V"] == "2"

@@ -18,7 +18,7 @@ from pantala.agent.host import Host
 from pantala.agent.keeper import Outcome
 from pantala.agent.queries import Queries
 from pantala.agent.streams import Streams
-from pantala.domain import guests, signals, suspend, validate
+from pantala.domain import containers, guests, signals, suspend, validate
 from pantala.domain.machine import TERMINAL, State, Verb
 from pantala.errors import (
     DriverError,
@@ -250,6 +250,8 @@ class NodeApi:
         leases.check(record, request.nonce, self._now_ms())
         if record.state is not State.STARTED:
             raise WrongState(f"machine is {record.state}, not started")
+        if isinstance(request, node.ExecMachine):
+            containers.check_there(record.version.config, request.container)
         try:
             if isinstance(request, node.SignalMachine):
                 await self._host.context.driver.signal(request.machine_id, request.signal)

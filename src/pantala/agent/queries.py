@@ -143,7 +143,7 @@ class Queries:
                 if changed is None or record.state in TERMINAL:
                     break
                 await changed.wait()
-        raise RequestTimeout(_not_reached(record, request))
+        raise RequestTimeout(_not_reached(record, request, task.keeper.last_event_id if task is not None else ""))
 
     async def _versions(self, record: MachineRecord) -> list[MachineVersion]:
         """Those that are kept, newest first; a version that never came counts as replaced."""
@@ -226,12 +226,15 @@ def _version_status(record: MachineRecord, instance_id: str) -> str:
     return "pending" if pending else "replaced"
 
 
-def _not_reached(record: MachineRecord, request: node.WaitMachine) -> str:
-    """With the words that clients match; a version only where one was asked for and another is there."""
+def _not_reached(record: MachineRecord, request: node.WaitMachine, last_event_id: str) -> str:
+    """With the words that clients match; a version only where one was asked for and another is there, the event only
+    where nothing came after it."""
     wanted, found = " or ".join(request.states), str(record.state)
     if request.version is not None and request.version != record.version.instance_id:
         wanted, found = f"{wanted} at version {request.version}", f"{found} at version {record.version.instance_id}"
     why = f" ({record.reason})" if record.reason else ""
+    if request.from_event_id is not None and request.from_event_id == last_event_id:
+        wanted, found = f"{wanted} after event {request.from_event_id}", f"{found} since"
     return f"machine failed to reach desired state {wanted}, it is {found}{why}"
 
 

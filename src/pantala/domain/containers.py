@@ -10,6 +10,7 @@ import msgspec
 from pantala.domain import process, signals
 from pantala.domain.restart import MAX_RETRIES
 from pantala.domain.runtime import ContainerRoot, UnpackedImage, VolumeRoot
+from pantala.errors import InvalidRequest
 from pantala.wire.guest import API_SOCKET, ContainerState, GuestContainer, GuestDependency, GuestHealthcheck, Start
 from pantala.wire.machine import Container, ContainerStatus, Healthcheck, MachineConfig
 
@@ -33,6 +34,14 @@ def other_images(config: MachineConfig) -> list[str]:
 
 def image_of(name: str, config: MachineConfig, image: UnpackedImage) -> UnpackedImage:
     return image if name == main_image(config) else image.others[name]
+
+
+def check_there(config: MachineConfig, name: str) -> None:
+    """Raises InvalidRequest when a caller names a container that the machine does not have; "" names none."""
+    there = [one.name for one in config.containers or []]
+    if name and name not in there:
+        told = f"the machine has {', '.join(there)}" if there else "the machine has no containers"
+        raise InvalidRequest(f"there is no {name!r}; {told}", field="container")
 
 
 def roots(config: MachineConfig, image: UnpackedImage) -> tuple[ContainerRoot, ...]:
