@@ -181,7 +181,8 @@ class Queries:
             return []
         context = self._host.context
         sockets = await context.network.listening(machine_id)
-        now_s = int(context.clock.now().timestamp())
+        processes = await context.driver.processes(machine_id)
+        now_s = context.clock.now().timestamp()
         return [
             ProcessStat(
                 pid=process.pid,
@@ -190,14 +191,14 @@ class Queries:
                 cpu=process.cpu_ticks,
                 rss=process.rss_bytes,
                 rtime=int(process.runs_s),
-                stime=now_s - int(process.runs_s),
+                stime=round(now_s - process.runs_s),
                 listen_sockets=[
                     ListenSocket(proto=socket.proto, address=shown(socket))
                     for socket in sockets
                     if socket.inode in process.sockets
                 ],
             )
-            for process in await context.driver.processes(machine_id)
+            for process in processes
         ]
 
     def node(self) -> node.NodeInfo:
