@@ -310,11 +310,13 @@ class NodeApi:
                 case node.PatchMetadata():
                     return _with_metadata(record, request.metadata)
 
-        await self._host.get(request.machine_id).keeper.alter(
+        altered = await self._host.get(request.machine_id).keeper.alter(
             update,
             guard=guard,
             outcome=lambda met, wanted: answer.keep(None),
         )
+        if self._host.context.policies is not None and not isinstance(request, node.CordonMachine):
+            self._host.context.policies.touch(altered.app.name)
         return answer.bytes
 
     async def _lease(self, request: node.AcquireLease | node.ReleaseLease) -> bytes:

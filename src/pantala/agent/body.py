@@ -14,6 +14,7 @@ import structlog
 
 from pantala.agent.context import Context
 from pantala.domain import containers, guests, process, signals
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import NetworkPlan, UnpackedImage
 from pantala.drivers.protocol import PrepareSpec, Runtime
 from pantala.errors import DriverError, InvalidRequest, PantalaError, TransientError
@@ -63,7 +64,8 @@ class Body:
             known = await context.driver.inspect(self._id)
             if known is None or known.phase != "prepared" or known.instance_id != record.version.instance_id:
                 await context.driver.destroy(self._id)
-            network = await context.network.ensure(plan(record))
+            allowed = context.policies.of(record) if context.policies is not None else None
+            network = await context.network.ensure(plan(record, allowed))
             host = process.hostname(config, self._id)
             await context.driver.prepare(
                 PrepareSpec(
@@ -165,7 +167,7 @@ class Body:
             await self._context.network.remove(self._id)
 
 
-def plan(record: MachineRecord) -> NetworkPlan:
+def plan(record: MachineRecord, allowed: Allowed | None) -> NetworkPlan:
     return NetworkPlan(
         machine_id=record.id,
         slot=record.slot,
@@ -174,4 +176,5 @@ def plan(record: MachineRecord) -> NetworkPlan:
         gateway4=record.gateway4,
         ip6=record.ip6,
         uid_base=record.uid_base,
+        allowed=allowed,
     )

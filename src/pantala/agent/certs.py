@@ -20,7 +20,8 @@ log = structlog.get_logger()
 
 STREAM = "certs"
 KEPT = ("edge/", "ssh/")
-"""What agents keep to themselves."""
+POLICIES = "policy/"
+"""With these, of another stream, what agents keep to themselves."""
 
 
 class EdgeCertificates:
@@ -40,7 +41,8 @@ class EdgeCertificates:
         out: list[FeedRow] = []
         for row in rows:
             if row.stream != STREAM:
-                out.append(row)
+                if not row.key.startswith(POLICIES):
+                    out.append(row)
             elif not row.key.startswith(KEPT) and (opened := self._opened(row)) is not None:
                 out.append(opened)
         return out

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import anyio
 import msgspec
 
+from pantala.agent.policies import Policies
 from pantala.agent.ports import ImageStore, Network
 from pantala.agent.ssh import SshDoors
 from pantala.drivers.protocol import Driver
@@ -114,7 +115,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """`node_key` opens what was sealed to this node. `nameserver` answers the machines' DNS questions. `ssh` says how
-    one may log in to them; None: nobody may. `preparing`: turns of sleeping machines that are made ready for a wake."""
+    one may log in to them; None: nobody may. `policies`: of their networks; None: there are none. `preparing`: turns of
+    sleeping machines that are made ready for a wake."""
 
     node: str
     region: str
@@ -130,4 +132,5 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace = Pace()
     nameserver: str = "fdaa::3"
     ssh: SshDoors | None = None
+    policies: Policies | None = None
     preparing: anyio.Semaphore

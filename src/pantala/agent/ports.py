@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import ListenSocket, NetworkHandle, NetworkPlan, UnpackedImage
 from pantala.kit.clock import Clock
 from pantala.wire.machine import ImageRef
@@ -38,6 +39,10 @@ class Network(Protocol):
 
     async def ensure(self, plan: NetworkPlan) -> NetworkHandle:
         """Namespace, link, addresses, routes and set elements of one machine; repeats safely."""
+        ...
+
+    async def police(self, machine_id: str, allowed: Allowed) -> None:
+        """What network policies leave a machine from now on; nothing if it is not there."""
         ...
 
     async def remove(self, machine_id: str) -> None: ...

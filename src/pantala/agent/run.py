@@ -29,6 +29,7 @@ from pantala.agent.idle import Idle
 from pantala.agent.late_bus import LateBus
 from pantala.agent.overdue import Overdue
 from pantala.agent.peers import Peers
+from pantala.agent.policies import Policies
 from pantala.agent.prober import SocketProber
 from pantala.agent.queries import Queries
 from pantala.agent.schedules import Schedules
@@ -127,12 +128,16 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
 
     driver = parts.driver(settings, clock)
     collector = Collector(stores.logs, driver, bus, clock, node=settings.node, region=settings.region)
+    policies = Policies()
+    policies.take(view.all())
+    view.listen(lambda _, rows: policies.take(rows))
+    network = parts.network(settings, clock)
     context = Context(
         node=settings.node,
         region=settings.region,
         journal=stores.journal,
         driver=driver,
-        network=parts.network(settings, clock),
+        network=network,
         images=parts.images(settings, clock),
         prober=SocketProber(),
         rows=publisher,
@@ -142,6 +147,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         pace=Pace(drain_s=settings.drain_s),
         nameserver=settings.nameserver,
         ssh=SshDoors(view, ensure_key(settings.state_dir / "keys" / "ssh")),
+        policies=policies,
         preparing=anyio.Semaphore(max(2, os.cpu_count() or 1)),
     )
 
@@ -208,6 +214,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         doors.take(view.all())
         view.listen(lambda _, rows: doors.take(rows))
         tasks.start_soon(doors.run)
+    tasks.start_soon(policies.run, network, clock, lambda: list(host.machines.values()))
     tasks.start_soon(fencing.run, host)
     tasks.start_soon(governor.run)
 

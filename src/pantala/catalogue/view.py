@@ -28,6 +28,7 @@ _TYPES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("routes", "txt"): feed.TextRow,
     ("routes", "svc"): feed.ServiceRow,
     ("routes", "m"): feed.MachineRow,
+    ("routes", "policy"): catalogue.PolicyRow,
     ("nodes", "node"): feed.NodeRow,
     ("nodes", "member"): feed.MemberRow,
     ("certs", "cert"): feed.CertRow,
@@ -57,6 +58,8 @@ def why_set_aside(owner: str, row: OwnedRow, *, control: str) -> str:
     match value:
         case feed.MachineRow() if value.node != owner or f"m/{value.id}" != row.key:
             return f"{owner} speaks for another node's machine"
+        case catalogue.PolicyRow() if not row.key.startswith(f"policy/{value.app}/"):
+            return "the key names another app"
         case feed.MemberRow() if f"member/{value.id}" != row.key:
             return "the key names another node"
         case feed.NodeRow() if value.id != owner or f"node/{value.id}" != row.key:

@@ -13,7 +13,7 @@ from pantala.control.context import Context
 from pantala.control.publication import Publication
 from pantala.errors import Forbidden, InvalidRequest, NameTaken, NotOffered
 from pantala.net import sixpn
-from pantala.store import addresses, apps, hostnames, machines
+from pantala.store import addresses, apps, hostnames, machines, network_policies
 from pantala.store.records import AppRecord
 from pantala.wire.api import App, CreateAppRequest, ListAppsResponse
 
@@ -95,6 +95,7 @@ class Apps:
             for record in hostnames.list_hostnames(connection, app_id=app.id):
                 hostnames.delete_hostname(connection, record.hostname)
                 freed.append(record.hostname)
+            freed += network_policies.delete_all(connection, app.id)
             self._audit(connection, principal, app.org_id, "app.delete", name)
             return freed
 

@@ -17,11 +17,12 @@ from sqlalchemy import Connection
 from pantala.control import edge_rows
 from pantala.control.context import Context
 from pantala.control.edge_keys import EdgeKeys
+from pantala.control.policy_rows import policy_rows
 from pantala.control.ssh_authority import SshAuthority
 from pantala.errors import PantalaError
 from pantala.kit.rows import Row, RowSink
-from pantala.store import addresses, apps, certificates, hostnames, hosts, replays
-from pantala.store.records import AnswerRecord, AppRecord, NodeRecord, ReplayRulesRecord
+from pantala.store import addresses, apps, certificates, hostnames, hosts, network_policies, replays
+from pantala.store.records import AnswerRecord, AppRecord, NetworkPolicyRecord, NodeRecord, ReplayRulesRecord
 from pantala.wire.catalogue import SshRow
 from pantala.wire.feed import AddressRow, AppRow, HostRow, MemberRow, OrgRow
 
@@ -98,6 +99,19 @@ class Publication:
         async with self._one_at_a_time:
             await self._put(await self._context.db.read(rows))
 
+    async def publish_policy(self, record: NetworkPolicyRecord, *, before: Sequence[Row]) -> None:
+        """A network policy as it is now, if it still is; of the rows that it had before those that it has no more go
+        with the same frame, so that no host ever applies half of it."""
+
+        def rows(connection: Connection) -> list[Row]:
+            found = network_policies.find_policy(connection, record.app_id, record.id)
+            return policy_rows([found] if found is not None else [])
+
+        async with self._one_at_a_time:
+            now = await self._context.db.read(rows)
+            kept = {row.key for row in now}
+            await self._put([*now, *(row._replace(value=None) for row in before if row.key not in kept)])
+
     async def publish_tickets(self, *, gone: Sequence[int] = ()) -> None:
         """The session-ticket keys in use."""
 
@@ -131,6 +145,7 @@ class Publication:
             names.setdefault(record.app_id, []).append(record.hostname)
         for app in apps.list_apps(connection):
             rows += self._app_rows(app, names.get(app.id, []))
+        rows += policy_rows(network_policies.list_policies(connection))
         return rows + edge_rows.all_rows(connection, self._certificates, known)
 
     def _edge_rows(self, connection: Connection) -> list[Row]:

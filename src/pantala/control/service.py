@@ -37,6 +37,7 @@ from pantala.control.logs import Logs
 from pantala.control.machines import Machines
 from pantala.control.moves import Moves
 from pantala.control.name_records import NameRecords
+from pantala.control.network_policies import NetworkPolicies
 from pantala.control.nodes import Nodes
 from pantala.control.operations import Operations
 from pantala.control.org_machines import OrgMachines
@@ -119,6 +120,7 @@ class Control:
         self.apps = Apps(context, self.access, self.publication)
         self.replays = Replays(context, self.access, self.publication)
         self.addresses = Addresses(context, self.access, self.publication)
+        self.network_policies = NetworkPolicies(context, self.access, self.publication)
         lookup = lookup or DnsLookup(settings.resolvers)
         records = NameRecords(context)
         signs = settings.sign_names and not settings.acme_directory

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import msgspec
 
+from pantala.domain.policies import Allowed
+
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of an OCI image config that decide how its process runs."""
@@ -74,7 +76,8 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses chosen by the agent (journaled), so that they can be made again.
 
     `slot` is unique on the host, 0 to 16383. `uid_base`: outside id of the machine's root; its network
-    namespace belongs to a user namespace with that map.
+    namespace belongs to a user namespace with that map. `allowed`: what network policies leave it; None: not known now,
+    so what was made before stays.
     """
 
     machine_id: str
@@ -84,6 +87,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     gateway4: str
     ip6: str
     uid_base: int
+    allowed: Allowed | None = None
 
 
 class NetworkHandle(msgspec.Struct, frozen=True, kw_only=True):

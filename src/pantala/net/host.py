@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import ListenSocket, NetworkHandle, NetworkPlan
 from pantala.errors import DriverError, InternalError, NotFound
 from pantala.net import commands, links, rules, sixpn, sockets
@@ -31,6 +32,13 @@ _FORWARDING = (
 )
 _LAST_METRIC = 65_535
 _UNREADABLE_PATH_CHARACTERS = set(" \t\n\"'\\#")
+
+
+class _Kept(NetworkPlan, frozen=True, kw_only=True):
+    """A plan as its file has it, with what the machine may have been allowed before: it stays until the firewall has
+    been changed, so that nothing is forgotten whenever this process dies."""
+
+    former: tuple[Allowed, ...] = ()
 
 
 class HostNetwork:
@@ -60,7 +68,8 @@ class HostNetwork:
         for folder in (self._plans, self._pins):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _forward()
-        await self._nft(rules.ruleset(self._policy))
+        async with self._firewall:
+            await self._nft(rules.ruleset(self._policy))
         # What no machine and no peer has is refused here rather than sent to the default gateway.
         nowhere = f"route replace unreachable {sixpn.EVERYTHING} metric {_LAST_METRIC}"
         await self._ip(["link set dev lo up", f"addr replace {sixpn.DNS}/128 dev lo nodad", nowhere])
@@ -80,7 +89,8 @@ class HostNetwork:
         """Remove every machine, the firewall and the platform's address. Forwarding stays on."""
         for machine_id in await self.list():
             await self.remove(machine_id)
-        await self._nft(rules.teardown())
+        async with self._firewall:
+            await self._nft(rules.teardown())
         await commands.attempt(["ip", "addr", "del", f"{sixpn.DNS}/128", "dev", "lo"])
         await commands.attempt(["ip", "-6", "route", "del", "unreachable", str(sixpn.EVERYTHING)])
         table = str(rules.ENTRY_TABLE)
@@ -93,7 +103,7 @@ class HostNetwork:
     async def ensure(self, plan: NetworkPlan) -> NetworkHandle:
         pins = self._pins / plan.machine_id
         name = links.link_name(plan.machine_id)
-        self._write_plan(plan)
+        self._note(plan)
         code, _, _ = await commands.attempt(["ip", "link", "show", "dev", name])
         has_link = code == 0
         if not (_is_pinned(pins / "net") and _is_pinned(pins / "user")):
@@ -104,7 +114,7 @@ class HostNetwork:
                 has_link = False
             await self._pin_namespaces(plan, adopted)
         netns = _seen_from_here(pins / "net")
-        await self._nft(rules.add_machine(plan))
+        await self._enforce(plan.machine_id)
         lines = links.host_side(plan)
         if not has_link:
             lines = links.create_link(plan, netns) + lines
@@ -136,13 +146,34 @@ class HostNetwork:
     async def remove(self, machine_id: str) -> None:
         """The link, the elements, the namespaces (they live on while a process is in them), the plan."""
         await self._delete_link(links.link_name(machine_id))
-        plan = self._read_plan(machine_id)
-        if plan is not None:
-            await self._nft(rules.remove_machine(plan))
-        else:
-            await self._remove_elements(machine_id)
+        async with self._firewall:
+            plan = self._read_plan(machine_id)
+            if plan is not None:
+                await self._nft(rules.remove_machine(plan, plan.former))
+            else:
+                await self._remove_elements(machine_id)
+            # Before the rest, and in this turn: `police` would put elements back.
+            self._plan_file(machine_id).unlink(missing_ok=True)
         await self._unpin(machine_id)
-        self._plan_file(machine_id).unlink(missing_ok=True)
+
+    async def police(self, machine_id: str, allowed: Allowed) -> None:
+        """What network policies leave the machine from now on, in one transaction; nothing if it is not there, or all
+        stands so. Connections that are established go on."""
+        plan = self._read_plan(machine_id)
+        if plan is None or ((plan.allowed or Allowed()) == allowed and not plan.former):
+            return
+        self._note(msgspec.structs.replace(plan, allowed=allowed))
+        await self._enforce(machine_id)
+
+    async def _enforce(self, machine_id: str) -> None:
+        """The firewall as the plan file has it at this moment, whoever wrote it last."""
+        async with self._firewall:
+            plan = self._read_plan(machine_id)
+            if plan is None:
+                return
+            await self._nft(rules.add_machine(plan, plan.former))
+            if plan.former and self._read_plan(machine_id) == plan:
+                self._write_plan(msgspec.structs.replace(plan, former=()))
 
     async def list(self) -> list[str]:
         found = {path.stem for path in self._plans.glob("*.json")}
@@ -175,16 +206,26 @@ class HostNetwork:
             raise InternalError(f"{machine_id!r} cannot name a machine's files")
         return self._plans / f"{machine_id}.json"
 
-    def _write_plan(self, plan: NetworkPlan) -> None:
+    def _note(self, plan: NetworkPlan) -> None:
         """Before anything is made, so that it has an owner."""
+        before = self._read_plan(plan.machine_id)
+        known = (before.allowed if before is not None else None) or Allowed()
+        former = before.former if before is not None else ()
+        allowed = known if plan.allowed is None else plan.allowed
+        if before is not None and allowed != known:
+            former = (*former, known)
+        fields: dict[str, Any] = msgspec.structs.asdict(plan)
+        self._write_plan(_Kept(**fields | {"allowed": allowed, "former": former}))
+
+    def _write_plan(self, plan: _Kept) -> None:
         path = self._plan_file(plan.machine_id)
         draft = path.with_suffix(".new")
         draft.write_bytes(msgspec.json.encode(plan))
         draft.rename(path)
 
-    def _read_plan(self, machine_id: str) -> NetworkPlan | None:
+    def _read_plan(self, machine_id: str) -> _Kept | None:
         try:
-            return msgspec.json.decode(self._plan_file(machine_id).read_bytes(), type=NetworkPlan)
+            return msgspec.json.decode(self._plan_file(machine_id).read_bytes(), type=_Kept)
         except (OSError, msgspec.DecodeError):
             return None
 
@@ -226,8 +267,8 @@ class HostNetwork:
             raise DriverError(f"the link {name} cannot be deleted: {err.strip()}", retry=True)
 
     async def _nft(self, script: str) -> None:
-        async with self._firewall:
-            await commands.run(["nft", "-f", "-"], stdin=script)
+        """In one transaction. Who changes elements holds `_firewall`."""
+        await commands.run(["nft", "-f", "-"], stdin=script)
 
     async def _elements(self) -> list[tuple[str, str, str]]:
         """(set, element as nft writes it, machine id) of every element that carries an id."""
@@ -253,16 +294,16 @@ class HostNetwork:
             await self._nft(script)
 
 
-def _element_text(value: dict[str, Any]) -> str:
-    """The JSON of a concatenation, in the words of a script."""
+def _element_text(value: dict[str, Any] | str) -> str:
+    """The JSON of an interface's name or of a concatenation that begins with one, in the words of a script."""
     parts: list[str] = []
-    for part in value["concat"]:
+    for part in value["concat"] if isinstance(value, dict) else [value]:
         if isinstance(part, dict):
             prefix = part["prefix"]
             parts.append(f"{prefix['addr']}/{prefix['len']}")
         else:
             parts.append(str(part))
-    return f'"{parts[0]}" . {parts[1]}'
+    return " . ".join([f'"{parts[0]}"', *parts[1:]])
 
 
 def _forward() -> None:

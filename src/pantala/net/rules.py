@@ -10,6 +10,13 @@ What other hosts are behind is one more set, and the only way in and out of this
 
     peers6             interface . /80          a network on another host, by the link to it (`peers.py`)
 
+A machine with network policies (`domain/policies.py`) has elements in four more; what they do not open is refused.
+Only packets that this host forwards are asked about: the proxy, checks, logins and the answers of DNS come from the
+host itself. An established connection goes on.
+
+    ruled_in, ruled_out   interface                      nothing is open by default any more, in that direction
+    open_in, open_out     interface . protocol . port    what is
+
 What ends at this host's proxy, whatever the port, is a chain of its own (`entrances`); `entrances.py` fills its sets.
 
 Everything from a machine's interface that no set allows is refused: with an ICMP error, so that a program
@@ -23,11 +30,12 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import msgspec
 
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import NetworkPlan
 from pantala.net import links, sixpn, slots
 
 TABLE = "inet pantala"
-SETS = ("source4", "source6", "network6")
+SETS = ("source4", "source6", "network6", "ruled_in", "ruled_out", "open_in", "open_out")
 ENTRANCE_SETS = ("edge4", "edge6", "own4", "own6", "kept4", "kept6", "flycast6")
 
 ENTRY_PORT = 4480
@@ -75,6 +83,10 @@ table {TABLE} {{
   set source4 {{ type ifname . ipv4_addr; }}
   set source6 {{ type ifname . ipv6_addr; }}
   set network6 {{ type ifname . ipv6_addr; flags interval; }}
+  set ruled_in {{ type ifname; }}
+  set ruled_out {{ type ifname; }}
+  set open_in {{ type ifname . inet_proto . inet_service; }}
+  set open_out {{ type ifname . inet_proto . inet_service; }}
   set peers6 {{ type ifname . ipv6_addr; flags interval; }}
   set edge4 {{ type ipv4_addr; }}
   set edge6 {{ type ipv6_addr; }}
@@ -95,6 +107,8 @@ table {TABLE} {{
   chain machine_to_host {{ }}
   chain machine_out {{ }}
   chain machine_in {{ }}
+  chain policies_in {{ }}
+  chain policies_out {{ }}
   chain peer_to_host {{ }}
 }}
 flush chain {TABLE} source_check
@@ -107,6 +121,8 @@ flush chain {TABLE} from_machine
 flush chain {TABLE} machine_to_host
 flush chain {TABLE} machine_out
 flush chain {TABLE} machine_in
+flush chain {TABLE} policies_in
+flush chain {TABLE} policies_out
 flush chain {TABLE} peer_to_host
 flush set {TABLE} closed4
 flush set {TABLE} closed6
@@ -163,8 +179,18 @@ table {TABLE} {{
     iifname {others} oifname {others} ip6 saddr {sixpn.EVERYTHING} counter drop
     iifname {others} oifname {others} ip6 daddr {sixpn.EVERYTHING} counter drop
   }}
+  chain policies_in {{
+    oifname . meta l4proto . th dport @open_in return
+    counter reject with icmpx admin-prohibited
+  }}
+  chain policies_out {{
+    iifname . meta l4proto . th dport @open_out return
+    counter reject with icmpx admin-prohibited
+  }}
   chain machine_out {{
     ct state established,related accept
+    iifname @ruled_out jump policies_out
+    oifname @ruled_in jump policies_in
     oifname "{links.PREFIX}*" iifname . ip6 daddr @network6 accept
     iifname . ip6 daddr @network6 oifname . ip6 daddr @peers6 accept
     ip daddr @closed4 counter reject with icmpx admin-prohibited
@@ -174,6 +200,7 @@ table {TABLE} {{
   }}
   chain machine_in {{
     ct state established,related accept
+    oifname @ruled_in jump policies_in
     oifname . ip6 saddr @network6 accept
     counter reject with icmpx admin-prohibited
   }}
@@ -195,22 +222,46 @@ def _machine_elements(plan: NetworkPlan) -> list[tuple[str, str]]:
         ("source4", f"{link} . {plan.ip4}"),
         ("source6", f"{link} . {plan.ip6}"),
         ("network6", f"{link} . {sixpn.network_prefix(plan.network)}"),
+        *_policy_elements(plan.machine_id, plan.allowed or Allowed()),
     ]
 
 
-def add_machine(plan: NetworkPlan) -> str:
-    """Elements of one machine, each with its id as comment; repeats safely."""
-    return "".join(
-        f'add element {TABLE} {name} {{ {element} comment "{plan.machine_id}" }}\n'
-        for name, element in _machine_elements(plan)
-    )
+def _policy_elements(machine_id: str, allowed: Allowed) -> list[tuple[str, str]]:
+    link = f'"{links.link_name(machine_id)}"'
+    return [
+        element
+        for direction, ports in (("in", allowed.ingress), ("out", allowed.egress))
+        if ports is not None
+        for element in (
+            (f"ruled_{direction}", link),
+            *((f"open_{direction}", f"{link} . {protocol} . {port}") for protocol, port in ports),
+        )
+    ]
 
 
-def remove_machine(plan: NetworkPlan) -> str:
-    """Added first, because removing what is not there would fail."""
-    return add_machine(plan) + "".join(
-        f"delete element {TABLE} {name} {{ {element} }}\n" for name, element in _machine_elements(plan)
-    )
+def add_machine(plan: NetworkPlan, former: Sequence[Allowed] = ()) -> str:
+    """Elements of one machine, each with its id as comment; repeats safely. `former`: what it may have been allowed
+    before, which goes in the same transaction."""
+    wanted = _machine_elements(plan)
+    before = [element for allowed in former for element in _policy_elements(plan.machine_id, allowed)]
+    gone = [element for element in dict.fromkeys(before) if element not in wanted]
+    return _add(plan.machine_id, gone) + _delete(gone) + _add(plan.machine_id, wanted)
+
+
+def remove_machine(plan: NetworkPlan, former: Sequence[Allowed] = ()) -> str:
+    everything = _machine_elements(plan)
+    everything += [element for allowed in former for element in _policy_elements(plan.machine_id, allowed)]
+    everything = list(dict.fromkeys(everything))
+    return _add(plan.machine_id, everything) + _delete(everything)
+
+
+def _add(machine_id: str, elements: Sequence[tuple[str, str]]) -> str:
+    return "".join(f'add element {TABLE} {name} {{ {text} comment "{machine_id}" }}\n' for name, text in elements)
+
+
+def _delete(elements: Sequence[tuple[str, str]]) -> str:
+    """To be added first where they may be missing: removing what is not there would fail."""
+    return "".join(f"delete element {TABLE} {name} {{ {text} }}\n" for name, text in elements)
 
 
 def set_peers(device: str, prefixes: Sequence[str]) -> str:

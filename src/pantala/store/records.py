@@ -79,6 +79,16 @@ class SecretKeyRecord(_Record, frozen=True, kw_only=True):
     updated_at_ms: int
 
 
+class NetworkPolicyRecord(_Record, frozen=True, kw_only=True):
+    id: str
+    app_id: int
+    app: str
+    name: str
+    document: str
+    created_at_ms: int
+    updated_at_ms: int
+
+
 class ReleaseRecord(_Record, frozen=True, kw_only=True):
     id: str
     app_id: int

@@ -142,6 +142,19 @@ secret_keys = Table(
     Column("updated_at_ms", BigInteger, nullable=False),
 )
 
+# `document`: selector and rules as JSON.
+network_policies = Table(
+    "network_policies",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("app_id", ForeignKey("apps.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("app_id", "name"),
+)
+
 releases = Table(
     "releases",
     metadata,

@@ -14,6 +14,7 @@ import msgspec
 from pantala.agent.api import NodeApi
 from pantala.agent.context import Context, DrainResult, Pace
 from pantala.agent.host import Capacity, Host
+from pantala.agent.policies import Policies
 from pantala.agent.queries import Queries
 from pantala.journal import Journal
 from pantala.kit.clock import Clock, SystemClock
@@ -110,6 +111,7 @@ class World:
         self.rows = RowList()
         self.logs = LogList()
         self.proxy = FakeProxy()
+        self.policies = Policies(retry_s=0.01)
         self.clock = clock or SystemClock()
         self.pace = pace
         self.node_key = Opener(b"k" * 32)
@@ -134,6 +136,7 @@ class World:
                 clock=self.clock,
                 node_key=self.node_key,
                 pace=self.pace,
+                policies=self.policies,
                 preparing=anyio.Semaphore(1),
             )
             async with anyio.create_task_group() as tasks:
@@ -146,6 +149,7 @@ class World:
                     newest=lambda machine_id: self.elsewhere.get(machine_id, 0),
                 )
                 await host.adopt()
+                tasks.start_soon(self.policies.run, self.network, self.clock, lambda: list(host.machines.values()))
 
                 async def no_lines(request: node.ReadLogs) -> list[LogLine]:
                     del request

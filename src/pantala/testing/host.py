@@ -8,9 +8,11 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import ImageConfig, ListenSocket, NetworkHandle, NetworkPlan, UnpackedImage
-from pantala.errors import NotFound
+from pantala.errors import NotFound, PantalaError
 from pantala.kit.clock import Clock
 from pantala.kit.rows import Row
 from pantala.testing.driver import ScriptedDriver
@@ -52,8 +54,11 @@ class FakeImages:
 
 
 class FakeNetwork:
+    """`failures` are raised by as many calls of `police`."""
+
     def __init__(self, driver: ScriptedDriver) -> None:
         self._driver = driver
+        self.failures: builtins.list[PantalaError] = []
         self.plans: dict[str, NetworkPlan] = {}
 
     async def setup(self) -> None:
@@ -66,6 +71,13 @@ class FakeNetwork:
         self.plans[plan.machine_id] = plan
         await anyio.lowlevel.checkpoint()
         return NetworkHandle(netns=Path("/netns") / plan.machine_id, ip4=plan.ip4, ip6=plan.ip6)
+
+    async def police(self, machine_id: str, allowed: Allowed) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.failures:
+            raise self.failures.pop()
+        if (plan := self.plans.get(machine_id)) is not None:
+            self.plans[machine_id] = msgspec.structs.replace(plan, allowed=allowed)
 
     async def remove(self, machine_id: str) -> None:
         await anyio.lowlevel.checkpoint()

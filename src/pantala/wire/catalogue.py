@@ -13,7 +13,7 @@ A holder can leave rows out but not invent any; what is left out shows in the ow
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -101,3 +101,17 @@ class EdgeKeyRow(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     public_key: str
     sealed_key: str
+
+
+class PolicyRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Stream `routes`, key `policy/<app>/<policy id>/<part>`, control's: who of an app's machines may use which ports
+    in one direction. It stays with agents. Rows add up, so that a policy is as many as it takes to keep each small.
+
+    Machines are those with one of the ids, if any are named, and every pair of `metadata`. `ports`: `tcp/443`; none:
+    nothing is open by this row, but what no row opens is closed."""
+
+    app: str
+    direction: Literal["ingress", "egress"]
+    ports: list[str] = []
+    machines: list[str] = []
+    metadata: dict[str, str] = {}

@@ -43,6 +43,7 @@ DOCUMENTS: dict[str, tuple[Any, ...]] = {
         catalogue.Holdings,
         catalogue.EdgeKeyRow,
         catalogue.SshRow,
+        catalogue.PolicyRow,
     ),
     "hosts": (
         hosts.JoinRequest,

@@ -8,11 +8,9 @@ VOLUMES = "volumes are not offered by this version; keep what must last in a dat
 OIDC = "OpenID Connect tokens are not offered by this version; give the machine a secret instead"
 KMS = "KMS tokens are not offered by this version; the API token itself may use /v1/apps/{app}/secretkeys"
 POSTGRES = "managed Postgres is not offered by this version; run one as an app, or use one from elsewhere"
-POLICIES = "network policies are not enforced by this version, so none is taken; use networks of their own instead"
 
 _VOLUMES = "/v1/apps/{app}/volumes"
 _VOLUME = f"{_VOLUMES}/{{volume}}"
-_POLICIES = "/v1/apps/{app}/network_policies"
 _CLUSTERS = "/v1/postgres"
 _CLUSTER = f"{_CLUSTERS}/{{cluster}}"
 
@@ -23,10 +21,6 @@ def _volume(method: str, path: str, summary: str) -> Endpoint:
 
 def _postgres(method: str, path: str, summary: str) -> Endpoint:
     return not_offered(method, path, tag="Postgres", summary=summary, later=POSTGRES)
-
-
-def _policy(method: str, path: str, summary: str) -> Endpoint:
-    return not_offered(method, path, tag="Network policies", summary=summary, later=POLICIES)
 
 
 ENDPOINTS = [
@@ -42,10 +36,6 @@ ENDPOINTS = [
     _volume("GET", "/v1/orgs/{org}/volumes", "Volumes of all apps of an org"),
     not_offered("POST", "/v1/tokens/oidc", tag="Accounts", summary="An OpenID Connect token", later=OIDC),
     not_offered("POST", "/v1/tokens/kms", tag="Accounts", summary="A token for secret keys", later=KMS),
-    _policy("GET", _POLICIES, "Network policies of an app"),
-    _policy("POST", _POLICIES, "Create or change a network policy"),
-    _policy("GET", f"{_POLICIES}/{{policy}}", "One network policy"),
-    _policy("DELETE", f"{_POLICIES}/{{policy}}", "Remove a network policy"),
     _postgres("GET", _CLUSTERS, "Clusters"),
     _postgres("POST", _CLUSTERS, "Create a cluster"),
     _postgres("GET", _CLUSTER, "One cluster"),
