@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import NetworkPlan
 from pantala.kit import binaries, ids
 from pantala.net import sixpn, slots
@@ -30,11 +33,14 @@ PRIVATE = "10.50.0.1"
 CALLS = """
 import anyio, json, msgspec, sys
 from pathlib import Path
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import NetworkPlan
 from pantala.net import HostNetwork
 async def call(request):
     network = HostNetwork(run_dir=Path(request["run_dir"]), init=Path(request["init"]), **request["options"])
     argument = request["argument"]
+    if request["method"] == "police":
+        return await network.police(argument["machine_id"], msgspec.convert(argument["allowed"], Allowed))
     if request["method"] == "ensure":
         argument = msgspec.convert(argument, NetworkPlan)
     method = getattr(network, request["method"])
@@ -116,7 +122,7 @@ class Host:
         assert answer, f"{method} failed, see stderr"
         return json.loads(answer)
 
-    def add(self, network: int, slot: int) -> Machine:
+    def add(self, network: int, slot: int, allowed: Allowed | None = None) -> Machine:
         given_out = slots.addresses(slot)
         plan = NetworkPlan(
             machine_id=ids.machine_id(),
@@ -126,8 +132,12 @@ class Host:
             gateway4=str(given_out.gateway),
             ip6=str(sixpn.machine_address(network, 1, slot + 1)),
             uid_base=1_000_000 + 65_536 * slot,
+            allowed=allowed,
         )
         return Machine(self, plan)
+
+    def police(self, machine: Machine, allowed: Allowed) -> None:
+        self.call("police", {"machine_id": machine.plan.machine_id, "allowed": msgspec.to_builtins(allowed)})
 
     def serve(self, where: Namespace | Machine, address: str, port: int) -> None:
         """Something that answers with the caller's address."""
@@ -141,8 +151,9 @@ class Host:
         for listener in (*self.listeners, *self.others):
             listener.kill()
             listener.wait()
-            if listener.stdout is not None:
-                listener.stdout.close()
+            for end in (listener.stdin, listener.stdout):
+                if end is not None:
+                    end.close()
         if self.caller.poll() is None:
             for machine_id in self.call("list"):
                 self.call("remove", machine_id)
@@ -191,7 +202,7 @@ except OSError as error:
 class Machine:
     def __init__(self, host: Host, plan: NetworkPlan) -> None:
         self.host, self.plan = host, plan
-        self.handle: dict[str, str] = host.call("ensure", {f: getattr(plan, f) for f in plan.__struct_fields__})
+        self.handle: dict[str, str] = host.call("ensure", msgspec.to_builtins(plan))
 
     def reach(self, address: str, port: int = 7000) -> str:
         """What was answered, or "refused …"."""

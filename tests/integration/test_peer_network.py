@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from network_rig import INSTANCE, NetworkRig, network_rig
 
+from pantala.domain.policies import Allowed
 from pantala.domain.runtime import NetworkPlan
 from pantala.kit import binaries, ids
 from pantala.kit.sealing import Opener, b64
@@ -250,7 +251,7 @@ class Peers:
             ip6=str(sixpn.machine_address(network, sixpn.host_id(node), slot + 1)),
             uid_base=1_000_000 + 65_536 * slot,
         )
-        handle = self.call(node, "ensure", {field: getattr(plan, field) for field in plan.__struct_fields__})
+        handle = self.call(node, "ensure", msgspec.to_builtins(plan))
         return Machine(node, plan, handle["netns"])
 
     def close(self) -> None:
@@ -322,6 +323,28 @@ def test_networks_are_kept_apart_on_one_host_and_between_hosts(peers: Peers) -> 
     assert a2.heard() == [f"udp  {a2.ip6}"]
     assert b1.heard() == [f"udp  {b1.ip6}"]
     assert b2.heard() == [f"udp  {b2.ip6}"]
+
+
+@pytest.mark.parametrize("peers", ["plain"], indirect=True)
+def test_network_policies_hold_between_hosts(peers: Peers) -> None:
+    """Ingress is refused by the host of the one that is asked, egress by that of the one that asks."""
+    a1, a2 = peers.machines["a1"], peers.machines["a2"]
+
+    def police(machine: Machine, allowed: Allowed) -> None:
+        plan = msgspec.structs.replace(machine.plan, allowed=allowed)
+        peers.call(machine.node, "ensure", msgspec.to_builtins(plan))
+
+    def reached(source: Machine, target: Machine) -> list[int]:
+        answered = source.tries([("tcp", "", target.ip6, port) for port in PORTS])
+        return [port for port, got in zip(PORTS, answered, strict=True) if got]
+
+    police(a2, Allowed(ingress=(("tcp", 80), ("tcp", 443))))
+    assert reached(a1, a2) == [80, 443]
+    assert reached(a2, a1) == list(PORTS)
+    police(a1, Allowed(egress=(("tcp", 443), ("tcp", 5432))))
+    assert reached(a1, a2) == [443]
+    police(a2, Allowed())
+    assert reached(a1, a2) == [443, 5432]
 
 
 def test_a_host_speaks_for_its_own_machines_only(peers: Peers) -> None:
