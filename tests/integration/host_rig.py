@@ -40,7 +40,7 @@ async def call(request):
     network = HostNetwork(run_dir=Path(request["run_dir"]), init=Path(request["init"]), **request["options"])
     argument = request["argument"]
     if request["method"] == "police":
-        return await network.police(argument["machine_id"], msgspec.convert(argument["allowed"], Allowed))
+        return await network.police(msgspec.convert(argument, dict[str, Allowed]))
     if request["method"] == "ensure":
         argument = msgspec.convert(argument, NetworkPlan)
     method = getattr(network, request["method"])
@@ -136,8 +136,8 @@ class Host:
         )
         return Machine(self, plan)
 
-    def police(self, machine: Machine, allowed: Allowed) -> None:
-        self.call("police", {"machine_id": machine.plan.machine_id, "allowed": msgspec.to_builtins(allowed)})
+    def police(self, allowed: Allowed, *machines: Machine) -> None:
+        self.call("police", {machine.plan.machine_id: msgspec.to_builtins(allowed) for machine in machines})
 
     def serve(self, where: Namespace | Machine, address: str, port: int) -> None:
         """Something that answers with the caller's address."""

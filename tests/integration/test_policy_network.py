@@ -198,7 +198,7 @@ def test_datagrams_are_another_protocol_and_their_answers_pass(host: Host) -> No
     for address in (SERVER, b.plan.ip6):
         assert ask(a, address, OPEN) == "hello"
         assert is_refused(ask(a, address, SHUT))
-    host.police(a, Allowed())
+    host.police(Allowed(), a)
     assert is_refused(ask(a, b.plan.ip6, SHUT))
 
 
@@ -227,13 +227,15 @@ def test_a_change_holds_at_once_for_new_connections_and_lets_established_ones_go
     assert talk.stdout is not None
     talk.stdin.write("before\n")
     assert talk.stdout.readline() == "before\n"
-    host.police(a, Allowed(egress=()))
+    host.police(Allowed(egress=()), a)
     assert is_refused(a.reach(b.plan.ip6, SHUT))
     talk.stdin.write("after\n")
     assert talk.stdout.readline() == "after\n"
-    host.police(a, Allowed(egress=(("tcp", SHUT),)))
+    host.police(Allowed(egress=(("tcp", SHUT),)), a)
     assert a.reach(b.plan.ip6, SHUT) == a.plan.ip6
-    host.police(a, Allowed())
+    host.police(Allowed(ingress=(("tcp", OPEN),)), a, b)
+    assert is_refused(a.reach(b.plan.ip6, SHUT))
+    host.police(Allowed(), a, b)
     assert kept(host) == 0
 
 
@@ -256,9 +258,9 @@ def test_an_agent_that_dies_between_file_and_firewall_forgets_no_element(host: H
     path = host.base / "net/plans" / f"{a.plan.machine_id}.json"
     plan = json.loads(path.read_text())
     if died == "after":
-        host.police(a, second)
+        host.police(second, a)
     path.write_text(json.dumps(plan | {"allowed": msgspec.to_builtins(second), "former": [plan["allowed"]]}))
-    host.police(a, third)
+    host.police(third, a)
     assert elements(host) == {
         "ruled_in": [[name]],
         "ruled_out": [[name]],
@@ -277,6 +279,6 @@ def test_removal_takes_policies_along_with_and_without_the_plan(host: Host) -> N
     (host.base / "net/plans" / f"{b.plan.machine_id}.json").unlink()
     host.call("remove", b.plan.machine_id)
     assert kept(host) == 0
-    host.police(a, policy)  # one that is gone gets nothing
+    host.police(policy, a)  # one that is gone gets nothing
     assert kept(host) == 0
     assert host.call("list") == []

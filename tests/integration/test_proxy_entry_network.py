@@ -19,6 +19,7 @@ import pytest
 from host_rig import Host, Machine, where_prefix
 from proxy_rig import machine_row, row
 
+from pantala.domain.policies import Allowed
 from pantala.kit import binaries
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until_sync
@@ -243,6 +244,17 @@ def test_every_port_of_public_addresses_and_flycast(edge: Edge) -> None:
     # Away with the entrances: nobody listens any more.
     edge.host.call("teardown")
     assert edge.ask(client, DEDICATED, RAW).startswith("error ")
+
+
+def test_network_policies_leave_the_way_through_the_proxy_alone(edge: Edge) -> None:
+    """Machines reference, section 14: a machine that may exchange nothing directly is served by the proxy, and reaches
+    Flycast by it."""
+    edge.lead([SHARED])
+    edge.host.serve(edge.host.outside, "198.51.100.1", RAW)
+    edge.host.police(Allowed(ingress=(), egress=()), edge.a)
+    assert edge.ask(edge.host.outside, DEDICATED, RANGE[0], b"in") == "said in"
+    assert edge.ask(edge.a, FLYCAST, RANGE[0], b"around") == "said around"
+    assert edge.ask(edge.a, "198.51.100.1", RAW).startswith("error ")
 
 
 def test_of_its_own_address_a_host_gives_what_nobody_uses(edge: Edge) -> None:

@@ -80,7 +80,7 @@ def test_selectors(selector: PolicySelector, machine_id: str, metadata: dict[str
     assert found == Allowed(ingress=(("tcp", 80),) if holds else None, egress=None)
 
 
-IDS = st.integers(0, 40).map(lambda number: f"m{number}")
+IDS = st.integers(0, 9).map(lambda number: f"m{number}")
 METADATA = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy"))
 PORTS = st.builds(
     PolicyPort, protocol=st.sampled_from(["tcp", "udp"]), port=st.integers(1, 40) | st.integers(65_500, 65_535)
@@ -90,17 +90,17 @@ RULES = st.lists(
         PolicyRule,
         action=st.just("allow"),
         direction=st.sampled_from(["ingress", "egress"]),
-        ports=st.lists(PORTS, max_size=40),
+        ports=st.lists(PORTS, max_size=15),
     ),
-    max_size=4,
+    max_size=3,
 )
 SELECTORS = st.builds(
     PolicySelector,
     all=st.booleans(),
-    machines=st.lists(IDS.map(lambda name: PolicyMachine(id=name)), max_size=30),
+    machines=st.lists(IDS.map(lambda name: PolicyMachine(id=name)), max_size=9),
     metadata=METADATA,
 )
-POLICIES = st.lists(st.tuples(SELECTORS, RULES), max_size=4)
+POLICIES = st.lists(st.tuples(SELECTORS, RULES), max_size=3)
 
 
 @given(POLICIES, IDS, METADATA)

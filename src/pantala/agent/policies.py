@@ -81,23 +81,15 @@ class Policies:
         while True:
             self._changed = anyio.Event()
             apps, self._touched = self._touched, set()
-            failed = await self._apply(network, [one for one in machines() if one.record.app.name in apps])
-            self._touched |= failed
-            with anyio.move_on_after(self._retry_s if failed else None):
+            records = [machine.record for machine in machines()]
+            wanted = {record.id: self.of(record) for record in records if record.app.name in apps}
+            retry_s = None
+            try:
+                await network.police({name: allowed for name, allowed in wanted.items() if allowed is not None})
+            except PantalaError as error:
+                log.warning("network policies not applied; tried again", apps=sorted(apps), error=str(error))
+                self._touched |= apps
+                retry_s = self._retry_s
+            with anyio.move_on_after(retry_s):
                 await self._changed.wait()
             await clock.sleep(GATHER_S)
-
-    async def _apply(self, network: Network, machines: list[Machine]) -> set[str]:
-        """Apps that have to be looked at again."""
-        failed: set[str] = set()
-        for machine in machines:
-            record = machine.record  # as it is now: it may have met another version since
-            allowed = self.of(record)
-            if allowed is None:
-                continue
-            try:
-                await network.police(record.id, allowed)
-            except PantalaError as error:
-                failed.add(record.app.name)
-                log.warning("network policies not applied; tried again", machine=record.id, error=str(error))
-        return failed

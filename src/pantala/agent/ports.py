@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from pantala.domain.policies import Allowed
@@ -41,8 +42,8 @@ class Network(Protocol):
         """Namespace, link, addresses, routes and set elements of one machine; repeats safely."""
         ...
 
-    async def police(self, machine_id: str, allowed: Allowed) -> None:
-        """What network policies leave a machine from now on; nothing if it is not there."""
+    async def police(self, wanted: Mapping[str, Allowed]) -> None:
+        """What network policies leave machines from now on, by id, in one step. Some may not be there."""
         ...
 
     async def remove(self, machine_id: str) -> None: ...

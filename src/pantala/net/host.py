@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class HostNetwork:
                 has_link = False
             await self._pin_namespaces(plan, adopted)
         netns = _seen_from_here(pins / "net")
-        await self._enforce(plan.machine_id)
+        await self._enforce([plan.machine_id])
         lines = links.host_side(plan)
         if not has_link:
             lines = links.create_link(plan, netns) + lines
@@ -156,24 +156,26 @@ class HostNetwork:
             self._plan_file(machine_id).unlink(missing_ok=True)
         await self._unpin(machine_id)
 
-    async def police(self, machine_id: str, allowed: Allowed) -> None:
-        """What network policies leave the machine from now on, in one transaction; nothing if it is not there, or all
-        stands so. Connections that are established go on."""
-        plan = self._read_plan(machine_id)
-        if plan is None or ((plan.allowed or Allowed()) == allowed and not plan.former):
-            return
-        self._note(msgspec.structs.replace(plan, allowed=allowed))
-        await self._enforce(machine_id)
-
-    async def _enforce(self, machine_id: str) -> None:
-        """The firewall as the plan file has it at this moment, whoever wrote it last."""
-        async with self._firewall:
+    async def police(self, wanted: Mapping[str, Allowed]) -> None:
+        """What network policies leave machines from now on, by id, in one transaction. Machines that are not there, or
+        have it so already, cost nothing. Connections that are established go on."""
+        changed: list[str] = []
+        for machine_id, allowed in wanted.items():
             plan = self._read_plan(machine_id)
-            if plan is None:
-                return
-            await self._nft(rules.add_machine(plan, plan.former))
-            if plan.former and self._read_plan(machine_id) == plan:
-                self._write_plan(msgspec.structs.replace(plan, former=()))
+            if plan is not None and ((plan.allowed or Allowed()) != allowed or plan.former):
+                self._note(msgspec.structs.replace(plan, allowed=allowed))
+                changed.append(machine_id)
+        if changed:
+            await self._enforce(changed)
+
+    async def _enforce(self, machine_ids: Sequence[str]) -> None:
+        """The firewall as the plan files have it at this moment, whoever wrote them last."""
+        async with self._firewall:
+            plans = [plan for machine_id in machine_ids if (plan := self._read_plan(machine_id)) is not None]
+            await self._nft("".join(rules.add_machine(plan, plan.former) for plan in plans))
+            for plan in plans:
+                if plan.former and self._read_plan(plan.machine_id) == plan:
+                    self._write_plan(msgspec.structs.replace(plan, former=()))
 
     async def list(self) -> list[str]:
         found = {path.stem for path in self._plans.glob("*.json")}
@@ -215,7 +217,8 @@ class HostNetwork:
         if before is not None and allowed != known:
             former = (*former, known)
         fields: dict[str, Any] = msgspec.structs.asdict(plan)
-        self._write_plan(_Kept(**fields | {"allowed": allowed, "former": former}))
+        fields |= {"allowed": allowed, "former": former}
+        self._write_plan(_Kept(**fields))
 
     def _write_plan(self, plan: _Kept) -> None:
         path = self._plan_file(plan.machine_id)

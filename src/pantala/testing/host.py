@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -72,12 +72,12 @@ class FakeNetwork:
         await anyio.lowlevel.checkpoint()
         return NetworkHandle(netns=Path("/netns") / plan.machine_id, ip4=plan.ip4, ip6=plan.ip6)
 
-    async def police(self, machine_id: str, allowed: Allowed) -> None:
+    async def police(self, wanted: Mapping[str, Allowed]) -> None:
         await anyio.lowlevel.checkpoint()
         if self.failures:
             raise self.failures.pop()
-        if (plan := self.plans.get(machine_id)) is not None:
-            self.plans[machine_id] = msgspec.structs.replace(plan, allowed=allowed)
+        for machine_id in wanted.keys() & self.plans.keys():
+            self.plans[machine_id] = msgspec.structs.replace(self.plans[machine_id], allowed=wanted[machine_id])
 
     async def remove(self, machine_id: str) -> None:
         await anyio.lowlevel.checkpoint()

@@ -22,5 +22,5 @@ def upgrade() -> None:
         sa.Column("updated_at_ms", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["app_id"], ["apps.id"], name=op.f("fk_network_policies_app_id_apps")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_network_policies")),
-        sa.UniqueConstraint("app_id", "name", name=op.f("uq_network_policies_app_id")),
+        sa.UniqueConstraint("app_id", "name", name=op.f("uq_network_policies_app_id_name")),
     )
