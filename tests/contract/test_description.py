@@ -41,6 +41,11 @@ CHECKS = [
 ]
 STEADY = {"follow": "false", "timeout": "1", "state": "started"}
 """Of operations that would wait: what keeps them short."""
+POLICY = {
+    "name": "known",
+    "selector": {"all": True},
+    "rules": [{"action": "allow", "direction": "egress", "ports": [{"protocol": "tcp", "port": 443}]}],
+}
 
 
 @schemathesis.serializer("application/gzip")
@@ -87,7 +92,9 @@ class Described:
         body = {"type": "nacl_sign" if self._apps % 2 else "xaes256gcm"}
         path = f"/v1/apps/{app}/secretkeys/known/generate"
         (await self._platform.http.post(path, json=body, headers=self.auth)).raise_for_status()
-        return {"app": app, "machine": machine["id"], "org": "acme", "name": "known", "key": "role"}
+        made = await self._platform.http.post(f"/v1/apps/{app}/network_policies", json=POLICY, headers=self.auth)
+        found = {"app": app, "machine": machine["id"], "org": "acme", "name": "known", "key": "role"}
+        return found | {"policy": made.raise_for_status().json()["id"]}
 
 
 @pytest.fixture(scope="module")

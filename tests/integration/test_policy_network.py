@@ -52,14 +52,18 @@ with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, so
     except OSError as error:
         print("refused", error)
 """
-# Prints the payload of each packet of a protocol that has no ports.
+# Prints the payload of each packet of a protocol that has no ports, and when none comes any more.
 HEAR_PROTOCOL = """
 import socket, sys
 heard = socket.socket(socket.AF_INET, socket.SOCK_RAW, 253)
 heard.bind((sys.argv[1], 0))
+heard.settimeout(5)
 print("ready", flush=True)
-while True:
-    print("heard", heard.recv(100)[20:].decode(), flush=True)
+try:
+    while True:
+        print("heard", heard.recv(100)[20:].decode(), flush=True)
+except TimeoutError:
+    print("silence", flush=True)
 """
 SEND_PROTOCOL = """
 import socket, sys
