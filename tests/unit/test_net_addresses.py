@@ -80,13 +80,14 @@ def test_link_names_fit_and_differ(machine_id: str) -> None:
 
 
 def test_a_machine_is_three_elements_and_no_rule() -> None:
-    name = links.link_name(PLAN.machine_id)
-    assert rules.add_machine(PLAN).splitlines() == [
-        f'add element inet pantala source4 {{ "{name}" . 172.19.0.10 comment "148e127ad43d89" }}',
-        f'add element inet pantala source6 {{ "{name}" . fdaa:0:18:0:7:0:5:2 comment "148e127ad43d89" }}',
-        f'add element inet pantala network6 {{ "{name}" . fdaa:0:18::/48 comment "148e127ad43d89" }}',
-    ]
-    assert rules.remove_machine(PLAN).startswith(rules.add_machine(PLAN))
+    found = {element.pop("set"): element for element in rules.machine_elements(PLAN)}
+    same = {"table": "pantala", "interface": links.link_name(PLAN.machine_id), "comment": "148e127ad43d89"}
+    last = "fdaa:0:18:ffff:ffff:ffff:ffff:ffff"
+    assert found == {
+        "source4": same | {"first": "172.19.0.10", "last": None},
+        "source6": same | {"first": "fdaa:0:18:0:7:0:5:2", "last": None},
+        "network6": same | {"first": "fdaa:0:18::", "last": last},
+    }
 
 
 def test_private_ranges_are_the_operators_choice() -> None:
@@ -120,14 +121,14 @@ def test_closed_ranges_hold_what_must_never_be_reached() -> None:
         assert not is_closed(address), address
 
 
-def test_commands_of_a_link() -> None:
-    name = links.link_name(PLAN.machine_id)
-    assert links.host_side(PLAN) == [
-        f"addr replace 172.19.0.9/30 dev {name}",
-        f"addr replace fe80::1/64 dev {name} nodad",
-        f"link set dev {name} up",
-        f"route replace fdaa:0:18:0:7:0:5:2/128 dev {name}",
-    ]
+def test_both_ends_of_a_link() -> None:
+    assert links.host_side(PLAN) == {
+        "addresses": [("172.19.0.9", 30), ("fe80::1", 64)],
+        "routes": [{"to": "fdaa:0:18:0:7:0:5:2", "length": 128, "via": None}],
+    }
+    machine = links.machine_side(PLAN)
+    assert machine["addresses"] == [("172.19.0.10", 30), ("fdaa:0:18:0:7:0:5:2", 128)]
+    assert [route["via"] for route in machine["routes"]] == ["172.19.0.9", "fe80::1"]
 
 
 TCP = """\

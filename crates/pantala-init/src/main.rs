@@ -1,7 +1,7 @@
 //! `pantala-init`: PID 1 of every machine, and on the host the few system calls that bring one there.
 //!
 //! Without arguments it is PID 1 (`guest`): started by the container runtime inside the machine's namespaces with a
-//! socket, a ring file and an exit record at descriptors 3, 4 and 5. `enclose`, `furnish` and `namespaces` (`host`) run on the
+//! socket, a ring file and an exit record at descriptors 3, 4 and 5. `enclose`, `furnish` and `network` (`host`) run on the
 //! host, called by `pantala.drivers.container` and `pantala.net`: they need calls that Python cannot make safely from
 //! a process with threads (unshare, setns, idmapped mounts). One program, so that both ends of the inherited
 //! descriptors always have the same version. `statics` is the file server beside an app, `probe` the question of a health
@@ -32,10 +32,10 @@ fn main() -> ExitCode {
         Some("sftp") => sftp::run(),
         Some("probe") => probe::run(&arguments.collect::<Vec<_>>()),
         Some("furnish") => host::report(host::containers::furnish(&arguments.collect::<Vec<_>>())),
-        Some("namespaces") => host::report(host::namespaces::run()),
+        Some("network") => host::report(host::network::run()),
         Some(other) => {
             eprintln!(
-                "pantala-init: unknown command {other}; it is PID 1 without arguments, or: enclose, furnish, namespaces, \
+                "pantala-init: unknown command {other}; it is PID 1 without arguments, or: enclose, furnish, network, \
                  probe, sftp, ssh, statics"
             );
             ExitCode::from(2)

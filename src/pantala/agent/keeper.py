@@ -45,11 +45,17 @@ class Keeper:
         return unix_ms(self._context.clock.now())
 
     async def change(
-        self, update: Update, *, events: tuple[Event, ...] = (), begin: str = "", end: tuple[str, ...] = ()
+        self,
+        update: Update,
+        *,
+        events: tuple[Event, ...] = (),
+        begin: str = "",
+        end: tuple[str, ...] = (),
+        in_haste: bool = False,
     ) -> MachineRecord:
-        """Apply `update` to the newest record; on disk and published when this returns."""
+        """Apply `update` to the newest record; on disk and published when this returns (`in_haste`: written)."""
         async with self.turn:
-            await self.write(update(self.record), events=events, begin=begin, end=end)
+            await self.write(update(self.record), events=events, begin=begin, end=end, in_haste=in_haste)
         await self.publish()
         return self.record
 

@@ -102,7 +102,13 @@ class Queries:
         return await self._host.context.journal.events(machine_id, EVENTS_SHOWN)
 
     async def _machine(self, record: MachineRecord) -> Machine:
-        return self._shown(record, await self.events(record.id))
+        events = await self.events(record.id)
+        return self._shown(self._newest(record), events)
+
+    def _newest(self, record: MachineRecord) -> MachineRecord:
+        """After its events were read: a record must not be older than they are."""
+        task = self._host.machines.get(record.id)
+        return task.record if task is not None else record
 
     def _shown(self, record: MachineRecord, events: list[Event]) -> Machine:
         task = self._host.machines.get(record.id)
@@ -121,7 +127,8 @@ class Queries:
             live = {record.id for record in wanted}
             wanted += [record for record in await journal.destroyed(app) if record.id not in live]
         events = await journal.events_of([record.id for record in wanted], EVENTS_SHOWN)
-        return [self._shown(record, events[record.id]) for record in sorted(wanted, key=lambda r: r.created_at_ms)]
+        wanted.sort(key=lambda record: record.created_at_ms)
+        return [self._shown(self._newest(record), events[record.id]) for record in wanted]
 
     async def _wait(self, request: node.WaitMachine) -> WaitResponse:
         for state in request.states:

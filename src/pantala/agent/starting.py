@@ -28,6 +28,7 @@ async def start(work: Work) -> float:
             lambda r: replace(r, state=State.STARTING, reason="", desired=replace(r.desired, restart=False)),
             events=(event("start", "starting", source, at_ms, reason=how),),
             begin="start",
+            in_haste=True,  # that it is to start is on disk; what this begins ends with the power
         )
     if work.record.runtime == "suspended" and await _resume(work):
         return AT_ONCE

@@ -83,10 +83,13 @@ class Work:
         return record.runtime == "prepared" and record.runtime_instance == record.version.instance_id
 
     async def prepare(self, image: UnpackedImage) -> None:
-        await self.keeper.change(lambda r: replace(r, network=True, runtime="none"), begin="prepare")
+        """Written in haste: what a power cut undoes here it undoes together with what was made."""
+        await self.keeper.change(lambda r: replace(r, network=True, runtime="none"), begin="prepare", in_haste=True)
         await self.body.prepare(self.record, image)
         await self.keeper.change(
-            lambda r: replace(r, runtime="prepared", runtime_instance=r.version.instance_id), end=("prepare",)
+            lambda r: replace(r, runtime="prepared", runtime_instance=r.version.instance_id),
+            end=("prepare",),
+            in_haste=True,
         )
 
     async def drain(self) -> None:

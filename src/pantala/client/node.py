@@ -18,7 +18,7 @@ from pantala.errors import InternalError, NodeUnreachable, PantalaError, RateLim
 from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock, SystemClock
 from pantala.wire import node as wire
-from pantala.wire.node import NodeError, NodeReply, NodeRequest
+from pantala.wire.node import NodeError, NodeRequest
 
 CALL_TIMEOUT_S = 10.0
 ATTEMPTS_MAX = 3
@@ -29,7 +29,16 @@ WAITS_AT_ONCE_MAX = 128
 """Calls that wait for something to happen there. With the others fewer than a node takes (`kit/bus.py`)."""
 
 _WAITS = (wire.WaitMachine, wire.ExecMachine, wire.ReadLogs)
-_REPLY = msgspec.json.Decoder(NodeReply)
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """`NodeReply` as it comes: the request decides what the result is read as, and it is read once."""
+
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: NodeError | None = None
+
+
+_REPLY = msgspec.json.Decoder(_Reply)
 
 
 def subject(node: str) -> str:
@@ -118,7 +127,7 @@ def decode_reply(request: NodeRequest, payload: bytes) -> Any:
         reply = _REPLY.decode(payload)
         if reply.error is None:
             kind = wire.RESULTS[type(request)]
-            return None if kind is None else msgspec.convert(reply.result, type=kind)
+            return None if kind is None else msgspec.json.decode(reply.result, type=kind)
     except msgspec.MsgspecError as error:
         raise InternalError(f"the answer to {type(request).__name__} cannot be read: {error}") from error
     raise decode_error(reply.error)

@@ -6,6 +6,7 @@ node that owns the machine, plus every field of the submitted one that it lacks,
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from pantala.store.records import PlacementRecord
 from pantala.wire.machine import Machine
 
 Document = dict[str, Any]
+ECHOES_KEPT = 1000
 _AUTOSTOP = {"off": False, "stop": True}
 
 
@@ -23,16 +25,23 @@ LEFT_OUT_OF_SUMMARIES = ("config", "incomplete_config", "checks", "events", "hos
 def answer(
     machine: Machine, placement: PlacementRecord, *, with_lease: bool = False, summary: bool = False
 ) -> Document:
-    document: Document = msgspec.to_builtins(machine)
+    configs = {"config": machine.config, "incomplete_config": machine.incomplete_config}
+    document: Document = msgspec.to_builtins(msgspec.structs.replace(machine, config=None, incomplete_config=None))
     if not with_lease:
         document.pop("lease", None)
     if summary:
         return {key: value for key, value in document.items() if key not in LEFT_OUT_OF_SUMMARIES}
     submitted = _submitted(placement, machine.instance_id)
-    for name in ("config", "incomplete_config"):
-        if isinstance(document.get(name), dict):
-            document[name] = echo(document[name], submitted)
+    for name, config in configs.items():
+        if config is not None:
+            document[name] = dict(_echoed(msgspec.json.encode(config), submitted))
     return document
+
+
+@lru_cache(maxsize=ECHOES_KEPT)
+def _echoed(typed: bytes, submitted: str) -> Document:
+    """Machines of an app mostly have one config, and it is asked for again and again. Shared: never written to."""
+    return echo(msgspec.json.decode(typed), msgspec.json.decode(submitted) if submitted else {})
 
 
 def snapshot_of(placement: PlacementRecord) -> Machine:
@@ -72,8 +81,17 @@ def fill(into: Any, extra: Any) -> Any:
     return into
 
 
-def _submitted(placement: PlacementRecord, instance_id: str) -> Document:
-    if not placement.snapshot or snapshot_of(placement).instance_id != instance_id:
-        return {}
-    document: Document = msgspec.json.decode(placement.config)
-    return document
+class _Version(msgspec.Struct, frozen=True):
+    """Of a snapshot no more than is needed here."""
+
+    instance_id: str
+
+
+_VERSION = msgspec.json.Decoder(_Version)
+
+
+def _submitted(placement: PlacementRecord, instance_id: str) -> str:
+    """The config as its text; empty where it is of another version."""
+    if not placement.snapshot or _VERSION.decode(placement.snapshot).instance_id != instance_id:
+        return ""
+    return placement.config

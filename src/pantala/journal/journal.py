@@ -2,7 +2,7 @@
 
 What is pending when the thread becomes free is committed in one transaction (group commit), each change under a
 savepoint of its own, so that a refused one does not take its neighbours along. `commit` returns once it is on disk,
-or, of wakes (`Change.in_haste`), once it is written.
+or, of wakes and of the steps that bring a machine up (`Change.in_haste`), once it is written.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Step(msgspec.Struct, frozen=True):
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What goes to disk together: a machine's record, its history, steps, and the outcome of the request. `versions`:
     those of the machine that are new or were changed; the last ones are kept, also when they are replaced. `fence`:
-    copies of a machine below that generation never run here again. `in_haste`: a request waits, and nobody was promised
-    anything: it is written and outlives this process, but the disk is not waited for. A power cut may undo it, which
-    ends what it was about too; the next change that is not in haste takes it along to the disk."""
+    copies of a machine below that generation never run here again. `in_haste`: nobody was promised anything:
+    it is written and outlives this process, but the disk is not waited for. A power cut may undo it, which ends what it
+    was about (processes, namespaces, mounts) too; the next change that is not in haste takes it along to the disk."""
 
     machine: MachineRecord | None = None
     events: tuple[Event, ...] = ()

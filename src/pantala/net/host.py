@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _FORWARDING = (
     "ipv6/conf/all/forwarding",
 )
 _LAST_METRIC = 65_535
+PID_1_MOUNTS = "/proc/1/ns/mnt"
 _UNREADABLE_PATH_CHARACTERS = set(" \t\n\"'\\#")
 
 
@@ -101,25 +103,34 @@ class HostNetwork:
     # --- machines --------------------------------------------------------------------------------------------------
 
     async def ensure(self, plan: NetworkPlan) -> NetworkHandle:
+        """One call of the helper does it all; what it leaves when it dies half way has an owner by its plan."""
         pins = self._pins / plan.machine_id
-        name = links.link_name(plan.machine_id)
-        self._note(plan)
-        code, _, _ = await commands.attempt(["ip", "link", "show", "dev", name])
-        has_link = code == 0
-        if not (_is_pinned(pins / "net") and _is_pinned(pins / "user")):
+        kept = self._note(plan)
+        is_pinned = _is_pinned(pins / "net") and _is_pinned(pins / "user")
+        is_in_the_way = False
+        namespaces: dict[str, Any] | None = None
+        if not is_pinned:
+            has_link = _has_link(links.link_name(plan.machine_id))
             adopted = await self._find_process(plan) if has_link else None
-            if has_link and adopted is None:
-                # Its other end is in a namespace that nobody can name any more.
-                await self._delete_link(name)
-                has_link = False
-            await self._pin_namespaces(plan, adopted)
+            is_in_the_way = has_link and adopted is None
+            await self._unpin(plan.machine_id)
+            pins.mkdir(parents=True)
+            namespaces = _namespaces(plan, pins, adopted)
         netns = _seen_from_here(pins / "net")
-        await self._enforce([plan.machine_id])
-        lines = links.host_side(plan)
-        if not has_link:
-            lines = links.create_link(plan, netns) + lines
-        await self._ip(lines)
-        await self._ip(links.machine_side(plan), netns=netns)
+        if _is_policed(kept):
+            await self._enforce([plan.machine_id])
+        await self._help(
+            {
+                "do": "join",
+                "namespaces": namespaces,
+                "netns": str(netns),
+                "link": links.create_link(plan),
+                "replaces_link": is_in_the_way,
+                "host": links.host_side(plan),
+                "machine": links.machine_side(plan),
+                "elements": rules.machine_elements(plan),
+            }
+        )
         return NetworkHandle(netns=netns, ip4=plan.ip4, ip6=plan.ip6, userns=_seen_from_here(pins / "user"))
 
     async def _find_process(self, plan: NetworkPlan) -> int | None:
@@ -145,16 +156,17 @@ class HostNetwork:
 
     async def remove(self, machine_id: str) -> None:
         """The link, the elements, the namespaces (they live on while a process is in them), the plan."""
-        await self._delete_link(links.link_name(machine_id))
         async with self._firewall:
             plan = self._read_plan(machine_id)
-            if plan is not None:
+            if plan is not None and _is_policed(plan):
                 await self._nft(rules.remove_machine(plan, plan.former))
-            else:
-                await self._remove_elements(machine_id)
             # Before the rest, and in this turn: `police` would put elements back.
             self._plan_file(machine_id).unlink(missing_ok=True)
-        await self._unpin(machine_id)
+        name = links.link_name(machine_id)
+        await self._leave(machine_id, name, [] if plan is None else rules.machine_elements(plan))
+        if plan is None:
+            async with self._firewall:
+                await self._remove_elements(machine_id)
 
     async def police(self, wanted: Mapping[str, Allowed]) -> None:
         """What network policies leave machines from now on, by id, in one transaction. Machines that are not there, or
@@ -208,7 +220,7 @@ class HostNetwork:
             raise InternalError(f"{machine_id!r} cannot name a machine's files")
         return self._plans / f"{machine_id}.json"
 
-    def _note(self, plan: NetworkPlan) -> None:
+    def _note(self, plan: NetworkPlan) -> _Kept:
         """Before anything is made, so that it has an owner."""
         before = self._read_plan(plan.machine_id)
         known = (before.allowed if before is not None else None) or Allowed()
@@ -218,7 +230,9 @@ class HostNetwork:
             former = (*former, known)
         fields: dict[str, Any] = msgspec.structs.asdict(plan)
         fields |= {"allowed": allowed, "former": former}
-        self._write_plan(_Kept(**fields))
+        kept = _Kept(**fields)
+        self._write_plan(kept)
+        return kept
 
     def _write_plan(self, plan: _Kept) -> None:
         path = self._plan_file(plan.machine_id)
@@ -234,40 +248,36 @@ class HostNetwork:
 
     # --- namespaces ------------------------------------------------------------------------------------------------
 
-    async def _pin_namespaces(self, plan: NetworkPlan, adopt_pid: int | None) -> None:
-        await self._unpin(plan.machine_id)
-        pins = self._pins / plan.machine_id
-        pins.mkdir(parents=True)
-        request: dict[str, Any] = {
-            "uid_base": plan.uid_base,
-            "netns": str(pins / "net"),
-            "userns": str(pins / "user"),
-            "adopt_pid": adopt_pid,
-            "mount_namespace": "/proc/1/ns/mnt" if _enters_pid_1_mounts() else None,
-            "sysctls": links.SYSCTLS,
-        }
-        await commands.run([str(self._init), "namespaces"], stdin=json.dumps(request))
-
-    async def _unpin(self, machine_id: str) -> None:
+    async def _leave(self, machine_id: str, link: str | None, elements: list[dict[str, Any]]) -> None:
+        """Without a call of the helper where nothing is left but files."""
         pins = self._pins / machine_id
-        for name in ("net", "user"):
-            if _is_pinned(pins / name):
-                inside = ["nsenter", "--mount=/proc/1/ns/mnt", "--"] if _enters_pid_1_mounts() else []
-                await commands.run([*inside, "umount", str(pins / name)])
-            _seen_from_here(pins / name).unlink(missing_ok=True)
+        pinned = [str(pins / kind) for kind in ("net", "user") if _is_pinned(pins / kind)]
+        if elements or pinned or (link is not None and _has_link(link)):
+            await self._help(
+                {
+                    "do": "leave",
+                    "link": link,
+                    "elements": elements,
+                    "pins": pinned,
+                    "mount_namespace": _other_mounts(),
+                }
+            )
+        for kind in ("net", "user"):
+            _seen_from_here(pins / kind).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             pins.rmdir()
 
+    async def _unpin(self, machine_id: str) -> None:
+        """Pins of which one is lost, and files that were to be pins."""
+        await self._leave(machine_id, None, [])
+
     # --- tools -----------------------------------------------------------------------------------------------------
 
-    async def _ip(self, lines: list[str], *, netns: Path | None = None) -> None:
-        inside = ["nsenter", f"--net={netns}", "--"] if netns else []
-        await commands.run([*inside, "ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
+    async def _help(self, request: dict[str, Any]) -> None:
+        await commands.run([str(self._init), "network"], stdin=json.dumps(request))
 
-    async def _delete_link(self, name: str) -> None:
-        code, _, err = await commands.attempt(["ip", "link", "delete", "dev", name])
-        if code != 0 and "Cannot find device" not in err:
-            raise DriverError(f"the link {name} cannot be deleted: {err.strip()}", retry=True)
+    async def _ip(self, lines: list[str]) -> None:
+        await commands.run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
 
     async def _nft(self, script: str) -> None:
         """In one transaction. Who changes elements holds `_firewall`."""
@@ -322,6 +332,34 @@ def _forward() -> None:
                 (base / name).write_text("1")
         except OSError as error:
             raise DriverError(f"the setting {name} cannot be made: {error.strerror}") from error
+
+
+def _is_policed(plan: _Kept) -> bool:
+    """It has elements besides those of every machine, or may still have."""
+    return bool(plan.former) or (plan.allowed or Allowed()) != Allowed()
+
+
+def _namespaces(plan: NetworkPlan, pins: Path, adopt_pid: int | None) -> dict[str, Any]:
+    return {
+        "uid_base": plan.uid_base,
+        "netns": str(pins / "net"),
+        "userns": str(pins / "user"),
+        "adopt_pid": adopt_pid,
+        "mount_namespace": _other_mounts(),
+        "sysctls": links.SYSCTLS,
+    }
+
+
+def _has_link(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def _other_mounts() -> str | None:
+    return PID_1_MOUNTS if _enters_pid_1_mounts() else None
 
 
 def _enters_pid_1_mounts() -> bool:

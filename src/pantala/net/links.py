@@ -1,4 +1,4 @@
-"""Names and `ip` commands of one machine's link. Pure: `HostNetwork` runs what these functions return.
+"""Names, addresses and routes of one machine's link. Pure: `pantala-init network` does what these functions return.
 
 host namespace                      machine's namespace
 pnt<hash>  172.19.x.1/30, fe80::1 ─ veth ─ eth0  172.19.x.2/30, fdaa:…:2/128
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from pathlib import Path
+from typing import Any
 
 from pantala.domain.runtime import NetworkPlan
 from pantala.net import slots
@@ -34,34 +34,25 @@ def link_name(machine_id: str) -> str:
     return PREFIX + base64.b32encode(digest).decode().lower()[:12]
 
 
-def create_link(plan: NetworkPlan, netns: Path) -> list[str]:
-    """`ip -batch` lines that make the pair, one end in the namespace."""
-    name = link_name(plan.machine_id)
-    return [
-        f"link add {name} type veth peer name {MACHINE_LINK} netns {netns}",
-        f"link set dev {name} alias {ALIAS}{plan.machine_id}",
-        f"link set dev {name} addrgenmode none",
-    ]
+def create_link(plan: NetworkPlan) -> dict[str, str]:
+    """The pair: its end here, its end in the machine's namespace, and whose it is."""
+    return {"name": link_name(plan.machine_id), "peer": MACHINE_LINK, "alias": f"{ALIAS}{plan.machine_id}"}
 
 
-def host_side(plan: NetworkPlan) -> list[str]:
-    """`ip -batch` lines in the host's namespace; they repeat safely."""
-    name = link_name(plan.machine_id)
-    return [
-        f"addr replace {plan.gateway4}/{slots.PREFIX_LENGTH} dev {name}",
-        f"addr replace {GATEWAY6}/64 dev {name} nodad",
-        f"link set dev {name} up",
-        f"route replace {plan.ip6}/128 dev {name}",
-    ]
+def host_side(plan: NetworkPlan) -> dict[str, Any]:
+    """What the end in the host's namespace gets."""
+    return {
+        "addresses": [(plan.gateway4, slots.PREFIX_LENGTH), (GATEWAY6, 64)],
+        "routes": [{"to": plan.ip6, "length": 128, "via": None}],
+    }
 
 
-def machine_side(plan: NetworkPlan) -> list[str]:
-    """`ip -batch` lines in the machine's namespace; they repeat safely."""
-    return [
-        "link set dev lo up",
-        f"addr replace {plan.ip4}/{slots.PREFIX_LENGTH} dev {MACHINE_LINK}",
-        f"addr replace {plan.ip6}/128 dev {MACHINE_LINK} nodad",
-        f"link set dev {MACHINE_LINK} up",
-        f"route replace default via {plan.gateway4} dev {MACHINE_LINK}",
-        f"route replace default via {GATEWAY6} dev {MACHINE_LINK}",
-    ]
+def machine_side(plan: NetworkPlan) -> dict[str, Any]:
+    """What the end in the machine's namespace gets."""
+    return {
+        "addresses": [(plan.ip4, slots.PREFIX_LENGTH), (plan.ip6, 128)],
+        "routes": [
+            {"to": "0.0.0.0", "length": 0, "via": plan.gateway4},  # noqa: S104 - the default route, nothing is bound
+            {"to": "::", "length": 0, "via": GATEWAY6},
+        ],
+    }

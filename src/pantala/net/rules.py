@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
 
 import msgspec
 
@@ -34,7 +35,8 @@ from pantala.domain.policies import Allowed
 from pantala.domain.runtime import NetworkPlan
 from pantala.net import links, sixpn, slots
 
-TABLE = "inet pantala"
+TABLE_NAME = "pantala"
+TABLE = f"inet {TABLE_NAME}"
 SETS = ("source4", "source6", "network6", "ruled_in", "ruled_out", "open_in", "open_out")
 ENTRANCE_SETS = ("edge4", "edge6", "own4", "own6", "kept4", "kept6", "flycast6")
 
@@ -214,6 +216,27 @@ table {TABLE} {{
 
 def _elements(name: str, values: Sequence[str]) -> str:
     return f"add element {TABLE} {name} {{ {', '.join(values)} }}"
+
+
+def machine_elements(plan: NetworkPlan) -> list[dict[str, Any]]:
+    """The three that each machine has, for `pantala-init network`; `last` of a range. Those of policies are texts."""
+    network = sixpn.network_prefix(plan.network)
+    ranges = {
+        "source4": (plan.ip4, None),
+        "source6": (plan.ip6, None),
+        "network6": (str(network[0]), str(network[-1])),
+    }
+    return [
+        {
+            "table": TABLE_NAME,
+            "set": name,
+            "interface": links.link_name(plan.machine_id),
+            "first": first,
+            "last": last,
+            "comment": plan.machine_id,
+        }
+        for name, (first, last) in ranges.items()
+    ]
 
 
 def _machine_elements(plan: NetworkPlan) -> list[tuple[str, str]]:

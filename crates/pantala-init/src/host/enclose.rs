@@ -74,7 +74,7 @@ pub fn run() -> Result<()> {
     let sources = Sources::open(&plan)?;
     let inherited = Inherited::make(&plan)?;
     enter_own_mounts(&plan)?;
-    build(&plan, &sources)?;
+    build(&plan, &sources, &inherited.run)?;
     let pid = run_runtime(&plan, &inherited)?;
     record_pid(&inherited.run, pid)
 }
@@ -90,9 +90,13 @@ fn record_pid(run: &OwnedFd, pid: i32) -> Result<()> {
         .ok_or_else(|| HostError::Runtime(format!("/proc/{pid}/stat cannot be read: {stat:?}")))?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "read the boot id".to_owned())?;
     let text = serde_json::json!({ "pid": pid, "start_ticks": start_ticks, "boot_id": boot_id.trim() }).to_string();
-    let at = |name: &str| format!("/proc/self/fd/{}/{name}", run.as_raw_fd());
-    fs::write(at("pid.json.new"), text).doing(|| "write pid.json".to_owned())?;
-    fs::rename(at("pid.json.new"), at("pid.json")).doing(|| "write pid.json".to_owned())
+    fs::write(in_folder(run, "pid.json.new"), text).doing(|| "write pid.json".to_owned())?;
+    fs::rename(in_folder(run, "pid.json.new"), in_folder(run, "pid.json")).doing(|| "write pid.json".to_owned())
+}
+
+/// A file of the run folder, whatever is mounted over its path by now.
+fn in_folder(run: &OwnedFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", run.as_raw_fd()))
 }
 
 /// `layers` and `init` are mounts already, read-only and attached nowhere: clones can only be made in the mount namespace
@@ -208,7 +212,7 @@ fn enter_own_mounts(plan: &Plan) -> Result<()> {
 }
 
 /// The root filesystem and its sources, below the enclosure (the current directory).
-fn build(plan: &Plan, sources: &Sources) -> Result<()> {
+fn build(plan: &Plan, sources: &Sources, run: &OwnedFd) -> Result<()> {
     let folder = |path: &str, mode: u32| {
         DirBuilder::new()
             .recursive(true)
@@ -223,6 +227,9 @@ fn build(plan: &Plan, sources: &Sources) -> Result<()> {
 
     let (_device, node) =
         loops::attach(&sources.disk, Path::new("nodes")).doing(|| "attach a loop device".to_owned())?;
+    // Before it is mounted: whoever waits for its end need not look at those of all machines.
+    let name = node.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+    fs::write(in_folder(run, "loop"), name).doing(|| "write down the loop device".to_owned())?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     // Nothing on it outlives its machine: neither tables to be prepared nor barriers are worth their cost.
     let options = Some("noinit_itable,nobarrier,errors=continue");

@@ -7,7 +7,9 @@ pub mod containers;
 pub mod enclose;
 mod loops;
 mod mounts;
-pub mod namespaces;
+mod namespaces;
+mod netlink;
+pub mod network;
 
 use std::io::{self, Read};
 use std::process::ExitCode;

@@ -12,19 +12,16 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 use serde::Deserialize;
 
-use super::{Doing, Result, plan};
+use super::{Doing, Result};
 
 /// Ids of one machine, from its `uid_base` up.
 const IDS: u32 = 65_536;
 
-/// Make a network namespace that belongs to a user namespace and pin both.
-///
-/// The order is what gives the machine's root its rights there: in a network namespace made by the host it could
-/// neither bind low ports nor mount sysfs.
+/// A network namespace that belongs to a user namespace; both are pinned.
 #[derive(Deserialize)]
-struct Plan {
+pub struct Namespaces {
     uid_base: u32,
-    /// Empty files to bind the namespaces to.
+    /// Files to be made, to bind the namespaces to.
     netns: PathBuf,
     userns: PathBuf,
     /// Pin the namespaces of this process instead of new ones.
@@ -35,22 +32,30 @@ struct Plan {
     sysctls: Vec<(String, String)>,
 }
 
-pub fn run() -> Result<()> {
-    let plan: Plan = plan()?;
-    let (net, user) = match plan.adopt_pid {
+/// Make and pin them; the network namespace, open.
+///
+/// The order is what gives the machine's root its rights there: in a network namespace made by the host it could
+/// neither bind low ports nor mount sysfs.
+pub fn make(wanted: &Namespaces) -> Result<OwnedFd> {
+    let (net, user) = match wanted.adopt_pid {
         Some(pid) => (open(pid, "net")?, open(pid, "user")?),
         None => {
-            let child = Holder::start(CloneFlags::CLONE_NEWNET, plan.uid_base, &plan.sysctls)?;
+            let child = Holder::start(CloneFlags::CLONE_NEWNET, wanted.uid_base, &wanted.sysctls)?;
             (open(child.pid.as_raw(), "net")?, open(child.pid.as_raw(), "user")?)
         }
     };
-    if let Some(path) = &plan.mount_namespace {
-        let namespace = File::open(path).doing(|| format!("open {}", path.display()))?;
-        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS).doing(|| format!("enter {}", path.display()))?;
+    if let Some(path) = &wanted.mount_namespace {
+        enter_mounts(path)?;
     }
     // By way of our own descriptors: the child's /proc entries go with it.
-    pin(&net, &plan.netns)?;
-    pin(&user, &plan.userns)
+    pin(&net, &wanted.netns)?;
+    pin(&user, &wanted.userns)?;
+    Ok(net)
+}
+
+pub fn enter_mounts(path: &Path) -> Result<()> {
+    let namespace = File::open(path).doing(|| format!("open {}", path.display()))?;
+    setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS).doing(|| format!("enter {}", path.display()))
 }
 
 fn pin(namespace: &OwnedFd, target: &Path) -> Result<()> {

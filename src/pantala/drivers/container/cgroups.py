@@ -231,6 +231,9 @@ class Cgroups:
                         raise DriverError(f"a cgroup of machine {machine_id} cannot be removed", retry=True) from error
                 await self._clock.sleep(0.005)
 
+    def exists(self, machine_id: str) -> bool:
+        return any((base / machine_id).exists() for base in self._bases.values())
+
     def list(self) -> set[str]:
         """Machine ids that have a group."""
         found: set[str] = set()

@@ -378,6 +378,8 @@ class ContainerDriver:
     async def destroy(self, machine_id: str) -> None:
         """Processes, then what they held (mounts and loop device go with them), then groups, then files."""
         folder = self._folder(machine_id)
+        if not folder.exists() and not self._cgroups.exists(machine_id):
+            return
         recorded = folder.read_pid()
         if recorded and (pidfd := open_pidfd(recorded)) is not None:
             try:
@@ -386,17 +388,20 @@ class ContainerDriver:
             finally:
                 os.close(pidfd)
         await self._cgroups.kill(machine_id)
-        await self._loop_gone(folder.disk)
+        await self._loop_gone(folder)
         await self._cgroups.remove(machine_id)
         await anyio.to_thread.run_sync(folder.remove)
 
-    async def _loop_gone(self, disk: Path) -> None:
+    async def _loop_gone(self, folder: MachineFolder) -> None:
         """The kernel frees the loop device a moment after the last process of the machine ended."""
+        disk, name = folder.disk, folder.read_loop()
         deadline = self._clock.monotonic() + LOOP_GONE_WITHIN_S
-        while disk.exists() and str(disk) in loop_files():
+        pause_s = 0.001
+        while disk.exists() and (loop_file(name) == str(disk) if name else str(disk) in loop_files()):
             if self._clock.monotonic() > deadline:
                 raise DriverError(f"a loop device of {disk} is still in use", retry=True)
-            await self._clock.sleep(0.002)
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.02)
 
     async def calls(self, machine_id: str) -> AsyncGenerator[socket.socket]:
         async for call in guest.take_calls(self._folder(machine_id).socket):
@@ -490,11 +495,18 @@ def runtime_command(runtime: Path) -> list[str]:
 
 def loop_files() -> set[str]:
     """Paths of files behind loop devices."""
-    found: set[str] = set()
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):
-            found.add(path.read_text().strip().removesuffix(" (deleted)"))
-    return found
+    with contextlib.suppress(OSError):
+        names = [entry.name for entry in os.scandir("/sys/block") if entry.name.startswith("loop")]
+        return {path for name in names if (path := loop_file(name)) is not None}
+    return set()
+
+
+def loop_file(name: str) -> str | None:
+    """The path of the file behind one loop device; None where there is none."""
+    try:
+        return Path(f"/sys/block/{name}/loop/backing_file").read_text().strip().removesuffix(" (deleted)")
+    except OSError:
+        return None
 
 
 def _tail(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Where a machine's files are, and how its PID 1 is found again. All names come from the machine's id.
 
 <state_dir>/machines/<id>/   machine.json  disk.img  ring  exit.json     (disk; exit.json is synced)
-<run_dir>/machines/<id>/     attempt  init.sock  console  pid.json      (meaningless after a reboot)
+<run_dir>/machines/<id>/     attempt  init.sock  console  loop  pid.json (meaningless after a reboot)
 <state_dir>/templates/       empty ext4 images by size
 """
 
@@ -53,6 +53,7 @@ class MachineFolder:
         self.socket = self.run / "init.sock"
         self.attempt = self.run / "attempt"
         self.console = self.run / "console"
+        self._loop_file = self.run / "loop"
         self._pid_file = self.run / "pid.json"
 
     def create(self, machine: MachineFile, attempt: str) -> None:
@@ -80,6 +81,13 @@ class MachineFolder:
         try:
             return msgspec.json.decode(self._pid_file.read_bytes(), type=PidFile)
         except (OSError, msgspec.DecodeError):  # written by rename: not there or whole
+            return None
+
+    def read_loop(self) -> str | None:
+        """The name of the loop device under the disk; None if the helper never had one, or was an older one."""
+        try:
+            return self._loop_file.read_text() or None
+        except OSError:
             return None
 
     def read_exit(self) -> ExitRecord | None:
