@@ -85,7 +85,7 @@ def test_version_1_makes_a_group_in_every_hierarchy(tmp_path: Path) -> None:
     v1 = {name: tmp_path / name for name in ("memory", "cpu", "pids", "freezer")}
     cgroups = Cgroups(root="pantala/n1", clock=ManualClock(), hierarchies=Hierarchies(v1=v1, unified=None))
     procs = cgroups.create("m1", LIMITS)
-    assert procs == [tmp_path / name / "pantala/n1/m1/cgroup.procs" for name in v1]
+    assert procs == [tmp_path / name / "pantala/n1/m1/tasks" for name in v1]
     assert (tmp_path / "cpu/pantala/n1/m1/cpu.cfs_quota_us").read_text() == "80000"
     assert cgroups.list() == {"m1"}
     (tmp_path / "memory/pantala/n1/m1/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")

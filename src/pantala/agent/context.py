@@ -111,6 +111,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     answer_end_s: float = 600.0
     held_s: float = 20.0
     log_poll_s: float = 0.2
+    log_poll_most_s: float = 1.0
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,10 +55,11 @@ class Idle:
         """Which machines may sleep now. None while no proxy says what it serves."""
         groups: defaultdict[tuple[str, str], list[tuple[MachineTask, autostop.Candidate]]] = defaultdict(list)
         for task in self._host.machines.values():
-            if task.record.state is State.STARTED and not task.record.queued() and not task.record.hidden:
+            record = task.keeper.record
+            if record.state is State.STARTED and not record.queued() and not record.hidden:
                 candidate = self._candidate(task)
                 if candidate is not None:
-                    groups[task.record.app.name, _group(task.record)].append((task, candidate))
+                    groups[record.app.name, _group(record)].append((task, candidate))
         chosen: list[autostop.Candidate] = []
         for members in groups.values():
             floor = max(_floor(task.record, self._host.context.region) for task, _ in members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load(options.settings)
         configure(level=settings.log_level, program="agent", region=settings.region)
+        if sys.version_info < (3, 12):
+            # No thread for each process that is waited for. Later versions do so themselves, and deprecate this call.
+            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())  # pyright: ignore[reportDeprecated]
         anyio.run(_main, settings)
     except* PantalaError as errors:
         failures = _leaves(errors)

@@ -249,7 +249,7 @@ async def _greet(bus: LateBus, publisher: Publisher, replica: Replica) -> None:
 def _subjects(host: Host) -> Iterator[Subject]:
     """Machines whose processes are there and have been started."""
     for task in host.machines.values():
-        record = task.record
+        record = task.keeper.record
         if record.runtime == "running":
             yield Subject(
                 record.id, record.runtime_instance, record.version.config, record.state is not State.SUSPENDED

@@ -16,6 +16,9 @@ from pantala.agent.keeper import Keeper
 from pantala.domain.machine import State
 from pantala.drivers.protocol import Runtime
 
+LOG_POLL_GROWTH = 1.25
+"""From 0.2 s to 1 s in the four seconds after its last line."""
+
 
 class Watch:
     """`is_gone` is set once PID 1 is; `gone` is then what the driver knows of its end."""
@@ -96,13 +99,15 @@ class Watch:
                 await self._callers.serve(record, self._context.driver.calls(record.id))
 
     async def _listen(self) -> None:
-        record = self._keeper.record
-        pause_s = self._context.pace.log_poll_s
+        """Often while it speaks, more and more rarely while it does not."""
+        record, pace = self._keeper.record, self._context.pace
+        pause_s = pace.log_poll_s
         while True:
             await self._context.clock.sleep(pause_s)  # first: a request may wait for what else begins now
-            await self._context.logs.collect(
+            lines = await self._context.logs.collect(
                 app=record.app.name, machine_id=record.id, instance_id=record.version.instance_id
             )
+            pause_s = pace.log_poll_s if lines else min(pause_s * LOG_POLL_GROWTH, pace.log_poll_most_s)
 
     async def _health_changed(self) -> None:
         """What was resumed and is not journaled as started yet has no news for its row, and a request that waits."""

@@ -39,6 +39,7 @@ FAST = Pace(
     ready_first_s=0.001,
     ready_most_s=0.01,
     log_poll_s=0.02,
+    log_poll_most_s=0.02,
     answer_after_wake_s=0.01,
     answer_again_s=0.01,
     held_s=0.1,

@@ -28,7 +28,7 @@ struct Plan {
     run: PathBuf,
     ring: PathBuf,
     exit_record: PathBuf,
-    /// `cgroup.procs` files to join before anything is charged.
+    /// Files of control groups to join before anything is charged; this process has one thread.
     cgroups: Vec<PathBuf>,
     uid_base: u32,
     /// Found at `enclosure/ns/net` and `enclosure/ns/user` by the runtime. Without a user namespace one with the same

@@ -23,7 +23,7 @@ use super::{Doing, HostError, Result, plan};
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 enum Plan {
-    Join(Join),
+    Join(Box<Join>),
     Leave(Leave),
 }
 

@@ -111,7 +111,7 @@ class Cgroups:
         return self._found.unified is not None
 
     def create(self, machine_id: str, limits: Limits) -> list[Path]:
-        """Groups with their limits; the `cgroup.procs` files to join."""
+        """Groups with their limits; the files by which a process with one thread joins them."""
         if self._found.unified is not None:
             self._enable_controllers(self._found.unified)
         for base in self._bases.values():
@@ -124,7 +124,10 @@ class Cgroups:
             for controller, name, value in settings_v1(limits):
                 if controller in self._bases:
                     _write(self._bases[controller] / machine_id / name, value)
-        return [base / machine_id / "cgroup.procs" for base in self._bases.values()]
+        # Of version 1 `tasks`: a thread that moves itself waits for nobody, a whole process (`cgroup.procs`) waits
+        # until all CPUs have passed through the scheduler, in each hierarchy anew.
+        name = "cgroup.procs" if self.is_unified else "tasks"
+        return [base / machine_id / name for base in self._bases.values()]
 
     def _enable_controllers(self, top: Path) -> None:
         folder = top
