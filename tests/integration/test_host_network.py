@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -144,6 +145,53 @@ def test_listening_sockets_of_a_machine(host: Host) -> None:
     found = host.call("listening", a.plan.machine_id)
     assert [(s["proto"], s["address"], s["port"]) for s in found] == [("tcp", "127.0.0.1", 8080)]
     assert found[0]["inode"] > 0
+
+
+def test_nft_and_ip_read_what_was_written(host: Host) -> None:
+    """The helper writes it without them; operators, and removal without a plan, read it by them."""
+    a = host.add(7, 0)
+    plan, name = a.plan, links.link_name(a.plan.machine_id)
+    listed = host.host.run("nft", "list", "table", "inet", "pantala")
+    for element in (plan.ip4, plan.ip6, "fdaa:0:7::/48"):
+        assert f'"{name}" . {element} comment "{plan.machine_id}"' in listed
+
+    (link,) = json.loads(host.host.run("ip", "-json", "addr", "show", "dev", name))
+    assert f"alias pantala:{plan.machine_id}" in host.host.run("ip", "link", "show", "dev", name)
+    assert "UP" in link["flags"]
+    assert {(one["local"], one["prefixlen"]) for one in link["addr_info"]} == {(plan.gateway4, 30), ("fe80::1", 64)}
+    assert f"{plan.ip6} dev {name}" in host.host.run("ip", "-6", "route")
+
+    inside = ["nsenter", f"--net={a.handle['netns']}", "--", "ip", "-json"]
+    shown = subprocess.run([*inside, "addr", "show", "dev", "eth0"], capture_output=True, check=True).stdout
+    (link,) = json.loads(shown)
+    given = {(one["local"], one["prefixlen"]) for one in link["addr_info"] if one["scope"] == "global"}
+    assert given == {(plan.ip4, 30), (plan.ip6, 128)}
+    for family, gateway in (("-4", plan.gateway4), ("-6", "fe80::1")):
+        routes = subprocess.run([*inside, family, "route", "show", "default"], capture_output=True, check=True).stdout
+        assert [route["gateway"] for route in json.loads(routes)] == [gateway]
+
+
+@pytest.mark.parametrize("left", ["link", "pins", "elements"])
+def test_what_a_dead_helper_left_is_found_and_finished(host: Host, left: str) -> None:
+    """Each part alone, as after a kill between any two of its steps; then made whole, then removed."""
+    a = host.add(7, 0)
+    name = links.link_name(a.plan.machine_id)
+    if left != "link":
+        host.host.run("ip", "link", "delete", "dev", name)
+    if left != "pins":
+        for pin in ("netns", "userns"):
+            subprocess.run(["umount", a.handle[pin]], check=True)
+    if left != "elements":
+        for element_set, address in (("source4", a.plan.ip4), ("source6", a.plan.ip6), ("network6", "fdaa:0:7::/48")):
+            host.host.run("nft", "delete", "element", "inet", "pantala", element_set, f'{{ "{name}" . {address} }}')
+    assert host.call("list") == [a.plan.machine_id]
+    again = Machine(host, a.plan)
+    b = host.add(7, 1)
+    host.serve(again, a.plan.ip6, 7000)
+    assert b.reach(a.plan.ip6) == b.plan.ip6
+    host.call("remove", a.plan.machine_id)
+    assert host.call("list") == [b.plan.machine_id]
+    assert name not in host.host.run("nft", "list", "table", "inet", "pantala")
 
 
 def test_everything_repeats_safely(host: Host) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -274,7 +275,7 @@ class HostNetwork:
     # --- tools -----------------------------------------------------------------------------------------------------
 
     async def _help(self, request: dict[str, Any]) -> None:
-        await commands.run([str(self._init), "network"], stdin=json.dumps(request))
+        await commands.run([str(self._init), "network"], stdin=json.dumps({"caller": os.getpid(), **request}))
 
     async def _ip(self, lines: list[str]) -> None:
         await commands.run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")

@@ -1,7 +1,7 @@
 //! The network of a machine, made and removed in one short process: `pantala-init network`.
 //!
 //! What is made (names, addresses, routes, elements of sets) is decided by `pantala.net` and comes in the plan. Every part
-//! is safe to repeat: what is there stays.
+//! is safe to repeat: what is there stays. It ends with its caller: another one may be at the same machine soon.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -14,11 +14,22 @@ use nix::errno::Errno;
 use nix::mount::umount2;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
 use serde::Deserialize;
 
 use super::namespaces::{self, Namespaces};
 use super::netlink::{CREATE, EXCLUSIVE, Messages, Netlink, REPLACE};
 use super::{Doing, HostError, Result, plan};
+
+#[derive(Deserialize)]
+struct Request {
+    /// The process that reads the answer.
+    caller: i32,
+    #[serde(flatten)]
+    plan: Plan,
+}
 
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
@@ -84,7 +95,12 @@ struct Element {
 }
 
 pub fn run() -> Result<()> {
-    match plan()? {
+    let Request { caller, plan } = plan()?;
+    prctl::set_pdeathsig(Signal::SIGKILL).doing(|| "ask for the end with the caller".to_owned())?;
+    if getppid().as_raw() != caller {
+        return Err(HostError::Runtime("the caller is gone".to_owned()));
+    }
+    match plan {
         Plan::Join(plan) => join(&plan),
         Plan::Leave(plan) => leave(&plan),
     }

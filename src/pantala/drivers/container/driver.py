@@ -212,7 +212,7 @@ class ContainerDriver:
         except OSError as error:
             raise DriverError(f"{self._init} cannot be run: {error.strerror}") from error
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
+            said = done.stderr.decode(errors="replace").strip() or f"the helper ended with {done.returncode}"
             raise DriverError(f"the container could not be made: {said[-STDERR_SHOWN:]}")
 
     def _find_runtime(self) -> Path:
