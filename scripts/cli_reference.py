@@ -21,6 +21,19 @@ standard error; a refusal is one message and a non-zero exit code. Variables: `F
 over the token of `pantala auth login`, `FLY_FLAPS_BASE_URL` over the API's address, `FLY_APP` over that of fly.toml;
 `PANTALA_CONFIG_DIR` is where the login is kept (default `~/.pantala`), `PANTALA_CACHE_DIR` where a box keeps bases and
 build caches (default `/var/cache/pantala`), `PANTALA_BIN_DIR` a directory to look for programs first.
+
+For scripts: every command takes `--json` and then writes one JSON document to standard output when it is done (`logs`
+one per line), except those that hand on what another program says: `ssh console`, `box at`, `host run`. Questions are
+asked on a terminal only; without one a command that would ask is refused and names `--yes`.
+
+| Exit code | Means |
+| --- | --- |
+| 0 | done |
+| 1 | refused or failed: the message says why. Also what a check found: `doctor`, `audit leaks`, `config validate` |
+| 2 | the command line is wrong: unknown command or option, missing argument |
+| 130 | interrupted |
+| 141 | nobody reads its output any more |
+| that of the command | `machine exec`, `ssh console` and `box at` end as what they ran (128 + N after signal N) |
 """
 
 

@@ -111,7 +111,8 @@ def up(
 @click.command()
 @state_option
 @click.option("--purge", is_flag=True, help="Also remove the box's state: apps, secrets, images.")
-def down(*, state: Path | None, purge: bool) -> None:
+@json_option
+def down(*, state: Path | None, purge: bool, as_json: bool) -> None:
     """Stop the box; its state stays for the next `up`."""
     folder = _state(state)
     bring_down(state=folder, say=say, purge=purge)
@@ -120,6 +121,8 @@ def down(*, state: Path | None, purge: bool) -> None:
     left = auditing.leaks(None)
     for line in left:
         say(f"left behind: {line}")
+    if as_json:
+        emit_json({"left_behind": left})
     if left:
         sys.exit(1)
     say("==> The box is down")
@@ -160,34 +163,44 @@ def status(*, state: Path | None, as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="PROCESS|HOST...")
 @click.option("--kill", is_flag=True, help="By SIGKILL, as in a crash.")
 @state_option
-def stop(*, names: tuple[str, ...], kill: bool, state: Path | None) -> None:
+@json_option
+def stop(*, names: tuple[str, ...], kill: bool, state: Path | None, as_json: bool) -> None:
     """Keep processes of the box down (all of a host's, for a host) until `box start`. Machines go on."""
     known = _running(state)
     wanted = _processes(known, names)
     held = read_held(known.state_dir)
     write_held(known.state_dir, Held(names=sorted({*held.names, *wanted}), kill=kill))
     _until(known, wanted, stopped=True)
+    if as_json:
+        emit_json({"stopped": wanted})
 
 
 @box.command()
 @click.argument("names", nargs=-1, metavar="[PROCESS|HOST...]")
 @state_option
-def start(*, names: tuple[str, ...], state: Path | None) -> None:
+@json_option
+def start(*, names: tuple[str, ...], state: Path | None, as_json: bool) -> None:
     """Let processes run again that `box stop` keeps down; without names all of them."""
     known = _running(state)
     held = read_held(known.state_dir)
     wanted = _processes(known, names) if names else held.names
     write_held(known.state_dir, Held(names=[name for name in held.names if name not in wanted]))
     _until(known, wanted, stopped=False)
+    if as_json:
+        emit_json({"started": wanted})
 
 
 @box.command()
 @click.argument("names", nargs=-1, required=True, metavar="PROCESS...")
 @state_option
-def replace(*, names: tuple[str, ...], state: Path | None) -> None:
+@json_option
+def replace(*, names: tuple[str, ...], state: Path | None, as_json: bool) -> None:
     """Put new processes in the place of running proxies; no request is lost, the old ones end when they are empty."""
     known = _running(state)
-    replace_running(known.state_dir, _processes(known, names))
+    wanted = _processes(known, names)
+    replace_running(known.state_dir, wanted)
+    if as_json:
+        emit_json({"replaced": wanted})
 
 
 def _processes(known: Box, names: Sequence[str]) -> list[str]:
@@ -241,7 +254,8 @@ def images() -> None:
 @images.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @state_option
-def bootstrap(*, names: tuple[str, ...], state: Path | None) -> None:
+@json_option
+def bootstrap(*, names: tuple[str, ...], state: Path | None, as_json: bool) -> None:
     """Make base images from Debian packages (all, or those named) and give them to the box."""
     import anyio
 
@@ -251,11 +265,13 @@ def bootstrap(*, names: tuple[str, ...], state: Path | None) -> None:
     known = load_box(_state(state))
     if known is not None and is_running(known):
         anyio.run(push_bases, known, say, wanted)
-        return
-    cache = BaseCache(default_cache() / "bases")
-    for name in wanted:
-        cache.make(recipe_for(name), say=say)
-    say(f"==> {len(wanted)} base(s) are in {default_cache() / 'bases'}; `pantala up` gives them to {REGISTRY_NAME}")
+    else:
+        cache = BaseCache(default_cache() / "bases")
+        for name in wanted:
+            cache.make(recipe_for(name), say=say)
+        say(f"==> {len(wanted)} base(s) are in {default_cache() / 'bases'}; `pantala up` gives them to {REGISTRY_NAME}")
+    if as_json:
+        emit_json({"made": wanted})
 
 
 @images.command(name="list")

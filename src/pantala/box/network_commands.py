@@ -24,16 +24,18 @@ def add_network_commands(group: click.Group, find_box: FindBox) -> None:
     @group.command()
     @click.argument("name", metavar="REGION|NODE")
     @state_option
-    def cut(*, name: str, state: Path | None) -> None:
+    @json_option
+    def cut(*, name: str, state: Path | None, as_json: bool) -> None:
         """Cut a region off from the others, or a node off from everyone."""
-        _tell(network.cut(find_box(state), name))
+        _tell(network.cut(find_box(state), name), as_json=as_json)
 
     @group.command()
     @click.argument("names", nargs=-1, metavar="[REGION|NODE...]")
     @state_option
-    def heal(*, names: tuple[str, ...], state: Path | None) -> None:
+    @json_option
+    def heal(*, names: tuple[str, ...], state: Path | None, as_json: bool) -> None:
         """Take cuts back: those named, or all of them and the loss of packets."""
-        _tell(network.heal_cuts(find_box(state), names))
+        _tell(network.heal_cuts(find_box(state), names), as_json=as_json)
 
     @group.command()
     @click.option("--loss", type=click.FloatRange(0, 90), default=None, metavar="PERCENT",
@@ -57,11 +59,13 @@ def add_network_commands(group: click.Group, find_box: FindBox) -> None:
         _tell(cuts)
 
 
-def _tell(cuts: Cuts) -> None:
+def _tell(cuts: Cuts, *, as_json: bool = False) -> None:
     cut_off = _cut_off(cuts)
     say(f"==> Cut off: {', '.join(cut_off)}" if cut_off else "==> Nothing is cut off")
     if cuts.loss:
         say(f"==> {cuts.loss:.1%} of the packets between regions are lost")
+    if as_json:
+        emit_json({"cut_off": cut_off, "loss": cuts.loss})
 
 
 def _cut_off(cuts: Cuts) -> list[str]:

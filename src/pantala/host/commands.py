@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from pantala.cli.output import emit, say
-from pantala.cli.session import confirm, yes_option
+from pantala.cli.output import emit, emit_json, say
+from pantala.cli.session import confirm, json_option, yes_option
 from pantala.errors import Conflict, InvalidRequest, NotFound
 from pantala.host import first, systemd, tunnels
 from pantala.host.identity import join_request, keep
@@ -61,6 +61,7 @@ systemd_option = click.option(
 @root_option
 @run_option
 @cgroup_option
+@json_option
 def init(
     *,
     address: str,
@@ -81,6 +82,7 @@ def init(
     root: Path,
     run_dir: Path,
     cgroup: str,
+    as_json: bool,
 ) -> None:
     """Make this server the first host of a new platform, with its control plane."""
     check_server(root, [*TOOLS, "docker-registry"])
@@ -117,6 +119,8 @@ def init(
         f"Certificates are signed by {made.ca}.\n"
         "The next host: `pantala host token --region CODE` here, then the line that it prints there."
     )
+    if as_json:
+        emit_json({"node": made.hosts[0].node, "domain": domain, "email": email, "ca_file": made.ca})
 
 
 @click.command()
@@ -130,6 +134,7 @@ def init(
 @root_option
 @run_option
 @cgroup_option
+@json_option
 def join(
     *,
     token: str,
@@ -142,6 +147,7 @@ def join(
     root: Path,
     run_dir: Path,
     cgroup: str,
+    as_json: bool,
 ) -> None:
     """Make this server a host of a platform: TOKEN is what `pantala host token` printed there."""
     text = decode_token(token)
@@ -161,7 +167,10 @@ def join(
     tuning = Tuning(resolvers=resolvers(loopback=True), proxy=store)
     record = HostRecord(root=str(root), place=place, tuning=tuning, systemd=supervised)
     save_record(record)
-    emit(joined.node)
+    if as_json:
+        emit_json({"node": joined.node, "domain": joined.platform_domain, "region": joined.region})
+    else:
+        emit(joined.node)
     say(f"==> This host is {joined.node} of {joined.platform_domain}, in {joined.region}")
     _start(record)
 
@@ -188,7 +197,8 @@ def run(*, root: Path) -> None:
 
 @click.command()
 @root_option
-def replace(*, root: Path) -> None:
+@json_option
+def replace(*, root: Path, as_json: bool) -> None:
     """Put a new process in the place of this host's running proxy, as after an upgrade; no request is lost."""
     record = _record(root)
     if record.systemd:
@@ -200,12 +210,15 @@ def replace(*, root: Path) -> None:
             raise Conflict("this host's processes do not run", hint="`pantala host run` starts them")
         replace_running(record.root_dir, [process.name for process in record.processes() if process.replace])
     say("==> A new proxy serves; the one before it ends when its last connection does")
+    if as_json:
+        emit_json({"replaced": True})
 
 
 @click.command()
 @yes_option
 @root_option
-def leave(*, root: Path, yes: bool) -> None:
+@json_option
+def leave(*, root: Path, yes: bool, as_json: bool) -> None:
     """Take the platform off this server: processes, machines and all that they keep here."""
     record = _record(root)
     what = "the control plane and all apps of this platform" if record.first else "its machines and their volumes"
@@ -221,6 +234,8 @@ def leave(*, root: Path, yes: bool) -> None:
     for path in (record.place.run_dir, record.root_dir):
         shutil.rmtree(path, ignore_errors=True)
     say("==> Nothing of the platform is left here; there, `pantala host remove` forgets this host")
+    if as_json:
+        emit_json({"left": True})
 
 
 def check_server(root: Path, tools: list[str] | tuple[str, ...]) -> None:

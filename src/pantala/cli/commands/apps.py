@@ -72,7 +72,8 @@ def list_apps(*, org: str | None, quiet: bool, as_json: bool) -> None:
 @apps.command()
 @click.argument("names", nargs=-1, required=True)
 @yes_option
-def destroy(*, names: tuple[str, ...], yes: bool) -> None:
+@json_option
+def destroy(*, names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Destroy apps with their machines, secrets and releases."""
     confirm(f"Destroy {', '.join(names)}? This cannot be undone.", yes=yes)
 
@@ -81,6 +82,8 @@ def destroy(*, names: tuple[str, ...], yes: bool) -> None:
             for name in names:
                 await client.delete_app(name)
                 say(f"Destroyed app {name}")
+        if as_json:
+            emit_json({"destroyed": names})
 
     run(main)
 
@@ -88,7 +91,8 @@ def destroy(*, names: tuple[str, ...], yes: bool) -> None:
 @click.command(name="open")
 @click.argument("path", default="/")
 @app_options
-def open_app(*, path: str, app_name: str | None, config_path: str | None) -> None:
+@json_option
+def open_app(*, path: str, app_name: str | None, config_path: str | None, as_json: bool) -> None:
     """Print the app's address, and open it where there is a browser."""
     name = resolve_app(app_name, config_path)
 
@@ -97,6 +101,9 @@ def open_app(*, path: str, app_name: str | None, config_path: str | None) -> Non
             return (await client.app(name)).hostname
 
     url = f"https://{run(main)}/{path.lstrip('/')}"
+    if as_json:
+        emit_json({"url": url})
+        return
     emit(url)
     if sys.stdout.isatty():
         click.launch(url)

@@ -21,7 +21,8 @@ def auth() -> None:
 @auth.command()
 @click.option("--api", "api_url", metavar="URL", help="Address of the platform's API.")
 @click.option("--access-token", "-t", metavar="TOKEN", help="The token; read from standard input when left out.")
-def login(*, api_url: str | None, access_token: str | None) -> None:
+@json_option
+def login(*, api_url: str | None, access_token: str | None, as_json: bool) -> None:
     """Log in with a token, which is kept in ~/.pantala/config.json."""
     known = load_config()
     url = api_url or known.api_url
@@ -30,15 +31,18 @@ def login(*, api_url: str | None, access_token: str | None) -> None:
     if access_token is None:
         access_token = click.prompt("Token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     config = msgspec.structs.replace(known, api_url=url, token=str(access_token).strip())
-    _show_user(config)
+    _show_user(config, as_json=as_json)
     save_config(config)
 
 
 @auth.command()
-def logout() -> None:
+@json_option
+def logout(*, as_json: bool) -> None:
     """Forget the token and the platform's address."""
     forget_config()
     say("Logged out.")
+    if as_json:
+        emit_json({"logged_out": True})
 
 
 @auth.command()

@@ -124,7 +124,8 @@ def list_certificates(*, app_name: str | None, config_path: str | None, as_json:
 @click.argument("hostname")
 @app_options
 @yes_option
-def remove(*, hostname: str, app_name: str | None, config_path: str | None, yes: bool) -> None:
+@json_option
+def remove(*, hostname: str, app_name: str | None, config_path: str | None, yes: bool, as_json: bool) -> None:
     """Remove a host name with its certificates; the app stops answering to it."""
     name = resolve_app(app_name, config_path)
     confirm(f"Remove {hostname} from {name}?", yes=yes)
@@ -133,6 +134,8 @@ def remove(*, hostname: str, app_name: str | None, config_path: str | None, yes:
         async with api() as client:
             await client.remove_certificate(name, hostname)
         say(f"{hostname} is removed from {name}.")
+        if as_json:
+            emit_json({"removed": [hostname]})
 
     run(main)
 

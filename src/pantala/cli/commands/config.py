@@ -45,11 +45,13 @@ def validate(*, config_path: str | None, strict: bool, as_json: bool) -> None:
 
 @config.command()
 @config_option
-def show(*, config_path: str | None) -> None:
+@json_option
+def show(*, config_path: str | None, as_json: bool) -> None:
     """Show fly.toml as JSON, unknown keys included."""
     from pantala.appconfig.load import find_config, load
 
     path = find_config(Path.cwd(), config_path)
     if path is None:
         raise InvalidRequest(f"there is no fly.toml in {Path.cwd()}", hint="name it with -c PATH")
+    del as_json  # it is nothing else anyway
     emit_json(load(path).config.document)

@@ -93,7 +93,11 @@ def deploy(
     async def main() -> None:
         async with api() as client:
             if build_only:
-                emit(await build_image(client, name, loaded, options))
+                image = await build_image(client, name, loaded, options)
+                if as_json:
+                    emit_json({"app": name, "image": image})
+                else:
+                    emit(image)
             else:
                 await deploy_app(client, name, loaded, options, as_json=as_json)
 
@@ -121,6 +125,9 @@ async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployO
     config = loaded.config
     preview = make_plan(loaded, options, machines, image=image, metadata={})  # what is wrong with it makes no release
     if options.dry_run:
+        if as_json:
+            emit_json({"app": name, "image": image, "plan": preview.lines()})
+            return
         for line in preview.lines():
             emit(line)
         return

@@ -88,7 +88,8 @@ def allocate_v6(
 @ips.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="IP...")
 @app_options
-def release(*, addresses: tuple[str, ...], app_name: str | None, config_path: str | None) -> None:
+@json_option
+def release(*, addresses: tuple[str, ...], app_name: str | None, config_path: str | None, as_json: bool) -> None:
     """Give addresses back."""
     name = resolve_app(app_name, config_path)
 
@@ -97,6 +98,8 @@ def release(*, addresses: tuple[str, ...], app_name: str | None, config_path: st
             for address in addresses:
                 await client.release_address(name, address)
                 say(f"Released {address} from {name}")
+        if as_json:
+            emit_json({"released": addresses})
 
     run(main)
 

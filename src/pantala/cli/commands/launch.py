@@ -11,8 +11,8 @@ import click
 
 from pantala.cli.commands.apps import default_org
 from pantala.cli.commands.deploy import DeployOptions, deploy_app, load_checked
-from pantala.cli.output import say
-from pantala.cli.session import api, confirm, interactive, run, yes_option
+from pantala.cli.output import emit_json, say
+from pantala.cli.session import api, confirm, interactive, json_option, run, yes_option
 from pantala.errors import InvalidRequest, NameTaken
 from pantala.kit.ids import generated_name
 
@@ -39,6 +39,7 @@ NAME_TRIES = 5
 @click.option("--no-deploy", is_flag=True, help="Create the app and fly.toml only.")
 @click.option("--ha/--no-ha", "high_availability", default=True)
 @yes_option
+@json_option
 def launch(
     *,
     directory: Path,
@@ -56,6 +57,7 @@ def launch(
     no_deploy: bool,
     high_availability: bool,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """Create an app from DIRECTORY and deploy it."""
     from pantala.appconfig.load import find_config, load
@@ -102,12 +104,14 @@ def launch(
             say(f"    wrote {path.name}")
             if no_deploy:
                 say("    deploy it with `pantala deploy`")
+                if as_json:
+                    emit_json({"app": made, "region": where, "config": str(path)})
                 return
             loaded = load_checked(directory, str(path), strict=False)
             options = DeployOptions(
                 image=image, dockerfile=dockerfile, high_availability=high_availability, region=where
             )
-            await deploy_app(client, made, loaded, options)
+            await deploy_app(client, made, loaded, options, as_json=as_json)
 
     run(main)
 

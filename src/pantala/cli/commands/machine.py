@@ -172,7 +172,8 @@ def _action(verb: str, state: str, help_text: str) -> click.Command:
     @click.command(name=verb, help=help_text)
     @click.argument("machine_ids", nargs=-1, required=True, metavar="ID...")
     @app_options
-    def command(*, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None) -> None:
+    @json_option
+    def command(*, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None, as_json: bool) -> None:
         name = resolve_app(app_name, config_path)
 
         async def main() -> None:
@@ -184,6 +185,8 @@ def _action(verb: str, state: str, help_text: str) -> click.Command:
                     version = found.instance_id
                     await client.wait(name, machine_id, states=[state], timeout_s=WAIT_S, version=version)
                     say(f"Machine {machine_id} is {state}")
+                if as_json:
+                    emit_json([await client.machine(name, machine_id) for machine_id in machine_ids])
 
         run(main)
 
@@ -201,8 +204,15 @@ machine.add_command(_action("suspend", "suspended", "Suspend machines: their mem
 @app_options
 @click.option("--force", is_flag=True, help="Also when it is running.")
 @yes_option
+@json_option
 def destroy(
-    *, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None, force: bool, yes: bool
+    *,
+    machine_ids: tuple[str, ...],
+    app_name: str | None,
+    config_path: str | None,
+    force: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Destroy machines."""
     name = resolve_app(app_name, config_path)
@@ -214,6 +224,8 @@ def destroy(
                 with named(name, machine_id):
                     await client.destroy(name, machine_id, force=force)
                 say(f"Machine {machine_id} is destroyed")
+        if as_json:
+            emit_json({"destroyed": machine_ids})
 
     run(main)
 

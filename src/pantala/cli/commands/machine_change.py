@@ -142,7 +142,8 @@ def _routing(verb: str, done: str, help_text: str) -> click.Command:
     @click.command(name=verb, help=help_text)
     @click.argument("machine_ids", nargs=-1, required=True, metavar="ID...")
     @app_options
-    def command(*, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None) -> None:
+    @json_option
+    def command(*, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None, as_json: bool) -> None:
         name = resolve_app(app_name, config_path)
 
         async def main() -> None:
@@ -151,6 +152,8 @@ def _routing(verb: str, done: str, help_text: str) -> click.Command:
                     with named(name, machine_id):
                         await getattr(client, verb)(name, machine_id)
                     say(f"Machine {machine_id} {done}")
+                if as_json:
+                    emit_json([await client.machine(name, machine_id) for machine_id in machine_ids])
 
         run(main)
 
@@ -162,8 +165,15 @@ def _routing(verb: str, done: str, help_text: str) -> click.Command:
 @app_options
 @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="One of these; started by default.")
 @click.option("--timeout", type=click.IntRange(1, WAIT_S), default=WAIT_S, show_default=True, metavar="SECONDS")
+@json_option
 def wait(
-    *, machine_id: str, app_name: str | None, config_path: str | None, states: tuple[str, ...], timeout: int
+    *,
+    machine_id: str,
+    app_name: str | None,
+    config_path: str | None,
+    states: tuple[str, ...],
+    timeout: int,
+    as_json: bool,
 ) -> None:
     """Wait until a machine is in a state."""
     name = resolve_app(app_name, config_path)
@@ -173,7 +183,10 @@ def wait(
         async with api() as client:
             with named(name, machine_id):
                 await client.wait(name, machine_id, states=wanted, timeout_s=timeout)
+            found = await client.machine(name, machine_id) if as_json else None
         say(f"Machine {machine_id} is {' or '.join(wanted)}")
+        if found is not None:
+            emit_json(found)
 
     run(main)
 
@@ -249,23 +262,30 @@ def view(*, machine_ids: tuple[str, ...], app_name: str | None, config_path: str
 @click.argument("machine_ids", nargs=-1, required=True, metavar="ID...")
 @app_options
 @yes_option
-def clear(*, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None, yes: bool) -> None:
+@json_option
+def clear(
+    *, machine_ids: tuple[str, ...], app_name: str | None, config_path: str | None, yes: bool, as_json: bool
+) -> None:
     """End the leases of machines, whoever holds them: what they are held for may go on."""
     name = resolve_app(app_name, config_path)
     confirm(f"End the leases of {', '.join(machine_ids)}?", yes=yes)
 
     async def main() -> None:
+        ended: list[str] = []
         async with api() as client:
             for machine_id in machine_ids:
                 try:
                     with named(name, machine_id):
                         lease = await client.lease(name, machine_id)
                         await client.release_lease(name, machine_id, nonce=lease.nonce)
+                    ended.append(machine_id)
                     say(f"The lease of machine {machine_id} is ended")
                 except NotFound as error:
                     if not error.message.startswith("lease not found"):
                         raise
                     say(f"Machine {machine_id} has no lease")
+        if as_json:
+            emit_json({"ended": ended})
 
     run(main)
 

@@ -91,20 +91,22 @@ def ps(*, machine_id: str, app_name: str | None, config_path: str | None, as_jso
 @click.argument("machine_id", metavar="ID")
 @click.argument("signal", metavar="SIGNAL")
 @app_options
-def signal(*, machine_id: str, signal: str, app_name: str | None, config_path: str | None) -> None:
+@json_option
+def signal(*, machine_id: str, signal: str, app_name: str | None, config_path: str | None, as_json: bool) -> None:
     """Send SIGNAL (HUP, SIGHUP or 1) to a machine's app."""
-    _send(machine_id, signal, app_name, config_path)
+    _send(machine_id, signal, app_name, config_path, as_json=as_json)
 
 
 @click.command()
 @click.argument("machine_id", metavar="ID")
 @app_options
-def kill(*, machine_id: str, app_name: str | None, config_path: str | None) -> None:
+@json_option
+def kill(*, machine_id: str, app_name: str | None, config_path: str | None, as_json: bool) -> None:
     """Send SIGKILL to a machine's app; its restart policy decides what follows."""
-    _send(machine_id, "SIGKILL", app_name, config_path)
+    _send(machine_id, "SIGKILL", app_name, config_path, as_json=as_json)
 
 
-def _send(machine_id: str, number: str, app_name: str | None, config_path: str | None) -> None:
+def _send(machine_id: str, number: str, app_name: str | None, config_path: str | None, *, as_json: bool) -> None:
     name = resolve_app(app_name, config_path)
 
     async def main() -> None:
@@ -112,6 +114,8 @@ def _send(machine_id: str, number: str, app_name: str | None, config_path: str |
             with named(name, machine_id):
                 await client.signal(name, machine_id, number)
         say(f"Sent {number} to machine {machine_id}")
+        if as_json:
+            emit_json({"machine_id": machine_id, "signal": number})
 
     run(main)
 

@@ -60,25 +60,31 @@ def list_sources(org: str | None, *, as_json: bool) -> None:
 @replay_sources.command()
 @slugs_argument
 @org_option
-def add(slugs: tuple[str, ...], org: str | None) -> None:
+@json_option
+def add(slugs: tuple[str, ...], org: str | None, *, as_json: bool) -> None:
     """Let apps of SLUG replay requests to this org's apps. You must belong to both."""
     from pantala.wire.api import UpdateReplayRules
 
-    slug, _ = run(lambda: _update(org, UpdateReplayRules(add=list(slugs))))
+    slug, rules = run(lambda: _update(org, UpdateReplayRules(add=list(slugs))))
     say(f"Apps of {', '.join(slugs)} may now replay requests to those of {slug}.")
+    if as_json:
+        emit_json(rules.sources)
 
 
 @replay_sources.command()
 @slugs_argument
 @org_option
 @yes_option
-def remove(slugs: tuple[str, ...], org: str | None, *, yes: bool) -> None:
+@json_option
+def remove(slugs: tuple[str, ...], org: str | None, *, yes: bool, as_json: bool) -> None:
     """Let apps of SLUG no longer replay requests to this org's apps."""
     from pantala.wire.api import UpdateReplayRules
 
     confirm(f"Refuse replays from {', '.join(slugs)}? Requests that rely on them will fail.", yes=yes)
-    slug, _ = run(lambda: _update(org, UpdateReplayRules(remove=list(slugs))))
+    slug, rules = run(lambda: _update(org, UpdateReplayRules(remove=list(slugs))))
     say(f"Apps of {', '.join(slugs)} may no longer replay requests to those of {slug}.")
+    if as_json:
+        emit_json(rules.sources)
 
 
 @orgs.group("cross-network-replays")
@@ -93,7 +99,7 @@ def status(org: str | None, *, as_json: bool) -> None:
     """Show whether apps may replay requests to other networks of the org."""
     slug, rules = run(lambda: _rules(org))
     if as_json:
-        emit_json({"allowAllCrossNetworkReplays": rules.cross_network})
+        _emit_networks(rules)
     else:
         emit(f"Replays between the networks of {slug} are {'allowed' if rules.cross_network else 'refused'}.")
 
@@ -101,25 +107,35 @@ def status(org: str | None, *, as_json: bool) -> None:
 @cross_network_replays.command()
 @org_option
 @yes_option
-def enable(org: str | None, *, yes: bool) -> None:
+@json_option
+def enable(org: str | None, *, yes: bool, as_json: bool) -> None:
     """Let apps replay requests to other networks of the org."""
-    _switch(org, allowed=True, question="Let all apps of the org replay requests into each other's networks?", yes=yes)
+    question = "Let all apps of the org replay requests into each other's networks?"
+    _switch(org, allowed=True, question=question, yes=yes, as_json=as_json)
 
 
 @cross_network_replays.command()
 @org_option
 @yes_option
-def disable(org: str | None, *, yes: bool) -> None:
+@json_option
+def disable(org: str | None, *, yes: bool, as_json: bool) -> None:
     """Keep replays within a network."""
-    _switch(org, allowed=False, question="Refuse replays between networks? Requests that rely on them fail.", yes=yes)
+    question = "Refuse replays between networks? Requests that rely on them fail."
+    _switch(org, allowed=False, question=question, yes=yes, as_json=as_json)
 
 
-def _switch(org: str | None, *, allowed: bool, question: str, yes: bool) -> None:
+def _switch(org: str | None, *, allowed: bool, question: str, yes: bool, as_json: bool) -> None:
     from pantala.wire.api import UpdateReplayRules
 
     confirm(question, yes=yes)
-    slug, _ = run(lambda: _update(org, UpdateReplayRules(cross_network=allowed)))
+    slug, rules = run(lambda: _update(org, UpdateReplayRules(cross_network=allowed)))
     say(f"Replays between the networks of {slug} are now {'allowed' if allowed else 'refused'}.")
+    if as_json:
+        _emit_networks(rules)
+
+
+def _emit_networks(rules: ReplayRules) -> None:
+    emit_json({"allowAllCrossNetworkReplays": rules.cross_network})
 
 
 async def _rules(org: str | None) -> tuple[str, ReplayRules]:

@@ -31,7 +31,16 @@ def regions() -> None:
 @app_options
 @group_option
 @yes_option
-def add(*, codes: tuple[str, ...], app_name: str | None, config_path: str | None, group: str | None, yes: bool) -> None:
+@json_option
+def add(
+    *,
+    codes: tuple[str, ...],
+    app_name: str | None,
+    config_path: str | None,
+    group: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Run in CODE too: a machine in each region that has none; shows the plan first."""
     from pantala.planner.scale import plan_add
 
@@ -43,7 +52,8 @@ def add(*, codes: tuple[str, ...], app_name: str | None, config_path: str | None
             machines = await client.machines(name)
             groups = [group] if group else _groups(machines) or ["app"]
             plans = [plan_add(machines=machines, group=each, regions=where) for each in groups]
-            await carry_out(client, name, plans, question=f"Add {', '.join(where)} to {name}?", yes=yes)
+            question = f"Add {', '.join(where)} to {name}?"
+            await carry_out(client, name, plans, question=question, yes=yes, as_json=as_json)
 
     run(main)
 
@@ -53,8 +63,15 @@ def add(*, codes: tuple[str, ...], app_name: str | None, config_path: str | None
 @app_options
 @group_option
 @yes_option
+@json_option
 def remove(
-    *, codes: tuple[str, ...], app_name: str | None, config_path: str | None, group: str | None, yes: bool
+    *,
+    codes: tuple[str, ...],
+    app_name: str | None,
+    config_path: str | None,
+    group: str | None,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Leave CODE: the machines there are destroyed; shows the plan first."""
     from pantala.planner.scale import plan_remove
@@ -71,7 +88,8 @@ def remove(
             if not any(plan.changes for plan in plans):
                 here = ", ".join(sorted({region for plan in plans for region in plan.before})) or "no region"
                 raise InvalidRequest(f"{name} has no machine in {', '.join(where)}; it runs in {here}", field="region")
-            await carry_out(client, name, plans, question=f"Remove {', '.join(where)} from {name}?", yes=yes)
+            question = f"Remove {', '.join(where)} from {name}?"
+            await carry_out(client, name, plans, question=question, yes=yes, as_json=as_json)
 
     run(main)
 

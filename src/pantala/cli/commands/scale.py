@@ -30,6 +30,7 @@ def scale() -> None:
 @click.option("--max-per-region", type=click.IntRange(min=1), metavar="N")
 @click.option("--process-group", metavar="GROUP")
 @yes_option
+@json_option
 def count(
     *,
     counts: tuple[str, ...],
@@ -39,6 +40,7 @@ def count(
     max_per_region: int | None,
     process_group: str | None,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """Make it COUNT machines, cloned from one that is there; shows the plan first."""
     from pantala.planner.scale import plan_scale
@@ -54,13 +56,15 @@ def count(
                 plan_scale(machines=machines, group=group, count=number, regions=where, max_per_region=max_per_region)
                 for group, number in wanted
             ]
-            await carry_out(client, name, plans, question=f"Scale {name}?", yes=yes)
+            await carry_out(client, name, plans, question=f"Scale {name}?", yes=yes, as_json=as_json)
 
     run(main)
 
 
-async def carry_out(client: ApiClient, name: str, plans: Sequence[ScalePlan], *, question: str, yes: bool) -> None:
-    """Show the plans, ask, do them."""
+async def carry_out(
+    client: ApiClient, name: str, plans: Sequence[ScalePlan], *, question: str, yes: bool, as_json: bool
+) -> None:
+    """Show the plans, ask, do them; in JSON the machines that there are then."""
     from pantala.deploys.scaling import Scaling
 
     for line in (line for plan in plans for line in plan.lines()):
@@ -68,6 +72,8 @@ async def carry_out(client: ApiClient, name: str, plans: Sequence[ScalePlan], *,
     if any(plan.changes for plan in plans):
         confirm(question, yes=yes)
         await Scaling(client, name, say=say).run(plans)
+    if as_json:
+        emit_json(await client.machines(name))
 
 
 async def known_regions(client: ApiClient, given: Sequence[str]) -> list[str]:
@@ -95,6 +101,7 @@ group_option = click.option("-g", "--group", "--process-group", metavar="GROUP",
 @click.option("--memory", "--vm-memory", "memory_mb", type=click.IntRange(min=1), metavar="MB",
               help="Instead of what they have, as far as the size allows it.")  # fmt: skip
 @yes_option
+@json_option
 def vm(
     *,
     size: str,
@@ -103,9 +110,11 @@ def vm(
     group: str | None,
     memory_mb: int | None,
     yes: bool,
+    as_json: bool,
 ) -> None:
     """Give the machines another SIZE (`pantala platform vm-sizes` lists them), one after the other."""
-    resize(resolve_app(app_name, config_path), config_path, group=group, size=size, memory_mb=memory_mb, yes=yes)
+    name = resolve_app(app_name, config_path)
+    resize(name, config_path, group=group, size=size, memory_mb=memory_mb, yes=yes, as_json=as_json)
 
 
 @scale.command()
@@ -113,15 +122,26 @@ def vm(
 @app_options
 @group_option
 @yes_option
-def memory(*, memory_mb: int, app_name: str | None, config_path: str | None, group: str | None, yes: bool) -> None:
+@json_option
+def memory(
+    *, memory_mb: int, app_name: str | None, config_path: str | None, group: str | None, yes: bool, as_json: bool
+) -> None:
     """Give the machines other memory, in MB, one after the other; they keep their CPUs."""
-    resize(resolve_app(app_name, config_path), config_path, group=group, size=None, memory_mb=memory_mb, yes=yes)
+    name = resolve_app(app_name, config_path)
+    resize(name, config_path, group=group, size=None, memory_mb=memory_mb, yes=yes, as_json=as_json)
 
 
 def resize(
-    name: str, config_path: str | None, *, group: str | None, size: str | None, memory_mb: int | None, yes: bool
+    name: str,
+    config_path: str | None,
+    *,
+    group: str | None,
+    size: str | None,
+    memory_mb: int | None,
+    yes: bool,
+    as_json: bool,
 ) -> None:
-    """Show what will change, ask, and make it a release of its own."""
+    """Show what will change, ask, and make it a release of its own; in JSON the machines that there are then."""
     from pantala.deploys.executor import Executor, Settings
     from pantala.domain import guests
     from pantala.planner.resize import plan_resize
@@ -138,6 +158,8 @@ def resize(
                 say(line)
             if not wanted.changes:
                 say("Nothing to do.")
+                if as_json:
+                    emit_json(machines)
                 return
             confirm(f"Resize {name}?", yes=yes)
             image = next(change.config.image or "" for change in wanted.changes)
@@ -150,6 +172,8 @@ def resize(
             say(f"==> v{release.version} is live")
             if _file_has_sizes(name, config_path):
                 say("fly.toml has [[vm]]: the next deploy gives machines the size that stands there")
+            if as_json:
+                emit_json(await client.machines(name))
 
     run(main)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pantala.cli.output import emit, say
-from pantala.cli.session import api, app_options, interactive, resolve_app, run
+from pantala.cli.output import emit, emit_json, say
+from pantala.cli.session import api, app_options, interactive, json_option, resolve_app, run
 from pantala.errors import Conflict, Forbidden, InvalidRequest, NotFound, TransientError, WrongState
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def console(
 @click.option("-u", "--username", "users", multiple=True, metavar="NAME", help="Log in as (default: root).")
 @click.option("--hours", default=1, show_default=True, type=click.IntRange(1, 24))
 @click.option("--overwrite", is_flag=True, help="Also when PATH is there.")
+@json_option
 def issue(
     *,
     path: Path,
@@ -85,6 +86,7 @@ def issue(
     users: tuple[str, ...],
     hours: int,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write a key to PATH and its certificate to PATH-cert.pub, for an SSH client in the private network."""
     import asyncssh
@@ -109,6 +111,9 @@ def issue(
         path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key())
         path.with_name(f"{path.name}-cert.pub").write_text(f"{issued.certificate}\n")
         say(f"{path} and {path}-cert.pub open machines of {app} until {issued.valid_until}")
+        if as_json:
+            certificate = f"{path}-cert.pub"
+            emit_json({"key": str(path), "certificate": certificate, "valid_until": issued.valid_until})
 
     run(main)
 
@@ -128,6 +133,7 @@ def sftp() -> None:
 @group_option
 @user_option
 @click.option("-R", "--recursive", is_flag=True, help="With all that is in it.")
+@json_option
 def get(
     *,
     remote: str,
@@ -140,6 +146,7 @@ def get(
     group: str | None,
     user: str,
     recursive: bool,
+    as_json: bool,
 ) -> None:
     """Copy REMOTE of a machine to LOCAL (default: its name, here)."""
     app = resolve_app(app_name, config_path)
@@ -151,6 +158,8 @@ def get(
         async with _files(app, machine_id, select=select, region=region, group=group, user=user) as files:
             await files.get(remote, str(target), recurse=recursive, preserve=True)
         say(f"{remote} is copied to {target}")
+        if as_json:
+            emit_json({"from": remote, "to": str(target)})
 
     run(main)
 
@@ -165,6 +174,7 @@ def get(
 @group_option
 @user_option
 @click.option("-R", "--recursive", is_flag=True, help="With all that is in it.")
+@json_option
 def put(
     *,
     local: str,
@@ -177,6 +187,7 @@ def put(
     group: str | None,
     user: str,
     recursive: bool,
+    as_json: bool,
 ) -> None:
     """Copy LOCAL to REMOTE of a machine (default: its name, in the user's folder)."""
     app = resolve_app(app_name, config_path)
@@ -188,6 +199,8 @@ def put(
                 raise Conflict(f"{target} is there already", hint="remove it first, or name another place")
             await files.put(local, target, recurse=recursive)
         say(f"{local} is copied to {target}")
+        if as_json:
+            emit_json({"from": local, "to": target})
 
     run(main)
 
@@ -200,6 +213,7 @@ def put(
 @region_option
 @group_option
 @user_option
+@json_option
 def find(
     *,
     path: str,
@@ -210,21 +224,27 @@ def find(
     region: str | None,
     group: str | None,
     user: str,
+    as_json: bool,
 ) -> None:
     """List PATH and all that is in it, a path per line."""
     app = resolve_app(app_name, config_path)
 
     async def main() -> None:
         async with _files(app, machine_id, select=select, region=region, group=group, user=user) as files:
-            await _list(files, path)
+            found = _found(files, path)
+            if as_json:
+                emit_json([line async for line in found])
+                return
+            async for line in found:
+                emit(line)
 
     run(main)
 
 
-async def _list(files: asyncssh.SFTPClient, path: str) -> None:
+async def _found(files: asyncssh.SFTPClient, path: str) -> AsyncGenerator[str]:
     import asyncssh
 
-    emit(path)
+    yield path
     if not await files.isdir(path) or await files.islink(path):
         return
     try:
@@ -234,7 +254,8 @@ async def _list(files: asyncssh.SFTPClient, path: str) -> None:
         return
     for name in names:
         if name not in {".", ".."}:
-            await _list(files, posixpath.join(path, name))
+            async for line in _found(files, posixpath.join(path, name)):
+                yield line
 
 
 @asynccontextmanager
