@@ -91,3 +91,29 @@ async def test_secret_keys(cli: Cli) -> None:
     assert [(key["name"], key["type"]) for key in listed] == [("hooks", "hs256"), ("releases", "nacl_sign")]
     await cli.ok("secrets", "keys", "delete", "hooks", "--yes", "-a", "shop")
     assert len(json.loads(await cli.ok("secrets", "keys", "list", "--json", "-a", "shop"))) == 1
+
+
+async def test_run_and_create_take_the_flags_of_flyctl(cli: Cli) -> None:
+    await cli.platform.create_app("shop")
+    image = "registry.pantala.test/shop:v1"
+    ended = await cli.run_many(
+        ["m", "run", image, "-a", "shop", "--schedule", "0 4 * * * Europe/Berlin", "--vm-size", "shared-cpu-2x"],
+        ["m", "create", image, "-a", "shop", "-m", "role=web", "--vm-cpus", "2", "--entrypoint", "sh -c", "--", "exit"],
+        ["m", "run", image, "-a", "shop", "--schedule", "@daily"],
+        ["m", "run", image, "-a", "shop", "--vm-size", "shared-cpu-2x", "--vm-cpus", "4"],
+    )
+    assert [one.code for one in ended] == [0, 0, 1, 1], ended
+    scheduled, left = (cli.agent.machines[one.out.strip()] for one in ended[:2])
+    assert scheduled.config.schedule == "0 4 * * * Europe/Berlin"
+    assert scheduled.config.restart is None  # what has an end is not started again and again
+    assert scheduled.config.guest is not None
+    assert (scheduled.config.guest.cpus, scheduled.config.guest.memory_mb) == (2, 512)
+    assert left.state.value == "stopped"
+    assert left.config.init is not None
+    assert (left.config.init.entrypoint, left.config.init.cmd) == (["sh", "-c"], ["exit"])
+    assert left.config.metadata == {"role": "web"}
+    assert "config.schedule" in ended[2].err
+    assert "--vm-size" in ended[3].err
+    (unplanned,) = await cli.run_many(["m", "update", scheduled.id, "--schedule", "", "--yes", "-a", "shop"])
+    assert unplanned.code == 0, unplanned.err
+    assert scheduled.config.schedule is None

@@ -9,11 +9,11 @@ import click
 from pantala.cli.commands.machine_change import CHANGES
 from pantala.cli.commands.machine_inside import INSIDE
 from pantala.cli.commands.machine_parts import WAIT_S, named
+from pantala.cli.commands.machine_run import RUNS
 from pantala.cli.commands.status import checks_summary, size_of
 from pantala.cli.output import emit, emit_json, emit_table, say
-from pantala.cli.session import api, app_options, confirm, json_option, pairs, resolve_app, run, yes_option
-from pantala.errors import InvalidRequest
-from pantala.wire.machine import Event, Machine, MachineCPU, Port, Service
+from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
+from pantala.wire.machine import Event, Machine, MachineCPU
 
 
 @click.group()
@@ -21,7 +21,7 @@ def machine() -> None:
     """Run, list, start, stop and destroy machines."""
 
 
-for _command in (*CHANGES, *INSIDE):
+for _command in (*RUNS, *CHANGES, *INSIDE):
     machine.add_command(_command)
 
 
@@ -89,71 +89,6 @@ def status(*, machine_id: str, app_name: str | None, config_path: str | None, as
         emit("")
         events = [(e.type, e.status, e.source, e.timestamp, _event_note(e)) for e in found.events]
         emit_table(("EVENT", "STATUS", "SOURCE", "AT (MS)", "NOTE"), events, empty="No events.")
-
-    run(main)
-
-
-@machine.command(name="run")
-@click.argument("image")
-@click.argument("command", nargs=-1)
-@app_options
-@click.option("-n", "--name", metavar="NAME")
-@click.option("-r", "--region", metavar="CODE")
-@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE")
-@click.option("-p", "--port", "ports", multiple=True, metavar="PORT:INTERNAL/HANDLERS", help="443:8080/http+tls")
-@click.option("--vm-memory", default=256, show_default=True, type=int, metavar="MIB")
-@click.option("--autostop", is_flag=True)
-@click.option("--autostart/--no-autostart", default=True)
-@click.option("--restart", type=click.Choice(["no", "always", "on-fail"]), default=None)
-@click.option("--rm", "auto_destroy", is_flag=True, help="Destroy the machine when it exits.")
-@click.option("--skip-dns-registration", is_flag=True)
-@json_option
-def run_machine(
-    *,
-    image: str,
-    command: tuple[str, ...],
-    app_name: str | None,
-    config_path: str | None,
-    name: str | None,
-    region: str | None,
-    env: tuple[str, ...],
-    ports: tuple[str, ...],
-    vm_memory: int,
-    autostop: bool,
-    autostart: bool,
-    restart: str | None,
-    auto_destroy: bool,
-    skip_dns_registration: bool,
-    as_json: bool,
-) -> None:
-    """Run IMAGE as a new machine."""
-    from pantala.wire.api import LaunchMachineRequest
-    from pantala.wire.machine import DNSConfig, Guest, Init, MachineConfig, Restart
-
-    app = resolve_app(app_name, config_path)
-    policy = {"on-fail": "on-failure"}.get(restart or "", restart) or ("no" if auto_destroy else "always")
-    config = MachineConfig(
-        image=image,
-        init=Init(cmd=list(command) or None),
-        env=pairs(env, "--env") or None,
-        guest=Guest(cpu_kind="shared", cpus=1, memory_mb=vm_memory),
-        services=[_service(port, autostop=autostop, autostart=autostart) for port in ports] or None,
-        restart=Restart(policy=policy),
-        auto_destroy=auto_destroy or None,
-        dns=DNSConfig(skip_registration=True) if skip_dns_registration else None,
-    )
-
-    async def main() -> None:
-        async with api() as client:
-            made = await client.create_machine(app, LaunchMachineRequest(config=config, name=name, region=region))
-            say(f"Machine {made.id} is created in {made.region}; waiting for it to start")
-            if not auto_destroy:
-                await client.wait(app, made.id, states=["started"], timeout_s=WAIT_S, version=made.instance_id)
-            made = await client.machine(app, made.id)
-        if as_json:
-            emit_json(made)
-        else:
-            emit(made.id)
 
     run(main)
 
@@ -241,22 +176,6 @@ def _plans(found: Machine) -> Iterator[tuple[str, str]]:
     config = found.config or found.incomplete_config
     if config is not None and config.standbys:
         yield "Standby for", ", ".join(config.standbys)
-
-
-def _service(text: str, *, autostop: bool, autostart: bool) -> Service:
-    """`443:8080/http+tls`, `80/http`, `5432:5432`."""
-    numbers, _, handlers = text.partition("/")
-    outside, _, inside = numbers.partition(":")
-    if not outside.isdigit() or not (inside or outside).isdigit():
-        raise InvalidRequest(f"{text!r} is not PORT[:INTERNAL][/HANDLER[+HANDLER]]", field="--port")
-    wanted = [handler for handler in handlers.split("+") if handler]
-    return Service(
-        protocol="tcp",
-        internal_port=int(inside or outside),
-        ports=[Port(port=int(outside), handlers=wanted)],
-        autostop=autostop,
-        autostart=autostart,
-    )
 
 
 def _event_note(event: Event) -> str:

@@ -25,6 +25,7 @@ STATES = ("created", "started", "stopped", "suspended", "destroyed", "failed", "
 @click.option("--vm-cpus", type=int, metavar="N")
 @click.option("--vm-size", metavar="SIZE", help="A preset such as shared-cpu-2x.")
 @click.option("--restart", type=click.Choice(["no", "always", "on-fail"]), default=None)
+@click.option("--schedule", metavar="WHEN", help="hourly, daily, weekly, monthly, cron fields; '' for none any more.")
 @click.option("--skip-start", is_flag=True, help="Leave it stopped.")
 @yes_option
 @json_option
@@ -41,6 +42,7 @@ def update(
     vm_cpus: int | None,
     vm_size: str | None,
     restart: str | None,
+    schedule: str | None,
     skip_start: bool,
     yes: bool,
     as_json: bool,
@@ -82,6 +84,8 @@ def update(
             if restart:
                 policy = {"on-fail": "on-failure"}.get(restart, restart)
                 config = replace(config, restart=replace(config.restart or Restart(), policy=policy))
+            if schedule is not None:
+                config = replace(config, schedule=schedule or None)
             request = LaunchMachineRequest(config=config, skip_launch=skip_start, current_version=found.instance_id)
             made = await client.update_machine(name, machine_id, request)
             await client.wait(name, machine_id, states=["settled"], timeout_s=WAIT_S, version=made.instance_id)
