@@ -108,7 +108,7 @@ async def test_run_and_create_take_the_flags_of_flyctl(cli: Cli) -> None:
     assert scheduled.config.restart is None  # what has an end is not started again and again
     assert scheduled.config.guest is not None
     assert (scheduled.config.guest.cpus, scheduled.config.guest.memory_mb) == (2, 512)
-    assert left.state.value == "stopped"
+    assert left.state.value == "created"  # its image is not fetched here
     assert left.config.init is not None
     assert (left.config.init.entrypoint, left.config.init.cmd) == (["sh", "-c"], ["exit"])
     assert left.config.metadata == {"role": "web"}
