@@ -10,6 +10,7 @@ from commands import Cli
 
 from pantala.testing.fake_agent import FakeMachine
 from pantala.wire import node as wire
+from pantala.wire.machine import Isolation, Progress
 
 pytestmark = pytest.mark.anyio
 
@@ -117,3 +118,33 @@ async def test_run_and_create_take_the_flags_of_flyctl(cli: Cli) -> None:
     (unplanned,) = await cli.run_many(["m", "update", scheduled.id, "--schedule", "", "--yes", "-a", "shop"])
     assert unplanned.code == 0, unplanned.err
     assert scheduled.config.schedule is None
+
+
+async def test_status_tells_what_isolates_a_machine_and_why_it_is_awake(cli: Cli, made: FakeMachine) -> None:
+    apart = Isolation(
+        driver="container",
+        boundary="namespaces",
+        kernel="the host's",
+        seccomp="sha256:1234",
+        capabilities=["CAP_CHOWN"],
+        user_mapping="0-65535 -> 70000-135535",
+        no_new_privileges=True,
+    )
+    progress = Progress(since="2026-01-01T00:00:00.000Z", asked_by="user", waits_for="its image", stuck_at="later")
+    because = ["min_machines_running keeps 1 awake, and 1 are"]
+    cli.agent.details[made.id] = {"isolation_details": apart, "progress": progress, "awake_because": because}
+    app = ["-a", "shop"]
+    status, awake, short, nobody = await cli.run_many(
+        ["m", "status", made.id, "--display-config", *app],
+        ["why-awake", "--json", *app],
+        ["why-awake", *app],
+        ["why-awake", "00000000000000", *app],
+    )
+    for text in (
+        "node-1 (ok)", "kernel: the host's", "sha256:1234", "CAP_CHOWN", "70000-135535", '"A": "1"',
+        made.image.digest, "asked for by user, its image; stuck", because[0],
+    ):  # fmt: skip
+        assert text in status.out, status.out
+    assert json.loads(awake.out) == [{"id": made.id, "state": "started", "group": "app", "because": because}]
+    assert because[0] in short.out
+    assert nobody.code == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pantala.planner.autostop import Candidate, Rules, plan
+from pantala.planner.autostop import Candidate, Rules, plan, why_awake
 
 CANDIDATES = st.lists(
     st.builds(
@@ -42,6 +42,15 @@ def test_what_never_sleeps(candidates: list[Candidate], rules: Rules) -> None:
     assert len(candidates) - len(chosen) >= min(rules.floor, len(candidates))
     if rules.mode == "one_per_pass":
         assert len(chosen) <= 1
+
+
+@given(CANDIDATES, RULES)
+def test_each_machine_is_about_to_sleep_or_has_a_reason_not_to(candidates: list[Candidate], rules: Rules) -> None:
+    chosen = plan(candidates, rules)
+    for candidate in candidates:
+        why = why_awake(candidate, candidates, rules)
+        assert why
+        assert (why == ["nothing keeps it awake: it is about to sleep"]) == (candidate in chosen)
 
 
 @given(CANDIDATES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from pantala.drivers.container import seccomp, spec
 from pantala.drivers.container.cgroups import find_hierarchies, settings_v1, settings_v2
 from pantala.drivers.container.disk import mke2fs_command
 from pantala.drivers.container.driver import runtime_command
+from pantala.drivers.container.isolation import describe
 
 
 def build(*, netns: bool = True, userns: bool = True) -> dict[str, Any]:
@@ -24,6 +27,18 @@ def test_every_kind_of_namespace_is_the_machines_own() -> None:
     assert set(namespaces) == {"user", "network", "mount", "pid", "ipc", "uts", "cgroup"}
     assert namespaces["user"] == "/tmp/ns/user"
     assert namespaces["network"] == "/tmp/ns/net"
+
+
+def test_what_is_told_of_the_isolation_is_what_machines_are_made_of() -> None:
+    told = describe(70_000)
+    made = build()
+    assert told.driver == "container"
+    assert told.capabilities == made["process"]["capabilities"]["bounding"]
+    assert told.no_new_privileges is True
+    assert told.user_mapping == "0-65535 -> 70000-135535"
+    assert all(entry["type"] in told.boundary for entry in made["linux"]["namespaces"])
+    assert re.fullmatch("sha256:[0-9a-f]{64}", told.seccomp)
+    assert platform.release() in told.kernel
 
 
 def test_namespaces_that_nobody_made_are_left_to_the_runtime() -> None:

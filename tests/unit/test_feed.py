@@ -371,8 +371,19 @@ async def test_a_request_in_between_keeps_it_up(tmp_path: Path) -> None:
         await until(agent.get, lambda m: m.state == "started", within_s=1)
 
 
-@pytest.mark.parametrize("why", ["busy", "floor", "leased", "held", "off", "silent proxy", "owes an answer"])
-async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str) -> None:
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        ("busy", "1 request or connections are open"),
+        ("floor", "min_machines_running keeps 1 awake, and 1 are"),
+        ("leased", "somebody holds a lease of it, "),
+        ("held", "it holds itself awake until "),
+        ("off", "auto_stop_machines is off for port 8080"),
+        ("silent proxy", "no proxy has said yet how busy it is"),
+        ("owes an answer", "its new version has not answered a request yet"),
+    ],
+)
+async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str, told: str) -> None:
     world = World(tmp_path)
     world.prober.http_status = 0 if why == "owes an answer" else 200
     async with world.agent() as agent:
@@ -407,4 +418,7 @@ async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str) -> None:
 
                 await until(heard, bool, within_s=5, every_s=0.005)
             assert idle.choose() == []
+            (sentence,) = idle.why_awake(ID)
+            assert sentence.startswith(told)
+            assert idle.why_awake("00000000000000") == []
         assert (await agent.call(node.GetMachine(machine_id=ID))).state == "started"

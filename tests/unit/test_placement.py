@@ -165,6 +165,16 @@ def test_orgs_share_no_kernel_unless_the_operator_says_so() -> None:
     assert choose(ask(), [node("v", orgs=frozenset({2}), isolation="vm")]).id == "v"
 
 
+def test_who_asks_for_isolation_gets_no_less() -> None:
+    container, vm = node("a"), node("v", isolation="vm")
+    assert choose(ask(isolation="vm"), [container, vm]).id == "v"
+    assert choose(ask(isolation="container"), [vm]).id == "v"
+    for there in (container, node("b", isolation="none"), node("c", isolation="")):
+        with pytest.raises(CapacityError, match="1 whose isolation is weaker than asked for") as refused:
+            choose(ask(isolation="vm"), [there])
+        assert refused.value.excluded == {"weaker": 1}
+
+
 def test_a_refusal_counts_hosts_by_constraint() -> None:
     view = [node("a", region="lhr"), node("b", memory_mib_free=100), node("c", reachable=False), node("d")]
     with pytest.raises(CapacityError) as refused:

@@ -142,6 +142,7 @@ class NodeApi:
     async def _update(self, request: node.UpdateMachine) -> bytes:
         task = self._host.get(request.machine_id)
         validate.validate_config(request.config)
+        self._host.check_isolation(guests.resolve(request.config))
         if request.secrets is not None:
             await self._host.context.journal.commit(Change(secrets=request.secrets, at_ms=self._now_ms()))
         now_ms = self._now_ms()

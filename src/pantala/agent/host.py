@@ -173,6 +173,7 @@ class Host:
                 if known.generation < request.generation:
                     raise DriverBusy(f"an older copy of {known.id} is still on its way out here")
                 return known
+            self.check_isolation(guests.resolve(request.config))
             if not request.skip_launch:
                 self.check_room(guests.resolve(request.config))
             if len(self.machines) >= self.capacity.machines_max:
@@ -328,7 +329,17 @@ class Host:
             memory_mib += size.memory_mb
         return cpus, memory_mib
 
+    def check_isolation(self, size: guests.Size) -> None:
+        """A machine is never kept apart by less than it asks for."""
+        offered = self.context.driver.isolation
+        if not guests.isolates(offered, size.isolation):
+            raise CapacityError(
+                f"config.guest.isolation: {size.isolation} is asked for, this host has {offered}",
+                excluded={"weaker": 1},
+            )
+
     def check_room(self, size: guests.Size, *, without: str = "") -> None:
+        self.check_isolation(size)
         cpus, memory_mib = self.used(without=without)
         free_mib = self.capacity.memory_mib - memory_mib
         if size.memory_mb > free_mib:

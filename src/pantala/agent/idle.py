@@ -13,11 +13,12 @@ from pantala.agent import holds, leases, view
 from pantala.agent.feed import Feed
 from pantala.agent.host import Host
 from pantala.agent.machine import MachineTask
+from pantala.domain import validate
 from pantala.domain.machine import State, Verb
 from pantala.domain.process import process_group
 from pantala.errors import Conflict, PantalaError
 from pantala.journal import Desired, MachineRecord
-from pantala.kit.clock import unix_ms
+from pantala.kit.clock import rfc3339_ms, unix_ms
 from pantala.planner import autostop
 
 log = structlog.get_logger()
@@ -55,17 +56,52 @@ class Idle:
         """Which machines may sleep now. None while no proxy says what it serves."""
         groups: defaultdict[tuple[str, str], list[tuple[MachineTask, autostop.Candidate]]] = defaultdict(list)
         for task in self._host.machines.values():
-            record = task.keeper.record
-            if record.state is State.STARTED and not record.queued() and not record.hidden:
-                candidate = self._candidate(task)
-                if candidate is not None:
-                    groups[record.app.name, _group(record)].append((task, candidate))
+            if (candidate := self._awake(task)) is not None:
+                groups[task.record.app.name, _group(task.record)].append((task, candidate))
         chosen: list[autostop.Candidate] = []
         for members in groups.values():
-            floor = max(_floor(task.record, self._host.context.region) for task, _ in members)
-            rules = autostop.Rules(idle_window_ms=self._window_ms, floor=floor, mode=self._mode)
-            chosen += autostop.plan([candidate for _, candidate in members], rules)
+            chosen += autostop.plan([candidate for _, candidate in members], self._rules([task for task, _ in members]))
         return chosen
+
+    def why_awake(self, machine_id: str) -> list[str]:
+        """Sentences for people; none for a machine that is not started."""
+        task = self._host.machines.get(machine_id)
+        if task is None or task.record.state is not State.STARTED:
+            return []
+        record, now_ms = task.record, unix_ms(self._host.context.clock.now())
+        if view.autostop(record.version.config) == "off":
+            return [_why_off(record)]
+        if task.record.queued():
+            return ["something else was asked of it and comes first"]
+        if task.keeper.health is not None and task.keeper.health.is_asking:
+            return ["its new version has not answered a request yet"]
+        one = self._awake(task)
+        if one is None:
+            return ["no proxy has said yet how busy it is"]
+        details: dict[str, str] = {}
+        if hold := holds.current(record, now_ms):
+            details["it holds itself awake"] = f" until {rfc3339_ms(hold.until_ms)}: {hold.reason}"
+        if lease := leases.current(record, now_ms):
+            about = f": {lease.description}" if lease.description else ""
+            details["somebody holds a lease of it"] = f", {lease.owner}, until {rfc3339_ms(lease.expires_at_ms)}{about}"
+        peers = [
+            other
+            for other in self._host.machines.values()
+            if (other.record.app.name, _group(other.record)) == (record.app.name, _group(record))
+        ]
+        awake = {peer.record.id: candidate for peer in peers if (candidate := self._awake(peer)) is not None}
+        rules = self._rules([peer for peer in peers if peer.record.id in awake])
+        return [why + details.get(why, "") for why in autostop.why_awake(one, list(awake.values()), rules)]
+
+    def _awake(self, task: MachineTask) -> autostop.Candidate | None:
+        record = task.record
+        return (
+            self._candidate(task) if record.state is State.STARTED and not (record.queued() or record.hidden) else None
+        )
+
+    def _rules(self, members: list[MachineTask]) -> autostop.Rules:
+        floor = max(_floor(task.record, self._host.context.region) for task in members)
+        return autostop.Rules(idle_window_ms=self._window_ms, floor=floor, mode=self._mode)
 
     def _candidate(self, task: MachineTask) -> autostop.Candidate | None:
         record = task.record
@@ -123,6 +159,14 @@ class Idle:
             raise Conflict("the machine is leased")
         if holds.current(record, now_ms) is not None:
             raise Conflict("the machine holds itself awake")
+
+
+def _why_off(record: MachineRecord) -> str:
+    services = record.version.config.services or []
+    if not services:
+        return "it has no services, so no request could wake it: it runs until it ends or is stopped"
+    ports = [str(service.internal_port) for service in services if validate.autostop(service) == "off"]
+    return f"auto_stop_machines is off for port {', '.join(ports)}"
 
 
 def _group(record: MachineRecord) -> str:

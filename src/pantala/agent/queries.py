@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 
-from pantala.agent import leases, view
+from pantala.agent import leases, overdue, view
 from pantala.agent.health import shown
 from pantala.agent.host import Host
 from pantala.domain.machine import SETTLED, TERMINAL, State
@@ -19,7 +20,7 @@ from pantala.journal import MachineRecord
 from pantala.kit.clock import rfc3339_ms, unix_ms
 from pantala.wire import node
 from pantala.wire.api import ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
-from pantala.wire.machine import CheckStatus, ContainerStatus, Event, Machine, MachineCPU
+from pantala.wire.machine import CheckStatus, ContainerStatus, Event, Machine, MachineCPU, Progress
 
 WAIT_S_MAX = 60.0
 EVENTS_SHOWN = 20
@@ -40,9 +41,11 @@ class Queries:
         state_dir: Path,
         zone: str,
         cpu: Callable[[str], MachineCPU | None] = lambda machine_id: None,
+        why_awake: Callable[[str], list[str]] = lambda machine_id: [],
     ) -> None:
         self._host = host
         self._cpu = cpu
+        self._why_awake = why_awake
         self._read_logs = read_logs
         self._trace = trace
         self._state_dir = state_dir
@@ -103,12 +106,34 @@ class Queries:
 
     async def _machine(self, record: MachineRecord) -> Machine:
         events = await self.events(record.id)
-        return self._shown(self._newest(record), events)
+        record = self._newest(record)
+        shown = self._shown(record, events)
+        if record.state in TERMINAL:
+            return shown
+        details = self._host.context.driver.isolated(record.uid_base)
+        return msgspec.structs.replace(
+            shown,
+            isolation_details=details,
+            progress=self._progress(record),
+            awake_because=self._why_awake(record.id) or None,
+        )
 
     def _newest(self, record: MachineRecord) -> MachineRecord:
         """After its events were read: a record must not be older than they are."""
         task = self._host.machines.get(record.id)
         return task.record if task is not None else record
+
+    def _progress(self, record: MachineRecord) -> Progress | None:
+        lasts_s = overdue.may_last(record)
+        if not lasts_s or not record.state_since_ms:
+            return None
+        task = self._host.machines.get(record.id)
+        return Progress(
+            since=rfc3339_ms(record.state_since_ms),
+            asked_by=record.desired.source,
+            waits_for=(task.doing if task is not None else "") or record.reason,
+            stuck_at=rfc3339_ms(record.state_since_ms + int(lasts_s * 1000)),
+        )
 
     def _shown(self, record: MachineRecord, events: list[Event]) -> Machine:
         task = self._host.machines.get(record.id)

@@ -186,6 +186,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
             for line in lines
         ]
 
+    idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     governor = Governor(driver, clock, subjects=lambda: _subjects(host), file=settings.run_dir / "cpu-balances.json")
     queries = Queries(
         host,
@@ -194,6 +195,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         state_dir=settings.state_dir,
         zone=settings.zone,
         cpu=governor.shown,
+        why_awake=idle.why_awake,
     )
     streams = Streams(host)
     tasks.start_soon(streams.run)
@@ -225,7 +227,6 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     tasks.start_soon(trust.follow, replica)
     tasks.start_soon(_greet, bus, publisher, replica)
     await bus.serve(f"pantala.node.{settings.node}.call", api.call)
-    idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     tasks.start_soon(idle.run, tasks)
     tasks.start_soon(Schedules(host, catch_up_s=settings.schedule_catch_up_s).run)
     tasks.start_soon(Overdue(host).run)

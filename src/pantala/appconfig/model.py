@@ -45,6 +45,7 @@ class VM(msgspec.Struct, frozen=True, kw_only=True):
     cpu_kind: str | None = None
     memory_mib: int | None = None
     max_memory_mib: int | None = None
+    isolation: str | None = None
     processes: tuple[str, ...] = ()
 
 

@@ -22,6 +22,7 @@ from pantala.appconfig.model import (
 from pantala.appconfig.parse_services import read_services, read_top_level_checks
 from pantala.appconfig.reading import Document, Finding, Table
 from pantala.appconfig.rules import check_rules
+from pantala.domain.guests import ISOLATIONS
 from pantala.wire.machine import File, Metrics, Restart, Static
 
 STRATEGIES = ("rolling", "immediate", "canary", "bluegreen")
@@ -233,6 +234,7 @@ def _vms(root: Table) -> tuple[VM, ...]:
                 cpu_kind=table.choice("cpu_kind", ("shared", "performance")),
                 memory_mib=memory,
                 max_memory_mib=table.integer("max_memory_mb", low=0),
+                isolation=table.choice("isolation", ISOLATIONS),
                 processes=tuple(table.strings("processes") or ()),
             )
         )

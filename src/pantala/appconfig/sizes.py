@@ -19,5 +19,11 @@ def guest_of_vm(vm: VM, *, field: str = "vm") -> Guest:
     if memory_mb is None and base is not None and cpus in guests.KINDS[kind].cpus:
         low, high = guests.memory_bounds(kind, cpus)
         memory_mb = min(high, max(low, base.memory_mb))
-    guest = Guest(cpu_kind=kind, cpus=cpus, memory_mb=memory_mb, max_memory_mb=vm.max_memory_mib)
+    guest = Guest(
+        cpu_kind=kind,
+        cpus=cpus,
+        memory_mb=memory_mb,
+        max_memory_mb=vm.max_memory_mib,
+        isolation=vm.isolation,
+    )
     return msgspec.structs.replace(guest, memory_mb=guests.of_guest(guest, field=field).memory_mb)

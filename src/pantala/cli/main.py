@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("launch:launch", "Create an app from a directory: find out what it is, write fly.toml, deploy"),
     "deploy": ("deploy:deploy", "Build and release the app of this directory"),
     "status": ("status:status", "Show an app and its machines"),
+    "why-awake": ("machine_status:why_awake", "Say why machines are not put to sleep"),
     "logs": ("logs:logs", "Show and follow an app's log"),
     "trace": ("trace:trace", "Show where a request was and how long each step took"),
     "open": ("apps:open_app", "Print (and open) the app's address"),

@@ -188,6 +188,7 @@ class Machines:
             shared_cpu=size.cpu_kind == "shared",
             memory_mib=size.memory_mb,
             shared_kernel=self._context.settings.shared_kernel,
+            isolation=size.isolation,
             present=present,
         )
 

@@ -174,6 +174,7 @@ class Moves:
             shared_cpu=size.cpu_kind == "shared",
             memory_mib=size.memory_mb,
             shared_kernel=self._context.settings.shared_kernel,
+            isolation=size.isolation,
             present={node: count - (node == placement.node) for node, count in present.items()},
             refused=frozenset({placement.node}),
         )

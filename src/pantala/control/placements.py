@@ -40,6 +40,7 @@ class Placements:
             memory_mib=size.memory_mb,
             disk_mib=-(-(request.volume_size_bytes or 0) // MIB),
             shared_kernel=self._context.settings.shared_kernel,
+            isolation=size.isolation,
         )
         fleet: Fleet = (await self._nodes.fleet()).copy()
         if request.count:

@@ -35,6 +35,9 @@ KINDS = {
 PRESETS: dict[str, tuple[str, int]] = {f"shared-cpu-{n}x": ("shared", n) for n in KINDS["shared"].cpus} | {
     f"performance-{n}x": ("performance", n) for n in KINDS["performance"].cpus
 }
+ISOLATIONS = ("container", "vm")
+"""Weak to strong."""
+
 GPU_PRESETS = ("a100-40gb", "a100-80gb", "l40s", "a10")
 """Names that clients still know; nobody offers them any more."""
 
@@ -45,6 +48,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: int
     swap_mb: int = 0
     rootfs_gb: int = ROOTFS_GB
+    isolation: str = ""
+    """What must at least keep it apart; empty: whatever the host has."""
 
     @property
     def cpu_share(self) -> float:
@@ -130,10 +135,16 @@ def of_guest(guest: Guest, *, field: str = "config.guest") -> Size:
         cpu_kind=kind_name,
         cpus=cpus,
         memory_mb=guest.memory_mb if guest.memory_mb is not None else kind.min_mb * cpus,
+        isolation=guest.isolation or "",
     )
     check_memory(size, field=f"{field}.memory_mb")
     _guest_extras(guest, size, field)
     return size
+
+
+def isolates(offered: str, asked: str) -> bool:
+    """Whether a host that keeps machines apart by `offered` may serve one that asks for `asked`."""
+    return not asked or (offered in ISOLATIONS and ISOLATIONS.index(offered) >= ISOLATIONS.index(asked))
 
 
 def check_memory(size: Size, *, field: str) -> None:
@@ -157,6 +168,8 @@ def _guest_extras(guest: Guest, size: Size, field: str) -> None:
             f"memory does not grow while a machine runs; leave it out, or ask for {guest.max_memory_mb} as memory_mb",
             field=f"{field}.max_memory_mb",
         )
+    if guest.isolation not in (None, "", *ISOLATIONS):
+        raise InvalidRequest(f"{guest.isolation!r} is not one of {', '.join(ISOLATIONS)}", field=f"{field}.isolation")
     if guest.persist_rootfs not in (None, "", "none", "never"):
         raise InvalidRequest(
             f"{guest.persist_rootfs!r} is not offered yet, a start begins with the image's files; use never",

@@ -25,6 +25,7 @@ from pantala.domain.runtime import (
     VolumeRoot,
 )
 from pantala.wire.guest import ContainerState, Exec, Executed, ExitRecord, Start
+from pantala.wire.machine import Isolation
 
 Phase = Literal["prepared", "running", "suspended", "exited"]
 
@@ -84,6 +85,10 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 class Driver(Protocol):
     name: str
     isolation: Literal["vm", "container", "none"]
+
+    def isolated(self, uid_base: int) -> Isolation:
+        """What keeps a machine with these ids apart, as this driver makes it now."""
+        ...
 
     async def probe(self) -> Probe:
         """Boot something small for real."""

@@ -50,6 +50,26 @@ def plan(candidates: Sequence[Candidate], rules: Rules) -> list[Candidate]:
     return idle[:spare]
 
 
+def why_awake(one: Candidate, candidates: Sequence[Candidate], rules: Rules) -> list[str]:
+    """Why `plan` leaves this one of `candidates` alone, for people; what its owner has to look at comes first."""
+    if one.autostop == "off":
+        return ["auto stop is off"]
+    reasons: list[str] = []
+    if one.in_flight:
+        reasons.append(f"{one.in_flight} request{'s' if one.in_flight > 1 else ''} or connections are open")
+    if one.held:
+        reasons.append("it holds itself awake")
+    if one.leased:
+        reasons.append("somebody holds a lease of it")
+    if reasons or one in plan(candidates, rules):
+        return reasons or ["nothing keeps it awake: it is about to sleep"]
+    if rules.mode == "all_idle" and one.idle_ms < rules.idle_window_ms:
+        return [f"it was idle for {one.idle_ms / 1000:.0f} s; it sleeps after {rules.idle_window_ms / 1000:g} s"]
+    if len(candidates) <= rules.floor or rules.mode == "all_idle":
+        return [f"min_machines_running keeps {rules.floor} awake, and {len(candidates)} are"]
+    return ["those that run are needed, or another one sleeps first: one at a time"]
+
+
 def _excess(candidates: Sequence[Candidate]) -> int:
     """Source: proxy reference, section 6. Machines beyond those above their soft limit and one more."""
     running = [candidate for candidate in candidates if candidate.autostop != "off"]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from pantala.domain.guests import isolates
 from pantala.errors import CapacityError
 
 SHARED_CPU_FRACTION = 1 / 16
@@ -41,7 +42,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """`regions`: sets in order of preference; within a set regions are equal. `refused`: nodes that said no to this
     machine. `shared_kernel`: the operator lets orgs share a kernel. `present`: how many machines of the same app each
-    node has. `volume_nodes`: where the volume that it needs is; None when it needs none."""
+    node has. `volume_nodes`: where the volume that it needs is; None when it needs none. `isolation`: what must at
+    least keep it apart from others; empty when any will do."""
 
     org: int
     regions: Sequence[frozenset[str]]
@@ -53,13 +55,15 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     refused: frozenset[str] = frozenset()
     present: Mapping[str, int] = {}
     volume_nodes: frozenset[str] | None = None
+    isolation: str = ""
 
     def cpus_needed(self) -> float:
         return self.cpus * (SHARED_CPU_FRACTION if self.shared_cpu else 1.0)
 
     def describe(self) -> str:
         kind = "shared" if self.shared_cpu else "performance"
-        return f"{self.cpus} {kind} CPU{'s' if self.cpus > 1 else ''}, {self.memory_mib} MiB"
+        asked = f", isolation {self.isolation}" if self.isolation else ""
+        return f"{self.cpus} {kind} CPU{'s' if self.cpus > 1 else ''}, {self.memory_mib} MiB{asked}"
 
 
 CONSTRAINTS = {
@@ -71,6 +75,7 @@ CONSTRAINTS = {
     "memory": "without enough free memory",
     "cpu": "without enough free CPU",
     "disk": "without enough free disk",
+    "weaker": "whose isolation is weaker than asked for",
     "isolation": "whose kernel another organisation uses",
 }
 
@@ -87,6 +92,8 @@ def excluded_by(ask: Ask, node: Candidate) -> str | None:
         return "refused"
     if ask.volume_nodes is not None and node.id not in ask.volume_nodes:
         return "volume"
+    if not isolates(node.isolation, ask.isolation):
+        return "weaker"
     if node.memory_mib_free < ask.memory_mib:
         return "memory"
     if node.cpus_free < ask.cpus_needed():
@@ -198,6 +205,8 @@ def _refusal(ask: Ask, excluded: Counter[str]) -> str:
 
 
 def _hint(excluded: Counter[str]) -> str | None:
+    if excluded["weaker"]:
+        return "`pantala doctor` says what a host can run; leave guest.isolation out to take what there is"
     if excluded["memory"] or excluded["cpu"]:
         return "ask for a smaller guest, another region, or stop machines that are not needed"
     if excluded["region"] and sum(excluded.values()) == excluded["region"]:

@@ -16,6 +16,7 @@ from pantala.domain.runtime import CPUUsage, ListenSocket, ProcessInfo
 from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
 from pantala.wire.guest import ContainerState, Exec, Executed, ExitRecord, Start
+from pantala.wire.machine import Isolation
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared with and reported, never bound
 
@@ -65,6 +66,18 @@ class ScriptedDriver:
         self.contained: dict[str, list[ContainerState]] = {}
         self.answer = Executed(exit_code=0)
         self.resumes: dict[str, int] = {}
+
+    def isolated(self, uid_base: int) -> Isolation:
+        del uid_base
+        return Isolation(
+            driver=self.name,
+            boundary="none",
+            kernel="",
+            seccomp="",
+            capabilities=[],
+            user_mapping="",
+            no_new_privileges=False,
+        )
 
     # -- what a test does to machines -------------------------------------------------------------------------------
 

@@ -121,6 +121,8 @@ class FakeAgent:
         self.memory_mib = memory_mib
         self.cpus = cpus
         self.isolation = isolation
+        self.details: dict[str, dict[str, Any]] = {}
+        """Fields of the answer for one machine, by its id."""
         self.machines: dict[str, FakeMachine] = {}
         self.calls: list[wire.NodeRequest] = []
         self.logs: list[LogLine] = []
@@ -233,7 +235,8 @@ class FakeAgent:
                     raise NotFound("lease not found")
                 return lease
             case wire.GetMachine():
-                return self._shown(self._machine(request.machine_id))
+                known = self._machine(request.machine_id)
+                return msgspec.structs.replace(self._shown(known), **self.details.get(known.id, {}))
             case wire.ListMachines():
                 return [
                     self._shown(machine)

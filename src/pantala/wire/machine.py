@@ -19,6 +19,8 @@ class _Doc(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
 
 
 class Guest(_Doc, frozen=True, kw_only=True):
+    """`isolation`: what must at least keep the machine apart from others; the host's own when it is left out."""
+
     cpu_kind: str | None = None
     cpus: int | None = None
     memory_mb: int | None = None
@@ -28,6 +30,7 @@ class Guest(_Doc, frozen=True, kw_only=True):
     kernel_args: list[str] | None = None
     host_dedication_id: str | None = None
     persist_rootfs: str | None = None
+    isolation: str | None = None
 
 
 class Init(_Doc, frozen=True, kw_only=True):
@@ -389,6 +392,29 @@ class Hold(_Doc, omit_defaults=False, frozen=True, kw_only=True):
     reason: str
 
 
+class Isolation(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    """What keeps this machine apart from others and from its host. `seccomp`: SHA-256 of the filter in force;
+    `user_mapping`: ids inside, then ids outside. Empty where there is no such thing."""
+
+    driver: str
+    boundary: str
+    kernel: str
+    seccomp: str
+    capabilities: list[str]
+    user_mapping: str
+    no_new_privileges: bool
+
+
+class Progress(_Doc, omit_defaults=False, frozen=True, kw_only=True):
+    """Of a machine that is on its way: since when, who asked for it, what it waits for, and from when on it counts as
+    stuck."""
+
+    since: str
+    asked_by: str
+    waits_for: str
+    stuck_at: str
+
+
 class LeaseView(_Doc, frozen=True, kw_only=True):
     """Who holds a machine, without what proves it."""
 
@@ -417,6 +443,8 @@ class OtherImage(msgspec.Struct, frozen=True, kw_only=True):
 class Machine(_Doc, frozen=True, kw_only=True):
     """The API's answer for one machine. Times are RFC 3339 strings; `events` newest first. `lease` is shown to those
     who ask for it (`include_leases`). `other_images`: what those of containers and volumes are, by the config's names.
+    `isolation_details`, `progress` and `awake_because` (why autostop leaves it running) are in the answer for one
+    machine only.
     """
 
     id: str
@@ -444,3 +472,6 @@ class Machine(_Doc, frozen=True, kw_only=True):
     schedule: ScheduleStatus | None = None
     hold: Hold | None = None
     lease: LeaseView | None = None
+    isolation_details: Isolation | None = None
+    progress: Progress | None = None
+    awake_because: list[str] | None = None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import click
 
 from pantala.cli.commands.machine_change import CHANGES
 from pantala.cli.commands.machine_inside import INSIDE
 from pantala.cli.commands.machine_parts import WAIT_S, named
 from pantala.cli.commands.machine_run import RUNS
-from pantala.cli.commands.status import checks_summary, size_of
+from pantala.cli.commands.machine_status import status
+from pantala.cli.commands.status import checks_summary
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
-from pantala.wire.machine import Event, Machine, MachineCPU
 
 
 @click.group()
@@ -21,7 +19,7 @@ def machine() -> None:
     """Run, list, start, stop and destroy machines."""
 
 
-for _command in (*RUNS, *CHANGES, *INSIDE):
+for _command in (status, *RUNS, *CHANGES, *INSIDE):
     machine.add_command(_command)
 
 
@@ -50,55 +48,6 @@ def list_machines(*, app_name: str | None, config_path: str | None, quiet: bool,
             emit_table(headers, rows, empty=f"{name} has no machines.")
 
     run(main)
-
-
-@machine.command()
-@click.argument("machine_id")
-@app_options
-@json_option
-def status(*, machine_id: str, app_name: str | None, config_path: str | None, as_json: bool) -> None:
-    """Show one machine, its checks and events."""
-    name = resolve_app(app_name, config_path)
-
-    async def main() -> None:
-        async with api() as client:
-            with named(name, machine_id):
-                found = await client.machine(name, machine_id)
-        if as_json:
-            emit_json(found)
-            return
-        for label, value in (
-            ("ID", found.id),
-            ("Name", found.name),
-            ("State", found.state),
-            ("Host", found.host_status),
-            ("Isolation", found.isolation or "-"),
-            ("Region", found.region),
-            ("Version", found.instance_id),
-            ("Image", f"{found.image_ref.repository}:{found.image_ref.tag}"),
-            ("Private IP", found.private_ip),
-            ("Size", size_of(found) or "-"),
-            ("CPU", _cpu(found.cpu) if found.cpu else "-"),
-        ):
-            emit(f"{label:<11} {value}")
-        for label, value in _plans(found):
-            emit(f"{label:<11} {value}")
-        emit("")
-        checks = [(check.name, check.status, check.output) for check in found.checks]
-        emit_table(("CHECK", "STATUS", "OUTPUT"), checks, empty="No checks.")
-        emit("")
-        events = [(e.type, e.status, e.source, e.timestamp, _event_note(e)) for e in found.events]
-        emit_table(("EVENT", "STATUS", "SOURCE", "AT (MS)", "NOTE"), events, empty="No events.")
-
-    run(main)
-
-
-def _cpu(cpu: MachineCPU) -> str:
-    """What it always has, and how long it may burst at full speed on what it saved."""
-    if not cpu.balance and not cpu.throttled and cpu.baseline >= 100:
-        return f"{cpu.baseline:g} % of a CPU, its own"
-    now = "held back to that now" if cpu.throttled else f"{cpu.balance / 100:.1f} s saved for bursts"
-    return f"{cpu.baseline:g} % of a CPU, {now}"
 
 
 def _action(verb: str, state: str, help_text: str) -> click.Command:
@@ -163,27 +112,3 @@ def destroy(
             emit_json({"destroyed": machine_ids})
 
     run(main)
-
-
-def _plans(found: Machine) -> Iterator[tuple[str, str]]:
-    """Why it is awake, when it runs next and how its last runs went, for whom it stands by."""
-    if found.hold is not None:
-        yield "Held awake", f"until {found.hold.until}: {found.hold.reason}"
-    if found.schedule is not None:
-        yield "Next run", found.schedule.next_run
-        for run in found.schedule.runs:
-            yield "Run", f"{run.due_at} {run.outcome}" + (f": {run.reason}" if run.reason else "")
-    config = found.config or found.incomplete_config
-    if config is not None and config.standbys:
-        yield "Standby for", ", ".join(config.standbys)
-
-
-def _event_note(event: Event) -> str:
-    request = event.request
-    if request is None:
-        return ""
-    if request.exit_event is not None:
-        return f"exit code {request.exit_event.exit_code}" + (
-            ", out of memory" if request.exit_event.oom_killed else ""
-        )
-    return request.reason or ""

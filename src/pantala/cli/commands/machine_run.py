@@ -11,6 +11,7 @@ import click
 from pantala.cli.commands.machine_parts import WAIT_S
 from pantala.cli.output import emit, emit_json, say
 from pantala.cli.session import api, app_options, json_option, pairs, resolve_app, run
+from pantala.domain import guests
 from pantala.errors import InvalidRequest, WrongState
 from pantala.wire.machine import Guest, Init, Machine, MachineConfig, Port, Restart, Service
 
@@ -30,6 +31,7 @@ OPTIONS = (
     click.option("--vm-cpu-kind", type=click.Choice(["shared", "performance"]), default=None),
     click.option("--vm-cpus", type=int, metavar="N"),
     click.option("--vm-memory", type=int, metavar="MIB", help="Default: the least of its CPUs."),
+    click.option("--isolation", type=click.Choice(guests.ISOLATIONS), default=None, help="At least this."),
     click.option("--autostop", is_flag=True),
     click.option("--autostart/--no-autostart", default=True),
     click.option("--restart", type=click.Choice(["no", "always", "on-fail"]), default=None),
@@ -127,15 +129,13 @@ def _config(given: dict[str, Any]) -> MachineConfig:
 
 def _guest(given: dict[str, Any]) -> Guest:
     """A preset, with other memory if that is said; or CPUs and memory."""
-    from pantala.domain import guests
-
     kind, cpus, memory = given["vm_cpu_kind"], given["vm_cpus"], given["vm_memory"]
     if given["vm_size"]:
         if kind or cpus:
             raise InvalidRequest("give it, or --vm-cpu-kind and --vm-cpus", field="--vm-size")
         preset = guests.preset(given["vm_size"], field="--vm-size")
         kind, cpus, memory = preset.cpu_kind, preset.cpus, memory or preset.memory_mb
-    return Guest(cpu_kind=kind or "shared", cpus=cpus or 1, memory_mb=memory)
+    return Guest(cpu_kind=kind or "shared", cpus=cpus or 1, memory_mb=memory, isolation=given["isolation"])
 
 
 def _service(text: str, *, autostop: bool, autostart: bool) -> Service:

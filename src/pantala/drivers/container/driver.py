@@ -28,6 +28,7 @@ from pantala.drivers.container import processes
 from pantala.drivers.container import spec as oci
 from pantala.drivers.container.cgroups import Cgroups
 from pantala.drivers.container.disk import DiskTemplates
+from pantala.drivers.container.isolation import describe
 from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile, open_pidfd
 from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError, PantalaError
@@ -49,6 +50,7 @@ from pantala.wire.guest import (
     StatusReply,
     Stop,
 )
+from pantala.wire.machine import Isolation
 
 RING_BYTES = 512 * 1024
 HELPER_DEADLINE_S = 30.0
@@ -104,6 +106,9 @@ class ContainerDriver:
 
     def _folder(self, machine_id: str) -> MachineFolder:
         return MachineFolder(state_dir=self._state_dir, run_dir=self._run_dir, machine_id=machine_id)
+
+    def isolated(self, uid_base: int) -> Isolation:
+        return describe(uid_base)
 
     # --- bringing up -----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
 from pantala.kit.clock import unix_ms
 from pantala.wire.guest import ContainerState, Exec, Executed, Start
+from pantala.wire.machine import Isolation
 
 LOGS_MAX = 1000
 # Signals whose default is not to end a process.
@@ -32,6 +33,18 @@ class FakeDriver:
 
     def __init__(self, world: FakeWorld) -> None:
         self._world = world
+
+    def isolated(self, uid_base: int) -> Isolation:
+        del uid_base
+        return Isolation(
+            driver=self.name,
+            boundary="none",
+            kernel="",
+            seccomp="",
+            capabilities=[],
+            user_mapping="",
+            no_new_privileges=False,
+        )
 
     async def probe(self) -> Probe:
         return Probe(ok=True, detail="nothing is run for real", took_ms=0)
