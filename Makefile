@@ -84,7 +84,7 @@ format:
 	cargo fmt
 
 .PHONY: soak
-soak: install-tests  ## long runs with full counts, about a quarter of an hour; needs root
+soak: install-tests  ## long runs with full counts, about half an hour; needs root
 	@$(if $(filter 0,$(shell id -u)),,sudo -E) $(PYTEST) -s tests/soak
 
 .PHONY: clean

@@ -81,6 +81,14 @@ RECIPES = (
         stop_signal="SIGQUIT",
     ),
     Recipe(
+        repository="library/redis",
+        tags=("7.0", "7", "latest"),
+        packages=("redis-server",),
+        # In the memory of its machine, for everyone who reaches it: that is its private network.
+        cmd=("redis-server", "--bind", "*", "-::*", "--protected-mode", "no", "--save", ""),
+        ports=(6379,),
+    ),
+    Recipe(
         repository="library/busybox",
         tags=("1.35", "stable", "latest"),
         packages=("busybox-static",),
