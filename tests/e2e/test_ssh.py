@@ -50,6 +50,20 @@ def test_files_are_copied_there_and_back(box: BoxRig, desk: str, tmp_path: Path)
     assert back.read_bytes() == sent.read_bytes()
 
 
+def test_the_file_shell_works_from_a_pipe(box: BoxRig, desk: str) -> None:
+    commands = "cd /tmp\nmkdir -p a/b\nput /etc/hostname a/b/name\nls a/b\nrm -R a\npwd\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "pantala.cli.main", "ssh", "sftp", "shell", "-a", desk],
+        input=commands,
+        env=box.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "name\n/tmp\n"), done.stderr
+
+
 def test_a_terminal_here_is_a_terminal_there(box: BoxRig, desk: str) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))

@@ -37,6 +37,7 @@ from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock, SystemClock, rfc3339, unix_ms
 from pantala.kit.sealing import Opener
 from pantala.testing.echo_streams import EchoStreams
+from pantala.testing.relayed_streams import RelayedStreams
 from pantala.wire import node as wire
 from pantala.wire.api import Lease, ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
 from pantala.wire.feed import MachineRow, TraceRecord
@@ -141,7 +142,7 @@ class FakeAgent:
         self.last_words = ""
         self._app_secrets: dict[str, dict[str, str]] = {}
         self._outcomes: dict[str, bytes] = {}
-        self._streams = EchoStreams()
+        self.streams: EchoStreams | RelayedStreams = EchoStreams()
         self._bus = bus
         self._clock = clock or SystemClock()
         self.opener = Opener(hashlib.sha256(node.encode()).digest())
@@ -178,7 +179,7 @@ class FakeAgent:
     async def _carry_out(self, request: wire.NodeRequest) -> Any:
         match request:
             case wire.OpenSsh() | wire.ReadStream() | wire.WriteStream() | wire.CloseStream():
-                return await self._streams.answer(request, self._machine)
+                return await self.streams.answer(request, self._machine)
             case wire.CreateMachine():
                 return self._create(request)
             case wire.UpdateMachine():
