@@ -1,4 +1,4 @@
-"""`pantala ssh`, through the real API, to a server that is not ours (asyncssh) in place of a machine's."""
+"""`pantala ssh`, `console`, `machine exec --tty` through the real API, to a server that is not ours (asyncssh)."""
 
 from __future__ import annotations
 
@@ -144,3 +144,51 @@ async def test_a_group_is_that_which_deploys_know(cli: Cli, made: FakeMachine, d
     ended = await cli.run("ssh", "console", "-a", "shop", "-g", "app", "-C", "id")
     assert ended.code == 7
     assert "shop has no machine of worker" in await cli.refused("ssh", "console", "-a", "shop", "-g", "worker")
+
+
+# -- machine exec, console ------------------------------------------------------------------------------------------
+
+
+async def test_exec_on_a_terminal_goes_where_exec_goes(cli: Cli, made: FakeMachine, disk: Path) -> None:
+    first = await cli.run("m", "exec", made.id, "sh -c 'a b'", "--tty", "-a", "shop", TERM="vt100")
+    assert (first.code, first.out.strip()) == (7, "sh -c 'a b' in web with vt100")
+    side = await cli.run("m", "exec", made.id, "id", "-t", "--container", "side", "-a", "shop", TERM="vt100")
+    assert side.out.strip() == "id in side with vt100"
+    assert "--tty: a terminal has no" in await cli.refused("m", "exec", made.id, "id", "-t", "--json", "-a", "shop")
+
+
+async def test_console_makes_a_machine_for_the_session_and_takes_it_away(
+    cli: Cli, made: FakeMachine, disk: Path
+) -> None:
+    """Config of the machine: fly-toml reference, `console_command`."""
+    missing = await cli.refused("console", "-a", "shop")
+    assert "shop has no release" in missing
+    image = "registry.pantala.test/shop:v1"
+    cli.write(
+        "fly.toml",
+        'app = "shop"\nprimary_region = "iad"\nconsole_command = "bin/repl --all"\n[env]\nA = "1"\n'
+        "[http_service]\ninternal_port = 80\n",
+    )
+    ended = await cli.run("console", "-i", image, "-e", "B=2", "--vm-memory", "512", TERM="vt100")
+    assert (ended.code, ended.out.strip()) == (7, "bin/repl --all in 1 with vt100"), ended.err
+    (console,) = [machine for machine in cli.agent.machines.values() if machine.id != made.id]
+    assert console.state.value == "destroyed"
+    config = console.config
+    assert config.init is not None
+    assert config.init.exec == ["/bin/sleep", "inf"]
+    assert (config.image, config.services, config.auto_destroy) == (image, None, True)
+    assert config.restart is not None
+    assert config.restart.policy == "no"
+    assert config.dns is not None
+    assert config.dns.skip_registration
+    assert (config.metadata or {})["fly_process_group"] == "fly_app_console"
+    assert {"A": "1", "B": "2"}.items() <= (config.env or {}).items()
+    assert config.guest is not None
+    assert config.guest.memory_mb == 512
+
+
+async def test_console_in_a_machine_that_is_there_makes_none(cli: Cli, made: FakeMachine, disk: Path) -> None:
+    ended = await cli.run("console", "-a", "shop", "--machine", made.id, "-C", "id")
+    assert (ended.code, ended.out) == (7, "id in 1 with no terminal\n")
+    assert len(cli.agent.machines) == 1
+    assert "--machine: a machine" in await cli.refused("console", "-a", "shop", "--machine", made.id, "-r", "iad")

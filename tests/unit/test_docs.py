@@ -18,7 +18,7 @@ PATH = re.compile(r"(?<![\w./-])(?:src|crates|tests|scripts|benchmarks|schemas|e
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 READERS = {
     "raw", "string", "boolean", "integer", "number", "port", "choice", "seconds", "strings", "string_map", "mapping",
-    "table", "tables", "named_tables", "_clamped", "_wait", "_words",
+    "table", "tables", "named_tables", "_clamped", "_command", "_wait", "_words",
 }  # fmt: skip
 WITH_SPELLINGS = {"raw", "string", "integer", "port", "table", "tables"}
 

@@ -25,6 +25,9 @@ from pantala.wire.machine import (
     Mount as MachineMount,
 )
 
+RELEASE_COMMAND, CONSOLE = "fly_app_release_command", "fly_app_console"
+"""Process groups that no fly.toml may name."""
+
 
 def machine_config(
     config: AppConfig,
@@ -72,14 +75,28 @@ def machine_config(
 
 def release_command_config(base: MachineConfig, command: str) -> MachineConfig:
     """A throw-away machine that runs the release command: no services, no volumes, not in DNS."""
+    init = Init(cmd=split_command(command), entrypoint=base.init.entrypoint if base.init else None)
+    return _aside(base, RELEASE_COMMAND, init, {"RELEASE_COMMAND": "1"})
+
+
+def console_config(base: MachineConfig) -> MachineConfig:
+    """A throw-away machine to log in to: like the app's, but it only waits."""
+    alone = msgspec.structs.replace(
+        base, processes=None, containers=None, volumes=None, statics=None, schedule=None, standbys=None
+    )
+    return _aside(alone, CONSOLE, Init(exec=["/bin/sleep", "inf"]), {})
+
+
+def _aside(base: MachineConfig, group: str, init: Init, env: dict[str, str]) -> MachineConfig:
+    """Beside the app's machines. A deploy removes what is left of an earlier one."""
     return msgspec.structs.replace(
         base,
-        init=Init(cmd=split_command(command), entrypoint=base.init.entrypoint if base.init else None),
-        env=(base.env or {}) | {"RELEASE_COMMAND": "1", "FLY_PROCESS_GROUP": "fly_app_release_command"},
+        init=init,
+        env=(base.env or {}) | env | {"FLY_PROCESS_GROUP": group},
         services=None,
         checks=None,
         mounts=None,
-        metadata=(base.metadata or {}) | {"fly_process_group": "fly_app_release_command"},
+        metadata=(base.metadata or {}) | {"fly_platform_version": "v2", "fly_process_group": group},
         restart=Restart(policy="no"),
         auto_destroy=True,
         dns=DNSConfig(skip_registration=True),

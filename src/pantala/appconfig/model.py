@@ -105,6 +105,7 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[GroupFile, ...]
     statics: tuple[Static, ...]
     metrics: tuple[GroupMetrics, ...]
+    console_command: str | None
     init_cmd: tuple[str, ...] | None
     init_entrypoint: tuple[str, ...] | None
     init_exec: tuple[str, ...] | None

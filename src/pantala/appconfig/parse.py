@@ -56,6 +56,7 @@ def parse(data: dict[str, Any], text: str) -> tuple[AppConfig, list[Finding]]:
         files=_files(root),
         statics=_statics(root),
         metrics=_metrics(root),
+        console_command=_command(root, "console_command"),
         init_cmd=_words(experimental, "cmd"),
         init_entrypoint=_words(experimental, "entrypoint"),
         init_exec=_words(experimental, "exec"),
@@ -77,9 +78,8 @@ CONTAINERS_BY_API = "is not offered in fly.toml; containers are part of a machin
 
 def _accepted(root: Table, experimental: Table | None) -> None:
     """Keys that later work will use: known, so not warned about as typing errors."""
-    for key in ("console_command", "host_dedication_id"):
-        if root.string(key):
-            root.document.warn(key, "not supported yet, kept but not used")
+    if root.string("host_dedication_id"):
+        root.document.warn("host_dedication_id", "not supported yet, kept but not used")
     for table, key in ((root, "machine_config"), (root, "container"), (experimental, "machine_config")):
         if table is not None and table.string(key):
             table.error(key, CONTAINERS_BY_API)
@@ -157,12 +157,7 @@ def _build(table: Table | None) -> Build:
 def _deploy(table: Table | None) -> Deploy:
     if table is None:
         return Deploy()
-    release_command = table.string("release_command")
-    if release_command:
-        try:
-            split_command(release_command)
-        except ValueError as error:
-            table.error("release_command", f"cannot be split into words: {error}")
+    release_command = _command(table, "release_command")
     max_unavailable = table.number("max_unavailable")
     if max_unavailable is not None and max_unavailable <= 0:
         table.error("max_unavailable", "must be above 0: a number of machines, or a fraction of them")
@@ -180,6 +175,16 @@ def _deploy(table: Table | None) -> Deploy:
     )
     table.done()
     return deploy
+
+
+def _command(table: Table, key: str) -> str | None:
+    text = table.string(key)
+    if text:
+        try:
+            split_command(text)
+        except ValueError as error:
+            table.error(key, f"cannot be split into words: {error}")
+    return text
 
 
 def _wait(table: Table, key: str) -> float | None:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apps": ("apps:apps", "Create, list and destroy apps"),
     "machine": ("machine:machine", "Run, list, start, stop and destroy machines"),
     "ssh": ("ssh:ssh", "Log in to machines, copy files, get certificates"),
+    "console": ("console:console", "Log in to a machine made for it, which goes with the session"),
     "scale": ("scale:scale", "Change how many machines an app has, and their size"),
     "regions": ("regions:regions", "Add, remove and list the regions that an app runs in"),
     "secrets": ("secrets:secrets", "Set, list and unset an app's secrets"),

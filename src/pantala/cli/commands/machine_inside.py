@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import click
@@ -9,6 +10,7 @@ import click
 from pantala.cli.commands.machine_parts import named
 from pantala.cli.output import emit_json, emit_table, say
 from pantala.cli.session import api, app_options, json_option, resolve_app, run
+from pantala.errors import InvalidRequest
 
 
 @click.command(name="exec")
@@ -18,6 +20,7 @@ from pantala.cli.session import api, app_options, json_option, resolve_app, run
 @click.option("--container", metavar="NAME", help="In one of the machine's containers.")
 @click.option("--timeout", type=int, default=None, metavar="SECONDS", help="Kill it after so long (at most 60).")
 @click.option("--stdin", "reads_stdin", is_flag=True, help="Give it this command's standard input.")
+@click.option("-t", "--tty", is_flag=True, help="Join it to this terminal, by SSH, for as long as it runs.")
 @json_option
 def run_command(
     *,
@@ -28,6 +31,7 @@ def run_command(
     container: str | None,
     timeout: int | None,
     reads_stdin: bool,
+    tty: bool,
     as_json: bool,
 ) -> int:
     """Run COMMAND in a machine, beside its app; this ends with its exit code.
@@ -37,6 +41,10 @@ def run_command(
     from pantala.wire.api import ExecRequest
 
     name = resolve_app(app_name, config_path)
+    if tty:
+        if timeout is not None or reads_stdin or as_json:
+            raise InvalidRequest("a terminal has no --timeout, --stdin or --json", field="--tty")
+        return run(lambda: _run_on_terminal(name, machine_id, command, container))
     stdin = sys.stdin.read() if reads_stdin else None
     request = ExecRequest(cmd=command, container=container, timeout=timeout, stdin=stdin)
 
@@ -56,6 +64,25 @@ def run_command(
         return done.exit_code or (128 + done.exit_signal if done.exit_signal else 0)
 
     return run(main)
+
+
+async def _run_on_terminal(app: str, machine_id: str, command: str, container: str | None) -> int:
+    """Where exec without a terminal would run it: without a name in the first container, if there are any."""
+    from pantala.cli.login import Target, login
+    from pantala.cli.terminal import converse
+
+    try:
+        words = shlex.join(shlex.split(command))
+    except ValueError as error:
+        raise InvalidRequest(str(error).lower(), field="COMMAND") from error
+    if container is None:
+        async with api() as client:
+            with named(app, machine_id):
+                config = (await client.machine(app, machine_id)).config
+        container = config.containers[0].name if config and config.containers else None
+    target = Target(app=app, machine_id=machine_id, container=container)
+    async with login(target) as connection:
+        return await converse(connection, words, pty=True, env=target.env)
 
 
 @click.command()
