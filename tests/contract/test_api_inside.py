@@ -64,6 +64,20 @@ async def test_exec_runs_what_was_asked_for(web: TestPlatform, body: dict[str, A
 
 
 @pytest.mark.parametrize(
+    ("body", "where"),
+    [({"machine": True}, ("", True)), ({"container": "side"}, ("side", False)), ({}, ("", False))],
+    ids=["machine", "container", "neither"],
+)
+async def test_exec_says_where(web: TestPlatform, body: dict[str, Any], where: tuple[str, bool]) -> None:
+    machine, agent = await machine_of(web)
+    answer = await web.http.post(f"{machine}/exec", json={"cmd": "ls"} | body, headers=web.auth)
+    assert answer.status_code == 200
+    call = agent.calls[-1]
+    assert isinstance(call, wire.ExecMachine)
+    assert (call.container, call.machine) == where
+
+
+@pytest.mark.parametrize(
     ("body", "field"),
     [
         ({}, "command"),

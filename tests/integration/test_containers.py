@@ -6,7 +6,10 @@ import base64
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 
+import anyio
+import asyncssh
 import msgspec
 import pytest
 
@@ -17,7 +20,7 @@ from pantala.drivers.protocol import Runtime
 from pantala.errors import DriverError
 from pantala.testing.driver_harness import ContainerHarness, container_harness
 from pantala.testing.poll import until
-from pantala.wire.guest import ContainerState, Exec, Executed
+from pantala.wire.guest import SSH, ContainerState, Exec, Executed
 from pantala.wire.machine import (
     Container,
     ContainerMount,
@@ -77,19 +80,21 @@ class Rig:
             digest="sha256:b", layers=(other,), config=ImageConfig(user="keeper", cmd=("sleep", "1000"))
         )
 
-    async def start(self, *made: Container, volumes: list[Volume] | None = None) -> None:
-        self.config = MachineConfig(containers=list(made), volumes=volumes)
+    async def start(
+        self, *made: Container, volumes: list[Volume] | None = None, image: str | None = None, ssh: SSH | None = None
+    ) -> None:
+        self.config = MachineConfig(image=image, containers=list(made), volumes=volumes)
         named = {one.image for one in made} | {one.image for one in volumes or [] if one.image}
         base = self.harness.image
         main = containers.main_image(self.config)
-        image = msgspec.structs.replace(
+        whole = msgspec.structs.replace(
             self.b if main == "b" else base, others={name: self.b if name == "b" else base for name in named - {main}}
         )
         spec = msgspec.structs.replace(
             self.harness.spec(machine_id=MACHINE),
-            image=image,
-            containers=containers.roots(self.config, image),
-            volumes=containers.volumes(self.config, image, 64),
+            image=whole,
+            containers=containers.roots(self.config, whole),
+            volumes=containers.volumes(self.config, whole, 64),
         )
         identity = Identity(
             app="app",
@@ -102,7 +107,8 @@ class Rig:
         )
         secrets = {"TOKEN": "s3cret", "FILE": base64.b64encode(b"of a secret").decode()}
         await self.driver.prepare(spec)
-        await self.driver.start(MACHINE, containers.start_message(image, self.config, identity, secrets))
+        message = containers.start_message(whole, self.config, identity, secrets)
+        await self.driver.start(MACHINE, msgspec.structs.replace(message, ssh=ssh))
 
     async def lines(self) -> list[str]:
         return [record.text for record in await self.driver.logs(MACHINE, 0)]
@@ -222,6 +228,66 @@ async def test_files_and_users_are_each_images_own_and_volumes_are_shared(rig: R
         assert (await rig.exec("cat /proc/kcore; echo 1 > /proc/sys/kernel/hostname", name)).exit_code != 0
     with pytest.raises(DriverError, match='no container "three"'):
         await rig.exec("true", "three")
+
+
+async def test_a_command_of_the_machine_is_not_one_of_its_first_container(rig: Rig) -> None:
+    await rig.start(shell("one", "touch /own; echo up; sleep 1000"), image="b")
+    await rig.until_said("one | up")
+    assert await rig.run("ls /own") == "/own"
+    done = await rig.driver.exec(MACHINE, Exec(argv=["sh", "-c", "cat /only-b; ls /own; id -u"], machine=True))
+    assert base64.b64decode(done.stdout_base64) == b"b\n0\n"
+    seen = await rig.driver.exec(MACHINE, Exec(argv=["env"], machine=True))
+    assert b"FLY_MACHINE_ID=m1\n" in base64.b64decode(seen.stdout_base64)
+
+
+async def test_sessions_are_in_the_container_that_they_name(rig: Rig) -> None:
+    signer, host_key, key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(3))
+    port = 2222  # in a network of its own
+    certificate = signer.generate_user_certificate(
+        key, "ada", principals=["root@acme/app", "keeper@acme/app"], valid_after="-1m", valid_before="+1h"
+    )
+    ssh = SSH(
+        listen=f"127.0.0.1:{port}",
+        authorities=[signer.export_public_key().decode().strip()],
+        principals=["acme/app"],
+        host_key=host_key.export_private_key().decode(),
+    )
+    two = Container(name="two", image="b", exec=["sh", "-c", "echo two up; sleep 1000"], env={"WHICH": "2"})
+    await rig.start(shell("one", "touch /own; echo one up; sleep 1000"), two, ssh=ssh)
+    await rig.until_said("one | one up", "two | two up")
+
+    def connect(user: str) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+        return asyncssh.connect(
+            "machine",
+            username=user,
+            client_keys=[(key, certificate)],
+            known_hosts=None,
+            agent_path=None,
+            config=None,
+            proxy_command=["nsenter", f"--net={rig.harness.netns}", "busybox", "nc", "127.0.0.1", str(port)],
+        )
+
+    in_one, in_two = {"FLY_SSH_CONTAINER": "one"}, {"FLY_SSH_CONTAINER": "two"}
+    with anyio.fail_after(60):
+        async with connect("root") as connection:
+            script = "ls -d /own /only-b 2>/dev/null; echo $WHICH $FLY_MACHINE_ID"
+            done = [await connection.run(script, env=env) for env in ({"FLY_SSH_MACHINE": "1"}, in_one, in_two)]
+            assert [one.stdout for one in done] == ["m1\n", "/own\nm1\n", "/only-b\n2 m1\n"]
+            typed = await connection.run("tty; id -un", env=in_two, term_type="xterm")
+            assert str(typed.stdout).split() == ["/dev/pts/0", "root"]
+            nowhere = await connection.run("true", env={"FLY_SSH_CONTAINER": "three"})
+            assert (nowhere.exit_status, nowhere.stderr) == (126, "this machine has no container three\r\n")
+            async with connection.start_sftp_client(env=in_two) as files:
+                assert await files.exists("/only-b")
+                async with files.open("/left", "w") as file:
+                    await file.write("by sftp\n")
+            assert await rig.run("cat /left", "two") == "by sftp"
+            # After a session in a container the server is in the machine's root again.
+            again = await connection.run("ls -d /only-b || ls -d /.pantala/containers")
+            assert again.stdout == "/.pantala/containers\n"
+        async with connect("keeper") as connection:  # an account of that container only
+            assert (await connection.run("id -u", env=in_two)).stdout == "1234\n"
+            assert (await connection.run("id -u", env=in_one)).exit_status == 126
 
 
 async def test_a_crash_restarts_only_its_container_and_a_policy_ends_it(rig: Rig) -> None:

@@ -288,6 +288,8 @@ pub struct Exec {
     pub stdin_base64: String,
     #[serde(default)]
     pub container: String,
+    #[serde(default)]
+    pub machine: bool,
     #[serde(default = "default_timeout_ms")]
     pub timeout_ms: u64,
     #[serde(default = "default_output_bytes_max")]

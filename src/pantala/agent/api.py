@@ -280,6 +280,7 @@ class NodeApi:
             argv=request.argv,
             stdin_base64=request.stdin_base64,
             container=request.container,
+            machine=request.machine,
             timeout_ms=int(request.timeout_s * 1000),
         )
         ended = await self._host.context.driver.exec(request.machine_id, command)

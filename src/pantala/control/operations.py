@@ -273,6 +273,7 @@ class Operations:
             argv=_argv(request),
             stdin_base64=b64((request.stdin or "").encode()),
             container=_container(request),
+            machine=bool(request.machine),
             timeout_s=_exec_timeout(request.timeout),
             nonce=nonce,
         )

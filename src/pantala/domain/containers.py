@@ -83,7 +83,7 @@ def start_message(
         return process.start_message(image.config, config, identity, secrets)
     return Start(
         argv=[],
-        env={},
+        env=process.environment(image.config, config, identity, secrets),  # of sessions in the machine itself
         hostname=process.hostname(config, identity.machine_id),
         api_socket=API_SOCKET,
         containers=[_container(index, image, config, identity, secrets) for index in range(len(config.containers))],

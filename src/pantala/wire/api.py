@@ -202,7 +202,7 @@ class SignalRequest(_Body, frozen=True, kw_only=True):
 
 class ExecRequest(_Body, frozen=True, kw_only=True):
     """`cmd` is a command line that is split as a shell would, without running one; `command` is argv. `timeout` in
-    seconds. `machine`: in the machine's own root instead of a container's."""
+    seconds. `machine`: in the machine's own root instead of a container's, which is the first unless it is named."""
 
     command: list[str] | None = None
     cmd: str | None = None

@@ -178,7 +178,8 @@ class Status(_Guest, tag="status", frozen=True, kw_only=True):
 
 
 class Exec(_Guest, tag="exec", frozen=True, kw_only=True):
-    """Run a command beside the app (in the root of `container` if one is named) with the app's environment under `env`;
+    """Run a command beside the app with the app's environment under `env`: where there are containers in the root of
+    `container`, without a name in that of the first, with `machine` in the machine's own;
     answered by `Executed` or `Failed` when it ended or was killed after `timeout_ms`. Of each stream
     `output_bytes_max` are kept."""
 
@@ -188,6 +189,7 @@ class Exec(_Guest, tag="exec", frozen=True, kw_only=True):
     cwd: str = ""
     stdin_base64: str = ""
     container: str = ""
+    machine: bool = False
     timeout_ms: int = 60_000
     output_bytes_max: int = EXEC_OUTPUT_BYTES_MAX
 

@@ -111,13 +111,15 @@ class SignalMachine(_Mutation, tag="signal", frozen=True, kw_only=True):
 
 
 class ExecMachine(_Mutation, tag="exec", frozen=True, kw_only=True):
-    """Run a command beside the app; answered when it ended, or killed and a 408 after `timeout_s`. Of a container
-    when one is named. Its outcome is kept like any other's: a repetition does not run it again."""
+    """Run a command beside the app; answered when it ended, or killed and a 408 after `timeout_s`. Where there are
+    containers it runs in the named one, else in the first, with `machine` in none of them. Its outcome is kept like
+    any other's: a repetition does not run it again."""
 
     machine_id: str
     argv: list[str]
     stdin_base64: str = ""
     container: str = ""
+    machine: bool = False
     timeout_s: float = 60.0
     nonce: str = ""
 

@@ -5,9 +5,10 @@ use std::fs;
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
@@ -18,7 +19,8 @@ pub struct Calls {
     listener: Option<UnixListener>,
     /// The connection that takes them; 0 before the first.
     pub taker: u64,
-    has_taker: bool,
+    /// One that was taken for a taker who was gone; it is the next one's.
+    held: Option<UnixStream>,
 }
 
 impl Calls {
@@ -39,29 +41,36 @@ impl Calls {
     }
 
     /// Nothing while nobody takes: what waits must not turn the loop.
-    pub fn poll_fd(&self) -> Option<PollFd<'_>> {
-        let listener = self.listener.as_ref().filter(|_| self.has_taker)?;
+    pub fn poll_fd(&self, peers: &[Peer]) -> Option<PollFd<'_>> {
+        let listener = self.listener.as_ref()?;
+        self.taker_among(peers)?;
         Some(PollFd::new(listener.as_fd(), PollFlags::POLLIN))
     }
 
     /// Give every waiting call to the taker, if it is still there.
     pub fn hand_over(&mut self, peers: &[Peer]) {
-        let taker = peers.iter().find(|peer| peer.id == self.taker);
-        self.has_taker = taker.is_some();
-        let (Some(listener), Some(taker)) = (&self.listener, taker) else {
+        let (Some(listener), Some(taker)) = (&self.listener, self.taker_among(peers)) else {
             return;
         };
-        while let Ok((call, _)) = listener.accept() {
+        while let Some(call) = self.held.take().or_else(|| Some(listener.accept().ok()?.0)) {
             let descriptors = [call.as_raw_fd()];
             let rights = [ControlMessage::ScmRights(&descriptors)];
-            // What does not fit into the taker's buffer is closed: its caller sees an end and asks again.
-            let _ = sendmsg::<()>(
+            let sent = sendmsg::<()>(
                 taker.socket.as_raw_fd(),
                 &[IoSlice::new(b"+")],
                 &rights,
                 MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
                 None,
             );
+            // What does not fit into the taker's buffer is closed: its caller sees an end and asks again.
+            if sent.is_err_and(|errno| errno != Errno::EAGAIN) {
+                self.held = Some(call);
+                return;
+            }
         }
+    }
+
+    fn taker_among<'a>(&self, peers: &'a [Peer]) -> Option<&'a Peer> {
+        peers.iter().find(|peer| peer.id == self.taker)
     }
 }

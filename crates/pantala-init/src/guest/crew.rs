@@ -94,10 +94,13 @@ impl Crew {
         self.members.iter().filter_map(|member| member.pid())
     }
 
+    pub fn specs(&self) -> impl Iterator<Item = &GuestContainer> {
+        self.members.iter().map(|member| &member.spec)
+    }
+
     /// The container of that name, the first for an empty one.
     pub fn find(&self, name: &str) -> Option<&GuestContainer> {
-        let mut specs = self.members.iter().map(|member| &member.spec);
-        specs.find(|spec| name.is_empty() || spec.name == name)
+        self.specs().find(|spec| name.is_empty() || spec.name == name)
     }
 
     pub fn states(&self) -> Vec<ContainerState> {

@@ -14,7 +14,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pantala_wire::guest::Ssh;
 
-use crate::ssh::Settings;
+use super::crew::Crew;
+use crate::ssh::{Place, Settings};
 
 /// After a server that failed.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -53,7 +54,7 @@ impl Door {
     }
 
     /// Begin the server if somebody knocks.
-    pub fn answer(&mut self, app_env: &BTreeMap<String, String>) {
+    pub fn answer(&mut self, app_env: &BTreeMap<String, String>, crew: Option<&Crew>) {
         if self.again_at.is_some_and(|at| Instant::now() >= at) {
             self.again_at = None;
         }
@@ -61,7 +62,7 @@ impl Door {
         if !poll(&mut [fd], PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
             return;
         }
-        match self.begin(app_env) {
+        match self.begin(app_env, crew) {
             Ok(pid) => self.server = Some(pid),
             Err(_) => self.again_at = Some(Instant::now() + PAUSE), // no memory or processes: the next look may fare better
         }
@@ -76,10 +77,18 @@ impl Door {
     }
 
     /// Its input is the listening socket, its output the settings: neither arguments nor environment, which others see.
-    fn begin(&self, app_env: &BTreeMap<String, String>) -> io::Result<i32> {
+    fn begin(&self, app_env: &BTreeMap<String, String>, crew: Option<&Crew>) -> io::Result<i32> {
+        let containers = crew.into_iter().flat_map(Crew::specs).map(|spec| {
+            let place = Place {
+                root: spec.root.clone(),
+                env: spec.env.clone(),
+            };
+            (spec.name.clone(), place)
+        });
         let settings = Settings {
             ssh: self.ssh.clone(),
             env: app_env.clone(),
+            containers: containers.collect(),
         };
         let mut document = File::from(memfd_create("ssh", MFdFlags::MFD_CLOEXEC)?);
         document.write_all(&serde_json::to_vec(&settings)?)?;

@@ -115,6 +115,7 @@ impl Check {
 
     fn ask(&self, container: &GuestContainer) -> Result<Run, CannotRun> {
         let exec = |argv: Vec<String>, user: &str| Exec {
+            machine: false,
             argv,
             env: BTreeMap::new(),
             user: user.to_owned(),

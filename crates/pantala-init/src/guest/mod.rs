@@ -12,8 +12,9 @@ mod exec;
 mod health;
 mod lines;
 mod peers;
+mod requests;
 mod ring;
-mod roots;
+pub mod roots;
 pub mod users;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,6 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, FromRawFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -30,20 +30,16 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use pantala_wire::guest::{Exec, ExitRecord, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Ssh, Start, Statics};
+use pantala_wire::guest::ExitRecord;
 
-use command::{CODE_CANNOT_RUN, CannotRun};
 use crew::Crew;
 use door::Door;
 use lines::LineReader;
 use peers::Peer;
-use ring::{Ring, Stream};
-use roots::Entered;
+use ring::Ring;
 
 /// How long output of processes that outlive their SIGKILL is waited for.
 const DRAIN: Duration = Duration::from_secs(2);
-/// Commands beside the app at the same time; one more is refused.
-const RUNS_MAX: usize = 16;
 /// What the other processes of a machine have to end when one of them did.
 const GRACE_OF_OTHERS: Duration = Duration::from_secs(5);
 /// Signals to PID 1 that mean "end": handed to the app.
@@ -168,7 +164,7 @@ impl Init {
             self.finish_runs();
             self.calls.hand_over(&self.peers);
             if let Some(door) = &mut self.door {
-                door.answer(&self.app_env);
+                door.answer(&self.app_env, self.crew.as_ref());
             }
             if let Some(crew) = &mut self.crew {
                 self.end = self.end.take().or(crew.turn(&mut self.ring));
@@ -197,7 +193,7 @@ impl Init {
         );
         fds.extend(self.pipes.iter().map(|pipe| PollFd::new(pipe.fd(), PollFlags::POLLIN)));
         fds.extend(self.runs.iter().flat_map(exec::Run::poll_fds));
-        fds.extend(self.calls.poll_fd());
+        fds.extend(self.calls.poll_fd(&self.peers));
         fds.extend(self.door.iter().filter_map(Door::poll_fd));
         let door_at = self.door.as_ref().and_then(Door::wakes_at);
         fds.extend(self.crew.iter().flat_map(Crew::poll_fds));
@@ -308,132 +304,6 @@ impl Init {
         });
     }
 
-    fn take_requests(&mut self) {
-        peers::accept(&self.listener, &mut self.peers, &mut self.last_peer_id);
-        let mut peers = std::mem::take(&mut self.peers);
-        for peer in &mut peers {
-            for request in peer.receive() {
-                let reply = match request {
-                    Ok(GuestRequest::TakeCalls) => {
-                        self.calls.taker = peer.id;
-                        GuestReply::Ok
-                    }
-                    Ok(GuestRequest::Exec(exec)) => match self.begin(&exec, peer.id) {
-                        Ok(()) => continue, // answered by `finish_runs`
-                        Err(reply) => reply,
-                    },
-                    Ok(request) => self.answer(request),
-                    Err(reason) => GuestReply::Refused { reason },
-                };
-                peer.answer(&reply);
-            }
-        }
-        peers.retain(Peer::is_open);
-        self.peers = peers;
-    }
-
-    fn begin(&mut self, exec: &Exec, peer: u64) -> Result<(), GuestReply> {
-        let refuse = |reason: &str| GuestReply::Refused {
-            reason: reason.to_owned(),
-        };
-        if self.app_pid == 0 {
-            return Err(refuse("the app was not started"));
-        }
-        if self.runs.len() >= RUNS_MAX {
-            return Err(refuse(&format!("{RUNS_MAX} commands run already")));
-        }
-        let begun = match &self.crew {
-            None if exec.container.is_empty() => exec::begin(exec, &self.app_env, &self.app_cwd, peer),
-            None => return Err(refuse("this machine has no containers")),
-            Some(crew) => {
-                let Some(container) = crew.find(&exec.container) else {
-                    return Err(refuse(&format!("this machine has no container {:?}", exec.container)));
-                };
-                Entered::enter(&container.root)
-                    .map_err(|error| CannotRun::new(CODE_CANNOT_RUN, format!("its root cannot be entered: {error}")))
-                    .and_then(|_inside| exec::begin(exec, &container.env, &container.cwd, peer))
-            }
-        };
-        self.runs
-            .push(begun.map_err(|CannotRun { reason, .. }| GuestReply::Failed { reason })?);
-        Ok(())
-    }
-
-    fn answer(&mut self, request: GuestRequest) -> GuestReply {
-        match request {
-            GuestRequest::Exec(_) | GuestRequest::TakeCalls => GuestReply::Refused {
-                reason: "only a connection that waits may ask for this".to_owned(),
-            },
-            GuestRequest::Status => GuestReply::Status {
-                protocol: GUEST_PROTOCOL,
-                phase: self.phase(),
-                pid: self.app_pid,
-                containers: self.crew.as_ref().map_or_else(Vec::new, Crew::states),
-            },
-            GuestRequest::Start(_) if self.phase() != Phase::Prepared => GuestReply::Refused {
-                reason: "the app was started before".to_owned(),
-            },
-            GuestRequest::Start(start) => match self.bring_up(start) {
-                Ok(pid) => GuestReply::Started { pid },
-                Err(CannotRun { code, reason }) => {
-                    self.ring
-                        .append(unix_ns(), Stream::Stderr, format!("pantala-init: {reason}").as_bytes());
-                    self.end = Some(End {
-                        exit_code: code,
-                        signal: 0,
-                        reason: reason.clone(),
-                    });
-                    GuestReply::Failed { reason }
-                }
-            },
-            GuestRequest::Stop { signal, grace_ms } => self.stop(signal, grace_ms),
-            GuestRequest::Signal { .. } if self.app_pid == 0 => GuestReply::Refused {
-                reason: "the app was not started".to_owned(),
-            },
-            GuestRequest::Signal { signal } => match Signal::try_from(signal) {
-                Ok(_) => {
-                    match self.crew {
-                        Some(_) => self.send_all(signal),
-                        None => send(self.app_pid, signal),
-                    }
-                    GuestReply::Ok
-                }
-                Err(_) => GuestReply::Refused {
-                    reason: format!("there is no signal {signal}"),
-                },
-            },
-        }
-    }
-
-    /// The app and what is beside it, or containers; the pid of the first.
-    fn bring_up(&mut self, start: Start) -> Result<i32, CannotRun> {
-        // Before the app, which may call at once.
-        if !start.api_socket.is_empty()
-            && let Err(error) = self.calls.listen(Path::new(&start.api_socket))
-        {
-            let line = format!("pantala-init: {} cannot be served: {error}", start.api_socket);
-            self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
-        }
-        self.open_door(start.ssh.clone());
-        if start.containers.is_empty() {
-            let running = app::start(&start)?;
-            self.app_pid = running.first().map_or(0, |app| app.pid);
-            for process in running {
-                self.running.push(process.pid);
-                self.pipes.push(LineReader::new(process.stdout, Stream::Stdout));
-                self.pipes.push(LineReader::new(process.stderr, Stream::Stderr));
-            }
-        } else {
-            app::take_hostname(&start.hostname);
-            self.app_pid = self.crew.insert(Crew::new(start.containers)).begin()?;
-        }
-        self.serve_statics(start.statics.as_ref());
-        self.app_env = start.env;
-        self.app_cwd = start.cwd;
-        self.started_at_ms = unix_ms();
-        Ok(self.app_pid)
-    }
-
     fn send_all(&self, number: i32) {
         let contained = self.crew.iter().flat_map(Crew::pids);
         self.running
@@ -441,46 +311,6 @@ impl Init {
             .copied()
             .chain(contained)
             .for_each(|pid| send(pid, number));
-    }
-
-    /// An app that has the port itself keeps it; so that nobody can log in is only told.
-    fn open_door(&mut self, ssh: Option<Ssh>) {
-        match ssh.map(Door::open).transpose() {
-            Ok(door) => self.door = door,
-            Err(error) => {
-                let line = format!("pantala-init: nobody can log in by ssh: {error}");
-                self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
-            }
-        }
-    }
-
-    /// Without it the app is asked for everything, so its failure is only told.
-    fn serve_statics(&mut self, statics: Option<&Statics>) {
-        if let Some(Err(error)) = statics.map(crate::statics::start) {
-            let line = format!("pantala-init: statics cannot be served: {error}");
-            self.ring.append(unix_ns(), Stream::Stderr, line.as_bytes());
-        }
-    }
-
-    fn stop(&mut self, signal: i32, grace_ms: u64) -> GuestReply {
-        if Signal::try_from(signal).is_err() {
-            return GuestReply::Refused {
-                reason: format!("there is no signal {signal}"),
-            };
-        }
-        self.stop_requested = true;
-        if self.app_pid == 0 {
-            self.end_unstarted();
-        } else {
-            match &mut self.crew {
-                Some(crew) => crew.stop(), // each by its own signal
-                None => self.running.iter().for_each(|&pid| send(pid, signal)),
-            }
-            let at = Instant::now() + Duration::from_millis(grace_ms);
-            // A second stop may shorten the grace, never prolong it.
-            self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
-        }
-        GuestReply::Ok
     }
 
     fn end_unstarted(&mut self) {
@@ -491,15 +321,6 @@ impl Init {
             signal: 0,
             reason,
         });
-    }
-
-    fn phase(&self) -> Phase {
-        match (self.end.is_some(), self.app_pid, self.stop_requested) {
-            (true, _, _) => Phase::Exited,
-            (_, 0, _) => Phase::Prepared,
-            (_, _, true) => Phase::Stopping,
-            _ => Phase::Running,
-        }
     }
 
     fn write_record(&mut self, end: &End) -> io::Result<()> {

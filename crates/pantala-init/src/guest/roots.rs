@@ -1,5 +1,5 @@
-//! Into a container's root and back. PID 1 can neither mount nor make namespaces; it has one thread, so it changes its own
-//! root for as long as it prepares and starts a program there: users, files, the program and its interpreter are then
+//! Into a container's root and back. PID 1 can neither mount nor make namespaces; it has one thread, as the SSH server has,
+//! so it changes its own root for as long as it prepares and starts a program there: users, files, the program and its interpreter are then
 //! those of the container, links included.
 
 use std::fs::File;

@@ -46,12 +46,22 @@ const ATTEMPTS_MAX: usize = 6;
 pub struct Settings {
     pub ssh: Ssh,
     pub env: BTreeMap<String, String>,
+    /// By name.
+    pub containers: BTreeMap<String, Place>,
+}
+
+/// A container, as its programs find it.
+#[derive(Serialize, Deserialize)]
+pub struct Place {
+    pub root: String,
+    pub env: BTreeMap<String, String>,
 }
 
 /// What every connection is given.
 pub struct House {
     policy: Policy,
     env: BTreeMap<String, String>,
+    containers: BTreeMap<String, Place>,
 }
 
 pub fn run() -> ExitCode {
@@ -80,6 +90,7 @@ fn serve() -> io::Result<()> {
     let house = Arc::new(House {
         policy,
         env: settings.env,
+        containers: settings.containers,
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(accept(listener, Arc::new(config(host_key)), house, QUIET))

@@ -19,6 +19,7 @@ use super::input::{Input, Source, queue};
 use super::terminal::{Size, Terminal};
 use crate::guest::app;
 use crate::guest::command::{CODE_CANNOT_RUN, CannotRun, PATH_DEFAULT, resolve};
+use crate::guest::roots::Entered;
 use crate::guest::users::Identity;
 
 /// Output that somebody else holds open is waited for so long after the last word.
@@ -37,6 +38,8 @@ pub enum Kind {
 pub struct Asked<'a> {
     pub kind: Kind,
     pub login: &'a str,
+    /// Of a container; None: the machine's own.
+    pub root: Option<&'a str>,
     pub env: BTreeMap<String, String>,
     /// Its name and size.
     pub terminal: Option<(String, Size)>,
@@ -85,6 +88,8 @@ pub async fn apologize(error: CannotRun, reply: Reply) {
 
 fn spawn(asked: Asked<'_>) -> Result<(Child, i32, Option<Terminal>), CannotRun> {
     let refuse = |error: io::Error| CannotRun::new(CODE_CANNOT_RUN, format!("it cannot be run: {error}"));
+    // Until it runs: accounts, shell, folders and terminal are then those of the container.
+    let _inside = asked.root.map(Entered::enter).transpose().map_err(refuse)?;
     let identity = identify(asked.login)?;
     let shell = shell_of(identity.uid);
     let home = Path::new(&identity.home);

@@ -87,13 +87,7 @@ impl Login {
         };
         session.channel_success(id)?;
         let forced = self.permits.as_ref().and_then(|permits| permits.command.clone());
-        let elsewhere = env.get(CONTAINER).filter(|name| !name.is_empty()).cloned();
-        let asked = Asked {
-            kind: forced.map_or(kind, Kind::Command),
-            login: &self.user,
-            env: self.house.env.clone().into_iter().chain(env).collect(),
-            terminal,
-        };
+        let container = env.get(CONTAINER).filter(|name| !name.is_empty()).cloned();
         // What comes in, comes to `data`; unread messages of the other half would hold up the connection.
         let (_, writer) = channel.split();
         let reply = Reply {
@@ -101,12 +95,26 @@ impl Login {
             channel: id,
             writer,
         };
-        if let Some(name) = elsewhere {
-            let reason =
-                format!("sessions in the container {name} are not offered; leave it out for the machine's own");
-            tokio::spawn(program::apologize(CannotRun::new(CODE_CANNOT_RUN, reason), reply));
-            return Ok(());
-        }
+        let place = match container
+            .as_ref()
+            .map(|name| self.house.containers.get(name).ok_or(name))
+        {
+            None => None,
+            Some(Ok(place)) => Some(place),
+            Some(Err(name)) => {
+                let error = CannotRun::new(CODE_CANNOT_RUN, format!("this machine has no container {name}"));
+                tokio::spawn(program::apologize(error, reply));
+                return Ok(());
+            }
+        };
+        let base = place.map_or(&self.house.env, |place| &place.env);
+        let asked = Asked {
+            kind: forced.map_or(kind, Kind::Command),
+            login: &self.user,
+            root: place.map(|place| place.root.as_str()),
+            env: base.clone().into_iter().chain(env).collect(),
+            terminal,
+        };
         match program::begin(asked, reply) {
             Ok(running) => drop(self.channels.insert(id, Opened::Running(running))),
             Err((error, reply)) => drop(tokio::spawn(program::apologize(error, reply))),
