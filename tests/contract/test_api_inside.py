@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pantala.errors import NodeUnreachable
 from pantala.testing.fake_agent import FakeAgent
 from pantala.testing.platform import TestPlatform
 from pantala.wire import node as wire
@@ -163,14 +164,47 @@ async def test_versions_are_newest_first_with_what_was_asked_for(web: TestPlatfo
     assert found[0]["user_config"]["env"] == {"A": "2"}
 
 
-async def test_memory_says_the_limit_and_does_not_pretend_to_change_it(web: TestPlatform) -> None:
+async def test_memory_is_told_limited_and_taken_back(web: TestPlatform) -> None:
+    """Shapes: flyctl-protocol reference, 4.13."""
     made = await web.create_machine("web", config={"image": "registry.pantala.test/web:v1", "size": "shared-cpu-2x"})
     machine = f"{MACHINES}/{made['id']}"
     told = await web.http.get(f"{machine}/memory", headers=web.auth)
     assert told.json() == {"available_mb": 512, "limit_mb": 512}
-    for method, path, body in (("PUT", "memory", {"limit_mb": 256}), ("POST", "memory/reclaim", {"amount_mb": 1})):
-        answer = await web.http.request(method, f"{machine}/{path}", json=body, headers=web.auth)
-        assert (answer.status_code, answer.json()["status"]) == (501, "not_implemented")
+    changed = await web.http.put(f"{machine}/memory", json={"limit_mb": 300}, headers=web.auth)
+    assert (changed.status_code, changed.json()) == (200, {"available_mb": 300, "limit_mb": 300})
+    assert (await web.http.get(f"{machine}/memory", headers=web.auth)).json()["limit_mb"] == 300
+    given = await web.http.post(f"{machine}/memory/reclaim", json={"amount_mb": 64}, headers=web.auth)
+    assert (given.status_code, given.json()) == (200, {"actual_mb": 7})
+    now = (await web.http.get(machine, headers=web.auth)).json()
+    assert now["instance_id"] == made["instance_id"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("PUT", "memory", {"limit_mb": 513}, "limit_mb"),
+        ("PUT", "memory", {"limit_mb": 0}, "limit_mb"),
+        ("PUT", "memory", {"limit_mb": "256"}, "limit_mb"),
+        ("POST", "memory/reclaim", {"amount_mb": 0}, "amount_mb"),
+    ],
+    ids=["above its size", "none", "type", "nothing"],
+)
+async def test_memory_is_refused_by_field(
+    web: TestPlatform, method: str, path: str, body: dict[str, Any], field: str
+) -> None:
+    made = await web.create_machine("web", config={"image": "registry.pantala.test/web:v1", "size": "shared-cpu-2x"})
+    answer = await web.http.request(method, f"{MACHINES}/{made['id']}/{path}", json=body, headers=web.auth)
+    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (400, field), answer.text
+
+
+async def test_memory_of_a_stopped_machine_and_of_a_silent_host(web: TestPlatform) -> None:
+    machine, agent = await machine_of(web)
+    await web.http.post(f"{machine}/stop", headers=web.auth)
+    answer = await web.http.put(f"{machine}/memory", json={"limit_mb": 128}, headers=web.auth)
+    assert (answer.status_code, answer.json()["status"]) == (412, "wrong_state")
+    agent.fail_next[wire.GetMemory] = NodeUnreachable("it does not answer")
+    told = await web.http.get(f"{machine}/memory", headers=web.auth)
+    assert told.json() == {"available_mb": 256, "limit_mb": 256}
 
 
 # -- metadata of several keys -----------------------------------------------------------------------------------------

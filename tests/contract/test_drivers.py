@@ -428,3 +428,23 @@ async def test_cpu_time_is_counted_for_each_preparation_and_its_quota_taken(harn
     other = driver.cpu_usage(spec.machine_id)
     assert other is not None
     assert other.run != first.run
+
+
+async def test_the_limit_of_memory_changes_while_it_runs_and_not_for_its_next_preparation(harness: Harness) -> None:
+    driver, spec = harness.driver(), harness.spec(memory_mib=64)
+    assert await driver.memory(spec.machine_id) is None
+    with pytest.raises(DriverError):
+        await driver.set_memory_limit(spec.machine_id, 32)
+    await driver.prepare(spec)
+    await driver.start(spec.machine_id, h.RUNS)
+    for limit_mib in (32, 48):
+        await driver.set_memory_limit(spec.machine_id, limit_mib)
+        seen = await harness.driver().memory(spec.machine_id)
+        assert seen is not None
+        assert (seen.limit_mib, seen.used_mib <= limit_mib) == (limit_mib, True)
+    assert await driver.reclaim_memory(spec.machine_id, 8) >= 0
+    await driver.destroy(spec.machine_id)
+    await driver.prepare(spec)
+    again = await driver.memory(spec.machine_id)
+    assert again is not None
+    assert again.limit_mib == 64

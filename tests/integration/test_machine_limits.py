@@ -13,12 +13,13 @@ import pytest
 
 from pantala.agent.governor import Governor, Subject
 from pantala.domain.burst import PERIOD_US
-from pantala.domain.runtime import CPUUsage
+from pantala.domain.runtime import CPUUsage, MemoryUsage
 from pantala.drivers.container import ContainerDriver
+from pantala.errors import DriverError
 from pantala.kit.clock import SystemClock
 from pantala.testing import driver_harness as h
 from pantala.testing.poll import until
-from pantala.wire.guest import Start
+from pantala.wire.guest import Exec, Start
 from pantala.wire.machine import Guest, MachineConfig
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -169,3 +170,40 @@ async def test_a_full_root_disk_is_full_for_its_machine_only(harness: h.Containe
     )
     lines = await until(lambda: driver.logs(neighbour, 0), lambda seen: len(seen) > 0, within_s=WITHIN_S)
     assert [line.text for line in lines] == ["ok"]
+
+
+async def test_memory_is_taken_back_and_limited_while_it_runs_and_nothing_is_killed_for_it(
+    harness: h.ContainerHarness,
+) -> None:
+    fill = "dd if=/dev/zero of=%s bs=1M count=%d 2>/dev/null"
+    held, cached = fill % ("/dev/shm/held", 20), fill % ("/file", 24)
+    app = h.shell(f"{held}; {cached}; sync; cat /file >/dev/null; echo ready; while :; do sleep 0.05; done")
+    driver, machine_id = await start(harness, app)
+
+    async def said() -> list[str]:
+        return [record.text for record in await driver.logs(machine_id, 0)]
+
+    await until(said, lambda lines: lines == ["ready"], within_s=WITHIN_S)
+    before = await memory(driver, machine_id)
+    assert (before.limit_mib, 20 <= before.used_mib < 64) == (64, True)
+    assert await driver.reclaim_memory(machine_id, 16) >= 12
+    await driver.set_memory_limit(machine_id, 32)
+    assert (await memory(driver, machine_id)).limit_mib == 32
+    with pytest.raises(DriverError, match="cannot give back, so 8 MiB are too few") as refused:
+        await driver.set_memory_limit(machine_id, 8)
+    assert refused.value.guest_fault
+    assert (await memory(driver, machine_id)).limit_mib == 32
+    runtime = await driver.inspect(machine_id)
+    assert runtime is not None
+    assert (runtime.phase, runtime.oom_killed) == ("running", False)
+
+    takes = Exec(argv=["dd", "if=/dev/zero", "of=/dev/null", "bs=28M", "count=1"], env={"PATH": "/bin"})
+    assert (await driver.exec(machine_id, takes)).signal == 9
+    await driver.set_memory_limit(machine_id, 64)
+    assert (await driver.exec(machine_id, takes)).exit_code == 0
+
+
+async def memory(driver: ContainerDriver, machine_id: str) -> MemoryUsage:
+    usage = await driver.memory(machine_id)
+    assert usage is not None
+    return usage

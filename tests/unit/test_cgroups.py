@@ -8,6 +8,7 @@ import pytest
 
 from pantala.domain.runtime import Limits
 from pantala.drivers.container.cgroups import Cgroups, Hierarchies
+from pantala.errors import DriverError
 from pantala.testing.clock import ManualClock
 
 LIMITS = Limits(cpus=1, shared_cpu=True, memory_mib=256, pids=50)
@@ -105,3 +106,26 @@ def test_processes_of_a_machine_are_those_of_any_hierarchy(tmp_path: Path) -> No
 def test_a_host_without_controllers_is_refused() -> None:
     with pytest.raises(Exception, match="no cgroup controller"):
         Cgroups(root="pantala/n1", clock=ManualClock(), hierarchies=Hierarchies(v1={}, unified=None))
+
+
+def test_version_2_counts_memory_and_never_limits_below_what_is_held(tmp_path: Path) -> None:
+    cgroups = unified(tmp_path)
+    assert cgroups.memory("m1") is None
+    cgroups.create("m1", LIMITS)
+    machine, mib = tmp_path / "pantala/n1/m1", 1024 * 1024
+    (machine / "memory.current").write_text(f"{100 * mib}\n")
+    (machine / "memory.stat").write_text(f"anon {60 * mib}\ninactive_file {30 * mib}\n")
+    memory = cgroups.memory("m1")
+    assert memory is not None
+    usage = memory.usage()
+    assert usage is not None
+    assert (usage.limit_mib, usage.used_mib) == (256, 70)
+    memory.set_limit(128)
+    assert (machine / "memory.max").read_text() == str((128 + 4) * mib)
+    assert not (machine / "memory.reclaim").exists()
+    with pytest.raises(DriverError, match="uses 70 MiB that it cannot give back, so 64 MiB are too few"):
+        memory.set_limit(64)
+    assert (machine / "memory.reclaim").read_text() == str((100 - 64 - 4) * mib)
+    assert (machine / "memory.max").read_text() == str((128 + 4) * mib)
+    assert memory.reclaim(16) == 0
+    assert (machine / "memory.reclaim").read_text() == str(16 * mib)

@@ -49,6 +49,9 @@ METADATA_KEYS_MAX = 100
 METADATA_VALUE_MAX = 4096
 
 
+_Meddling = node.SignalMachine | node.ExecMachine | node.SetMemory | node.ReclaimMemory
+
+
 class NodeApi:
     """`call` is the bus handler."""
 
@@ -105,7 +108,7 @@ class NodeApi:
                 return await self._start(request)
             case node.StopMachine() | node.RestartMachine() | node.SuspendMachine() | node.DestroyMachine():
                 return await self._wind_down(request)
-            case node.SignalMachine() | node.ExecMachine():
+            case node.SignalMachine() | node.ExecMachine() | node.SetMemory() | node.ReclaimMemory():
                 return await self._meddle(request)
             case node.CordonMachine() | node.SetMetadata() | node.PatchMetadata():
                 return await self._alter(request)
@@ -245,8 +248,9 @@ class NodeApi:
         )
         return answer.bytes
 
-    async def _meddle(self, request: node.SignalMachine | node.ExecMachine) -> bytes:
-        """What is done to the processes of a started machine. Nothing of the machine's record changes."""
+    async def _meddle(self, request: _Meddling) -> bytes:
+        """What is done to the processes of a started machine, and to the memory they may use until its next start.
+        Nothing of the machine's record changes."""
         record = self._host.get(request.machine_id).record
         leases.check(record, request.nonce, self._now_ms())
         if record.state is not State.STARTED:
@@ -257,6 +261,11 @@ class NodeApi:
             if isinstance(request, node.SignalMachine):
                 await self._host.context.driver.signal(request.machine_id, request.signal)
                 answer = kept = encode(None)
+            elif isinstance(request, node.SetMemory):
+                answer = kept = encode(await self._set_memory(record, request.limit_mib))
+            elif isinstance(request, node.ReclaimMemory):
+                freed = await self._host.context.driver.reclaim_memory(record.id, request.amount_mib)
+                answer = kept = encode(node.ReclaimedMemory(actual_mib=freed))
             else:
                 result = await self._exec(request)
                 answer = kept = encode(result)
@@ -270,6 +279,15 @@ class NodeApi:
             raise
         await self._host.context.journal.commit(Change(outcome=(request.request_id, kept), at_ms=self._now_ms()))
         return answer
+
+    async def _set_memory(self, record: MachineRecord, limit_mib: int) -> node.MemoryState:
+        size_mib = guests.resolve(record.version.config).memory_mb
+        if not 1 <= limit_mib <= size_mib:
+            raise InvalidRequest(
+                f"must be 1 to {size_mib}, the machine's size", field="limit_mb", hint="update it with another size"
+            )
+        await self._host.context.driver.set_memory_limit(record.id, limit_mib)
+        return await self._queries.memory(record)
 
     async def _exec(self, request: node.ExecMachine) -> node.ExecResult:
         if not request.argv:

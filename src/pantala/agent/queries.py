@@ -14,6 +14,7 @@ import msgspec
 from pantala.agent import leases, overdue, view
 from pantala.agent.health import shown
 from pantala.agent.host import Host
+from pantala.domain import guests
 from pantala.domain.machine import SETTLED, TERMINAL, State
 from pantala.errors import InternalError, InvalidRequest, RequestTimeout
 from pantala.journal import MachineRecord
@@ -67,6 +68,8 @@ class Queries:
             case node.GetLease():
                 now_ms = unix_ms(self._host.context.clock.now())
                 return leases.shown(leases.get(self._host.get(request.machine_id).record, now_ms))
+            case node.GetMemory():
+                return await self.memory(await self._host.find_record(request.machine_id))
             case node.ListProcesses():
                 return await self._processes(request.machine_id)
             case node.ReadLogs():
@@ -205,6 +208,15 @@ class Queries:
             was_here = any(version.instance_id == request.version for version in kept)
             state = "replaced" if was_here and record.latest.instance_id != request.version else ""
         return state if state in wanted else ""
+
+    async def memory(self, record: MachineRecord) -> node.MemoryState:
+        """Now, of a started machine; else what it starts with."""
+        usage = await self._host.context.driver.memory(record.id) if record.state is State.STARTED else None
+        if usage is None:
+            size_mib = guests.resolve(record.version.config).memory_mb
+            return node.MemoryState(limit_mib=size_mib, available_mib=size_mib)
+        available_mib = min(max(usage.limit_mib - usage.used_mib, 0), usage.limit_mib)
+        return node.MemoryState(limit_mib=usage.limit_mib, available_mib=available_mib)
 
     async def _processes(self, machine_id: str) -> list[ProcessStat]:
         """What lives in a started machine, each with the sockets that it holds open."""

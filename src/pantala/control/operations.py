@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import structlog
+
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
 from pantala.control.context import Context
@@ -12,7 +14,7 @@ from pantala.control.machines import MACHINE_NOT_FOUND, Machines
 from pantala.control.projection import Projection
 from pantala.domain import guests, signals
 from pantala.domain.durations import seconds
-from pantala.errors import InvalidRequest, NotFound
+from pantala.errors import InvalidRequest, NodeUnreachable, NotFound
 from pantala.kit import ids
 from pantala.kit.sealing import b64, unb64
 from pantala.store.records import AppRecord, PlacementRecord
@@ -23,8 +25,11 @@ from pantala.wire.api import (
     LeaseRequest,
     LeaseResponse,
     MachineVersion,
+    MemoryRequest,
     MemoryResponse,
     ProcessStat,
+    ReclaimRequest,
+    ReclaimResponse,
     SignalRequest,
     StartResponse,
     StopRequest,
@@ -38,13 +43,18 @@ from pantala.wire.node import (
     ExecMachine,
     ExecResult,
     GetLease,
+    GetMemory,
     ListEvents,
     ListProcesses,
     ListVersions,
+    MemoryState,
     NodeRequest,
     PatchMetadata,
+    ReclaimedMemory,
+    ReclaimMemory,
     ReleaseLease,
     RestartMachine,
+    SetMemory,
     SetMetadata,
     SignalMachine,
     StartMachine,
@@ -53,6 +63,8 @@ from pantala.wire.node import (
     SuspendMachine,
     WaitMachine,
 )
+
+log = structlog.get_logger()
 
 WAIT_STATES = ("created", "started", "stopped", "suspended", "destroyed", "failed", "settled")
 WAIT_TIMEOUT_S_MAX = 60
@@ -64,6 +76,7 @@ METADATA_LENGTH_MAX = 4096
 EVENTS_MAX = 50
 EXEC_TIMEOUT_S, EXEC_TIMEOUT_S_MAX = 60, 60
 EXEC_LENGTH_MAX = 128 * 1024
+RECLAIM_MB_MAX = 1 << 20
 SORTABLE = ("pid", "command", "directory", "cpu", "rss", "rtime", "stime")
 ORDERS = ("asc", "desc")
 
@@ -233,10 +246,37 @@ class Operations:
         return found
 
     async def memory(self, principal: Principal, app_name: str, machine_id: str) -> MemoryResponse:
+        """As its host says, else (the host does not answer, the machine is gone) by its config."""
         app = await self._access.app(principal, app_name, Action.READ)
-        machine = await self._projection.machine(await self._machines.placement(app, machine_id))
+        placement = await self._machines.placement(app, machine_id)
+        if not placement.tombstone:
+            try:
+                found: MemoryState = await self._context.nodes.call(placement.node, GetMemory(machine_id=machine_id))
+                return MemoryResponse(available_mb=found.available_mib, limit_mb=found.limit_mib)
+            except NodeUnreachable:
+                log.info("the host does not say what memory is in use", machine=machine_id, node=placement.node)
+        machine = await self._projection.machine(placement)
         limit_mb = guests.resolve(machine.config or machine.incomplete_config or MachineConfig()).memory_mb
         return MemoryResponse(available_mb=limit_mb, limit_mb=limit_mb)
+
+    async def set_memory(
+        self, principal: Principal, app: str, machine_id: str, request: MemoryRequest, *, nonce: str
+    ) -> MemoryResponse:
+        """Of a started machine, up to its size and until its next start. Its place on the host stays as large."""
+        call = SetMemory(request_id=_fresh("memory"), machine_id=machine_id, limit_mib=request.limit_mb, nonce=nonce)
+        found: MemoryState = await self._change(principal, app, call)
+        return MemoryResponse(available_mb=found.available_mib, limit_mb=found.limit_mib)
+
+    async def reclaim_memory(
+        self, principal: Principal, app: str, machine_id: str, request: ReclaimRequest, *, nonce: str
+    ) -> ReclaimResponse:
+        if not 1 <= request.amount_mb <= RECLAIM_MB_MAX:
+            raise InvalidRequest(f"must be 1 to {RECLAIM_MB_MAX}", field="amount_mb")
+        call = ReclaimMemory(
+            request_id=_fresh("reclaim"), machine_id=machine_id, amount_mib=request.amount_mb, nonce=nonce
+        )
+        done: ReclaimedMemory = await self._change(principal, app, call)
+        return ReclaimResponse(actual_mb=done.actual_mib)
 
     async def events(self, principal: Principal, app: str, machine_id: str, *, limit: int) -> list[Event]:
         if not 1 <= limit <= EVENTS_MAX:

@@ -137,6 +137,13 @@ class CPUUsage(msgspec.Struct, frozen=True, kw_only=True):
     periods: int = 0
 
 
+class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """`used_mib` without what would be given back for the asking (files read and not used lately)."""
+
+    limit_mib: int
+    used_mib: int
+
+
 class ListenSocket(msgspec.Struct, frozen=True, kw_only=True):
     """`address` without brackets; `inode` ties it to a process."""
 

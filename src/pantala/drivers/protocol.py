@@ -19,6 +19,7 @@ from pantala.domain.runtime import (
     ContainerRoot,
     CPUUsage,
     Limits,
+    MemoryUsage,
     NetworkHandle,
     ProcessInfo,
     UnpackedImage,
@@ -156,6 +157,19 @@ class Driver(Protocol):
     def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
         """CPU time for each period of `domain.burst`, over all its CPUs; at first it has all of them. Nothing where
         the machine is not."""
+        ...
+
+    async def memory(self, machine_id: str) -> MemoryUsage | None:
+        """None where there is none."""
+        ...
+
+    async def set_memory_limit(self, machine_id: str, limit_mib: int) -> None:
+        """Until the machine is prepared again. Raises DriverError, with guest_fault when the machine holds more and
+        cannot give it back; nothing of it is killed for that."""
+        ...
+
+    async def reclaim_memory(self, machine_id: str, amount_mib: int) -> int:
+        """Have it give back memory that it does not need now; how many MiB it did. Raises DriverError."""
         ...
 
     async def destroy(self, machine_id: str) -> None:

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from pantala.domain.runtime import CPUUsage, ListenSocket, ProcessInfo
+from pantala.domain.runtime import CPUUsage, ListenSocket, MemoryUsage, ProcessInfo
 from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
 from pantala.wire.guest import ContainerState, Exec, Executed, ExitRecord, Start
@@ -44,6 +44,7 @@ class _Machine:
         self.started_at_ms = 0
         self.start: Start | None = None
         self.stop_asked = False
+        self.memory_limit_mib = 0
         self.logs: list[LogRecord] = []
 
 
@@ -228,6 +229,23 @@ class ScriptedDriver:
 
     def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
         pass
+
+    async def memory(self, machine_id: str) -> MemoryUsage | None:
+        machine = self.machines.get(machine_id)
+        if machine is None:
+            return None
+        return MemoryUsage(limit_mib=machine.memory_limit_mib or machine.spec.limits.memory_mib, used_mib=0)
+
+    async def set_memory_limit(self, machine_id: str, limit_mib: int) -> None:
+        machine = self.machines.get(machine_id)
+        if machine is None:
+            raise DriverError(f"nothing of machine {machine_id} is there")
+        machine.memory_limit_mib = limit_mib
+
+    async def reclaim_memory(self, machine_id: str, amount_mib: int) -> int:
+        if self.machines.get(machine_id) is None:
+            raise DriverError(f"nothing of machine {machine_id} is there")
+        return 0
 
     async def destroy(self, machine_id: str) -> None:
         await anyio.lowlevel.checkpoint()

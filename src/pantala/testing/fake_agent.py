@@ -20,12 +20,14 @@ import msgspec
 
 from pantala.client.node import encode_error
 from pantala.client.node import subject as subject_of
+from pantala.domain import guests
 from pantala.domain.answers import asked_ports
 from pantala.domain.machine import SETTLED, TERMINAL, State
 from pantala.errors import (
     CapacityError,
     Conflict,
     DriverBusy,
+    InvalidRequest,
     LeaseHeld,
     NotFound,
     PantalaError,
@@ -71,6 +73,7 @@ class FakeMachine:
         self.instance_id = ids.ulid()
         self.older: list[MachineVersion] = []
         self.signals: list[int] = []
+        self.memory_mib = 0
         self.state = State.CREATED
         self.cordoned = call.cordoned
         self.hidden = False
@@ -206,6 +209,18 @@ class FakeAgent:
                 if self._held(request.machine_id, request.nonce).state is not State.STARTED:
                     raise WrongState("the machine does not run")
                 return self.executed
+            case wire.SetMemory():
+                machine = self._held(request.machine_id, request.nonce)
+                size_mib = guests.resolve(machine.config).memory_mb
+                if machine.state is not State.STARTED:
+                    raise WrongState(f"machine is {machine.state}, not started")
+                if not 1 <= request.limit_mib <= size_mib:
+                    raise InvalidRequest(f"must be 1 to {size_mib}, the machine's size", field="limit_mb")
+                machine.memory_mib = request.limit_mib
+                return wire.MemoryState(limit_mib=request.limit_mib, available_mib=request.limit_mib)
+            case wire.ReclaimMemory():
+                self._held(request.machine_id, request.nonce)
+                return wire.ReclaimedMemory(actual_mib=min(request.amount_mib, 7))
             case wire.DestroyMachine():
                 self._destroy(request)
             case wire.CordonMachine():
@@ -251,6 +266,10 @@ class FakeAgent:
                 return self._machine(request.machine_id).events[: request.limit]
             case wire.ListVersions():
                 return self._versions(self._machine(request.machine_id))
+            case wire.GetMemory():
+                machine = self._machine(request.machine_id)
+                limit_mib = machine.memory_mib or guests.resolve(machine.config).memory_mb
+                return wire.MemoryState(limit_mib=limit_mib, available_mib=limit_mib)
             case wire.ListProcesses():
                 return self._processes(self._machine(request.machine_id))
             case wire.ReadLogs():

@@ -181,10 +181,27 @@ class UpdateMetadataRequest(_Body, frozen=True, kw_only=True):
 
 
 class MemoryResponse(_Whole, frozen=True, kw_only=True):
-    """`available_mb`: what of `limit_mb` the machine may use; all of it, as nothing is reclaimed from it."""
+    """`limit_mb`: what the machine may use now. `available_mb`: what of that it does not, or would give back for the
+    asking; all of it while the machine does not run."""
 
     available_mb: int
     limit_mb: int
+
+
+class MemoryRequest(_Body, frozen=True, kw_only=True):
+    """From 1 to the machine's size (`guest.memory_mb`). Lasts until its next start."""
+
+    limit_mb: int
+
+
+class ReclaimRequest(_Body, frozen=True, kw_only=True):
+    amount_mb: int
+
+
+class ReclaimResponse(_Whole, frozen=True, kw_only=True):
+    """What the machine has given back; more than was asked for on hosts that can only take all of it."""
+
+    actual_mb: int
 
 
 class HoldRequest(_Body, frozen=True, kw_only=True):

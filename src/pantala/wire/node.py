@@ -191,6 +191,26 @@ class FenceMachine(_Mutation, tag="fence", frozen=True, kw_only=True):
     generation: int
 
 
+class SetMemory(_Mutation, tag="set_memory", frozen=True, kw_only=True):
+    """Change what a started machine may use, up to its size, until its next start."""
+
+    machine_id: str
+    limit_mib: int
+    nonce: str = ""
+
+
+class ReclaimMemory(_Mutation, tag="reclaim_memory", frozen=True, kw_only=True):
+    """Have a started machine give back memory that it does not need now."""
+
+    machine_id: str
+    amount_mib: int
+    nonce: str = ""
+
+
+class GetMemory(_Request, tag="get_memory", frozen=True, kw_only=True):
+    machine_id: str
+
+
 class GetLease(_Request, tag="get_lease", frozen=True, kw_only=True):
     machine_id: str
 
@@ -295,6 +315,9 @@ NodeRequest = (
     | ReleaseLease
     | PublishMachine
     | FenceMachine
+    | SetMemory
+    | ReclaimMemory
+    | GetMemory
     | GetLease
     | GetMachine
     | ListMachines
@@ -329,6 +352,8 @@ MUTATIONS = (
     ReleaseLease,
     PublishMachine,
     FenceMachine,
+    SetMemory,
+    ReclaimMemory,
 )
 
 
@@ -359,6 +384,17 @@ class StreamData(msgspec.Struct, frozen=True, kw_only=True):
 
     data: bytes
     ended: bool = False
+
+
+class MemoryState(msgspec.Struct, frozen=True, kw_only=True):
+    """`available_mib`: what of the limit is not in use, or would be given back for the asking."""
+
+    limit_mib: int
+    available_mib: int
+
+
+class ReclaimedMemory(msgspec.Struct, frozen=True, kw_only=True):
+    actual_mib: int
 
 
 class StartResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -421,6 +457,9 @@ RESULTS: dict[type, Any] = {
     ReleaseLease: None,
     PublishMachine: None,
     FenceMachine: None,
+    SetMemory: MemoryState,
+    ReclaimMemory: ReclaimedMemory,
+    GetMemory: MemoryState,
     GetLease: Lease,
     GetMachine: Machine,
     ListMachines: list[Machine],

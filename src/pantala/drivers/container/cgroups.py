@@ -17,6 +17,7 @@ import msgspec
 from pantala.domain.burst import PERIOD_US, quota_us
 from pantala.domain.runtime import CPUUsage, Limits
 from pantala.drivers.container.freezer import Freezer
+from pantala.drivers.container.memory import Memory
 from pantala.errors import DriverError
 from pantala.kit.clock import Clock
 
@@ -184,6 +185,13 @@ class Cgroups:
             return
         if path.parent.is_dir():
             _write(path, value)
+
+    def memory(self, machine_id: str) -> Memory | None:
+        """None where the machine has no group."""
+        base = self._bases.get("unified", self._bases.get("memory"))
+        if base is None or not (base / machine_id).is_dir():
+            return None
+        return Memory(base / machine_id, unified=self.is_unified, overhead_mib=OVERHEAD_MIB)
 
     async def kill(self, machine_id: str) -> None:
         """SIGKILL until nobody is left. Raises DriverError (retry) when something does not die in time."""

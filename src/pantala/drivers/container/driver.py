@@ -22,7 +22,16 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from pantala.domain.runtime import ContainerRoot, CPUUsage, ImageConfig, Limits, ProcessInfo, UnpackedImage, VolumeRoot
+from pantala.domain.runtime import (
+    ContainerRoot,
+    CPUUsage,
+    ImageConfig,
+    Limits,
+    MemoryUsage,
+    ProcessInfo,
+    UnpackedImage,
+    VolumeRoot,
+)
 from pantala.drivers import guest, ring
 from pantala.drivers.container import processes
 from pantala.drivers.container import spec as oci
@@ -30,6 +39,7 @@ from pantala.drivers.container.cgroups import Cgroups
 from pantala.drivers.container.disk import DiskTemplates
 from pantala.drivers.container.isolation import describe
 from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile, open_pidfd
+from pantala.drivers.container.memory import Memory
 from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError, PantalaError
 from pantala.kit.clock import Clock, SystemClock
@@ -377,6 +387,23 @@ class ContainerDriver:
 
     def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
         self._cgroups.set_cpu_quota(machine_id, quota_us)
+
+    async def memory(self, machine_id: str) -> MemoryUsage | None:
+        group = self._cgroups.memory(machine_id)
+        return group.usage() if group is not None else None
+
+    async def set_memory_limit(self, machine_id: str, limit_mib: int) -> None:
+        # In a thread: the kernel writes back and drops pages before it answers.
+        await anyio.to_thread.run_sync(self._memory(machine_id).set_limit, limit_mib)
+
+    async def reclaim_memory(self, machine_id: str, amount_mib: int) -> int:
+        return await anyio.to_thread.run_sync(self._memory(machine_id).reclaim, amount_mib)
+
+    def _memory(self, machine_id: str) -> Memory:
+        group = self._cgroups.memory(machine_id)
+        if group is None:
+            raise DriverError(f"nothing of machine {machine_id} is there")
+        return group
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

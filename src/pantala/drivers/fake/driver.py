@@ -14,7 +14,7 @@ from typing import Literal
 
 import anyio
 
-from pantala.domain.runtime import CPUUsage, ProcessInfo
+from pantala.domain.runtime import CPUUsage, MemoryUsage, ProcessInfo
 from pantala.drivers.fake.world import SIGKILL, Due, FakeApp, FakeMachine, FakeWorld
 from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError
@@ -238,6 +238,23 @@ class FakeDriver:
     def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
         if (machine := self._world.machines.get(machine_id)) is not None:
             machine.cpu_quota_us = quota_us
+
+    async def memory(self, machine_id: str) -> MemoryUsage | None:
+        machine = self._world.machines.get(machine_id)
+        if machine is None:
+            return None
+        return MemoryUsage(limit_mib=machine.memory_limit_mib or machine.spec.limits.memory_mib, used_mib=0)
+
+    async def set_memory_limit(self, machine_id: str, limit_mib: int) -> None:
+        machine = self._world.machines.get(machine_id)
+        if machine is None:
+            raise DriverError(f"nothing of machine {machine_id} is there")
+        machine.memory_limit_mib = limit_mib
+
+    async def reclaim_memory(self, machine_id: str, amount_mib: int) -> int:
+        if self._world.machines.get(machine_id) is None:
+            raise DriverError(f"nothing of machine {machine_id} is there")
+        return 0
 
     async def destroy(self, machine_id: str) -> None:
         self._world.check("destroy")

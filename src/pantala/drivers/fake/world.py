@@ -69,6 +69,7 @@ class FakeMachine:
         self.cpu_used_us = 0
         self.cpu_throttled_us = 0
         self.cpu_quota_us: int | None = None
+        self.memory_limit_mib = 0
         self.records: list[LogRecord] = []
         self.watchers: set[anyio.Event] = set()
 

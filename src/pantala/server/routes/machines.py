@@ -10,7 +10,7 @@ from pantala.control.machines import LEASE_TTL_S_MAX
 from pantala.control.operations import EVENTS_MAX, ORDERS, SORTABLE, WAIT_STATES, WAIT_TIMEOUT_S_MAX
 from pantala.domain import signals
 from pantala.errors import NotFound
-from pantala.server.endpoint import Call, Endpoint, Param, choice, flag, not_offered, text, whole, words
+from pantala.server.endpoint import Call, Endpoint, Param, choice, flag, text, whole, words
 from pantala.wire.api import (
     ExecRequest,
     ExecResponse,
@@ -18,9 +18,12 @@ from pantala.wire.api import (
     LeaseRequest,
     LeaseResponse,
     MachineVersion,
+    MemoryRequest,
     MemoryResponse,
     MetadataValue,
     ProcessStat,
+    ReclaimRequest,
+    ReclaimResponse,
     SetMetadataRequest,
     SignalRequest,
     StartResponse,
@@ -186,6 +189,16 @@ async def memory(call: Call) -> Any:
     return await call.control.operations.memory(call.principal, call.app, call.machine)
 
 
+async def set_memory(call: Call) -> Any:
+    return await call.control.operations.set_memory(call.principal, call.app, call.machine, call.body, nonce=call.nonce)
+
+
+async def reclaim_memory(call: Call) -> Any:
+    return await call.control.operations.reclaim_memory(
+        call.principal, call.app, call.machine, call.body, nonce=call.nonce
+    )
+
+
 # -- inside ------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +222,6 @@ async def run_command(call: Call) -> Any:
     )
 
 
-NO_BALLOON = "a running machine keeps its memory in this version; update it with another guest.memory_mb instead"
 _ALL = "/v1/apps/{app}/machines"
 _ONE = "/v1/apps/{app}/machines/{machine}"
 
@@ -331,9 +343,21 @@ ENDPOINTS = [
     ),
     _endpoint("GET", f"{_ONE}/versions", versions, "Its versions, newest first", answer=list[MachineVersion]),
     _endpoint("GET", f"{_ONE}/memory", memory, "What memory it may use", answer=MemoryResponse),
-    not_offered("PUT", f"{_ONE}/memory", tag="Machines", summary="Change the limit while it runs", later=NO_BALLOON),
-    not_offered(
-        "POST", f"{_ONE}/memory/reclaim", tag="Machines", summary="Take memory from a machine", later=NO_BALLOON
+    _endpoint(
+        "PUT",
+        f"{_ONE}/memory",
+        set_memory,
+        "Change the limit while it runs, up to its size, until its next start",
+        body=MemoryRequest,
+        answer=MemoryResponse,
+    ),
+    _endpoint(
+        "POST",
+        f"{_ONE}/memory/reclaim",
+        reclaim_memory,
+        "Take memory from a machine that it does not need now",
+        body=ReclaimRequest,
+        answer=ReclaimResponse,
     ),
     _endpoint(
         "GET",
