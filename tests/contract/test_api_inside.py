@@ -64,6 +64,26 @@ async def test_exec_runs_what_was_asked_for(web: TestPlatform, body: dict[str, A
     assert base64.b64decode(call.stdin_base64) == b"in"
 
 
+async def test_exec_answers_bytes_to_who_takes_those(web: TestPlatform) -> None:
+    """machines-openapi.yaml: application/octet-stream beside JSON, raw output of the command."""
+    machine, agent = await machine_of(web)
+    written = bytes(range(256))
+    agent.executed = wire.ExecResult(
+        exit_code=0, signal=0, stdout_base64=base64.b64encode(written).decode(), stderr_base64="ZXJy"
+    )
+    bytes_only = web.auth | {"accept": "application/octet-stream"}
+    answer = await web.http.post(f"{machine}/exec", json={"cmd": "cat x"}, headers=bytes_only)
+    assert (answer.status_code, answer.content) == (200, written)
+    assert answer.headers["content-type"] == "application/octet-stream"
+    for accept in ("*/*", "application/json, application/octet-stream"):
+        told = await web.http.post(f"{machine}/exec", json={"cmd": "cat x"}, headers=web.auth | {"accept": accept})
+        assert told.json()["stderr"] == "err"
+    agent.executed = wire.ExecResult(exit_code=0, signal=0, stdout_base64="", stderr_base64="", truncated=True)
+    cut = await web.http.post(f"{machine}/exec", json={"cmd": "cat x"}, headers=bytes_only)
+    assert cut.status_code == 400
+    assert "longer than is kept" in cut.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "where"),
     [({"machine": True}, ("", True)), ({"container": "side"}, ("side", False)), ({}, ("", False))],

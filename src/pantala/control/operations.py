@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import msgspec
 import structlog
 
 from pantala.auth.grants import Action, Principal
@@ -79,6 +80,25 @@ EXEC_LENGTH_MAX = 128 * 1024
 RECLAIM_MB_MAX = 1 << 20
 SORTABLE = ("pid", "command", "directory", "cpu", "rss", "rtime", "stime")
 ORDERS = ("asc", "desc")
+
+
+class Ran(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that ended, with the bytes that it wrote."""
+
+    exit_code: int
+    signal: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool
+
+    def document(self) -> ExecResponse:
+        return ExecResponse(
+            exit_code=self.exit_code,
+            exit_signal=self.signal,
+            stdout=self.stdout.decode(errors="replace"),
+            stderr=self.stderr.decode(errors="replace"),
+            truncated=self.truncated,
+        )
 
 
 class Operations:
@@ -305,7 +325,7 @@ class Operations:
 
     async def run_command(
         self, principal: Principal, app_name: str, machine_id: str, request: ExecRequest, *, nonce: str
-    ) -> ExecResponse:
+    ) -> Ran:
         """Raises RequestTimeout when the command did not end in time; it is killed then."""
         call = ExecMachine(
             request_id=_fresh("exec"),
@@ -320,11 +340,11 @@ class Operations:
         app, placement = await self._owner(principal, app_name, Action.DEPLOY, machine_id)
         await self._context.db.write(lambda c: self._context.audit_app(c, principal, app, "machine.exec", machine_id))
         done: ExecResult = await self._context.nodes.call(placement.node, call, timeout_s=call.timeout_s + WAIT_SLACK_S)
-        return ExecResponse(
+        return Ran(
             exit_code=done.exit_code,
-            exit_signal=done.signal,
-            stdout=unb64(done.stdout_base64).decode(errors="replace"),
-            stderr=unb64(done.stderr_base64).decode(errors="replace"),
+            signal=done.signal,
+            stdout=unb64(done.stdout_base64),
+            stderr=unb64(done.stderr_base64),
             truncated=done.truncated,
         )
 

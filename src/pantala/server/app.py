@@ -25,7 +25,7 @@ from pantala.control.service import Control
 from pantala.errors import InternalError, InvalidRequest, PantalaError
 from pantala.kit import ids
 from pantala.server import openapi
-from pantala.server.endpoint import Call, Endpoint, Stream, decode_body
+from pantala.server.endpoint import BYTES, Call, Endpoint, Raw, Stream, decode_body
 from pantala.server.limits import RateLimits
 from pantala.server.overload import bounded
 from pantala.server.routes import all_endpoints
@@ -116,6 +116,8 @@ async def _answer(endpoint: Endpoint, call: Call) -> KeptAnswer:
     result = await endpoint.run(call)
     if endpoint.status == 204:
         return KeptAnswer(code=204, content_type="", body=b"")
+    if isinstance(result, Raw):
+        return KeptAnswer(code=endpoint.status, content_type=BYTES, body=result.body)
     body = msgspec.json.encode({"ok": True} if result is None else result)
     return KeptAnswer(code=endpoint.status, content_type=JSON, body=body)
 

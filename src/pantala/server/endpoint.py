@@ -18,6 +18,7 @@ from pantala.domain.durations import seconds
 from pantala.errors import InvalidRequest, NotOffered
 
 Rate = Literal["action", "machine_read", "app_deletion"]
+BYTES = "application/octet-stream"
 _TRUE, _FALSE = ("true", "1", "t", "yes"), ("false", "0", "f", "no", "")
 
 
@@ -25,6 +26,12 @@ class Stream(msgspec.Struct, frozen=True):
     """An answer that is sent as it comes; each item is one line of JSON."""
 
     items: AsyncIterator[Any]
+
+
+class Raw(msgspec.Struct, frozen=True):
+    """An answer of bytes as they are."""
+
+    body: bytes
 
 
 class Call:
@@ -53,6 +60,14 @@ class Call:
     @property
     def nonce(self) -> str:
         return self.request.headers.get("fly-machine-lease-nonce", "")
+
+    @property
+    def wants_bytes(self) -> bool:
+        """The client takes bytes and does not ask for a document."""
+        accepted = {
+            kind.partition(";")[0].strip().lower() for kind in self.request.headers.get("accept", "").split(",")
+        }
+        return BYTES in accepted and not accepted & {"application/json", "*/*"}
 
     def path(self, name: str) -> str:
         return str(self.request.path_params[name])
@@ -126,9 +141,9 @@ def words(name: str, summary: str = "", *, allowed: tuple[str, ...] = ()) -> Par
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """`body` None: none is read. `answer` None: `{"ok": true}`, or nothing with 204. `optional_body`: may be missing.
-    `streams`: the answer is lines of JSON of that type; `upload`: the route reads the body itself. `codes`: refusals
-    besides those that follow from the rest. `rate`: which of the limits counts. `later`: not offered yet, and why; it
-    answers 501 to whoever may ask."""
+    `streams`: the answer is lines of JSON of that type; `bytes_too`: it is bytes for who asks for those; `upload`: the
+    route reads the body itself. `codes`: refusals besides those that follow from the rest. `rate`: which of the limits
+    counts. `later`: not offered yet, and why; it answers 501 to whoever may ask."""
 
     method: str
     path: str
@@ -144,6 +159,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     public: bool = False
     optional_body: bool = False
     streams: bool = False
+    bytes_too: bool = False
     upload: bool = False
     later: str = ""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pantala.server.endpoint import Endpoint, Param
+from pantala.server.endpoint import BYTES, Endpoint, Param
 from pantala.server.routes import all_endpoints
 from pantala.wire.api import ErrorBody
 
@@ -133,7 +133,10 @@ def _success(endpoint: Endpoint, schema_of: dict[str, Any]) -> dict[str, Any]:
         return {"description": "Done", "content": {"application/json": {"schema": ok}}}
     schema = {"schema": schema_of[repr(endpoint.answer)]}
     kinds = [*(["application/json"] if not endpoint.upload else []), *([NDJSON] if _lines(endpoint) else [])]
-    return {"description": "OK", "content": dict.fromkeys(kinds, schema)}
+    content: dict[str, Any] = dict.fromkeys(kinds, schema)
+    if endpoint.bytes_too:
+        content[BYTES] = {"schema": {"type": "string", "format": "binary"}}
+    return {"description": "OK", "content": content}
 
 
 NDJSON = "application/x-ndjson"

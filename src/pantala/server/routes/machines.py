@@ -9,8 +9,8 @@ import msgspec
 from pantala.control.machines import LEASE_TTL_S_MAX
 from pantala.control.operations import EVENTS_MAX, ORDERS, SORTABLE, WAIT_STATES, WAIT_TIMEOUT_S_MAX
 from pantala.domain import signals
-from pantala.errors import NotFound
-from pantala.server.endpoint import Call, Endpoint, Param, choice, flag, text, whole, words
+from pantala.errors import NotFound, UserError
+from pantala.server.endpoint import Call, Endpoint, Param, Raw, choice, flag, text, whole, words
 from pantala.wire.api import (
     ExecRequest,
     ExecResponse,
@@ -34,6 +34,7 @@ from pantala.wire.api import (
 from pantala.wire.machine import Event, Machine
 
 WAIT_TIMEOUT_S = 60
+READ_FILES = "`pantala ssh console -C` and `pantala ssh sftp get` have no such bound"
 EVENTS = 20
 
 
@@ -217,9 +218,15 @@ async def signal(call: Call) -> None:
 
 
 async def run_command(call: Call) -> Any:
-    return await call.control.operations.run_command(
+    """For who asks for bytes (machines-openapi.yaml) what the command wrote to its standard output."""
+    done = await call.control.operations.run_command(
         call.principal, call.app, call.machine, call.body, nonce=call.nonce
     )
+    if not call.wants_bytes:
+        return done.document()
+    if done.truncated:
+        raise UserError(f"its output is longer than is kept; {READ_FILES}")
+    return Raw(done.stdout)
 
 
 _ALL = "/v1/apps/{app}/machines"
@@ -372,7 +379,8 @@ ENDPOINTS = [
         "POST",
         f"{_ONE}/exec",
         run_command,
-        "Run a command beside its app; 408 when it did not end in time",
+        "Run a command beside its app; 408 when it did not end in time. Who accepts only bytes gets its output",
+        bytes_too=True,
         body=ExecRequest,
         answer=ExecResponse,
         codes=(408,),
