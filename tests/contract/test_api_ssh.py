@@ -153,6 +153,44 @@ async def test_who_loses_the_right_is_out_within_ten_seconds(web: TestPlatform) 
     assert "revoked" in ended.detail["reason"]
 
 
+async def test_a_token_revoked_by_its_id_ends_its_session_and_no_other(web: TestPlatform) -> None:
+    machine = await web.create_machine("web")
+    body = {"name": "ci", "app": "web", "expiry": "1h"}
+    token = (await web.http.post("/v1/tokens", json=body, headers=web.auth)).json()["token"]
+    listed = (await web.http.get("/v1/tokens", headers=web.auth)).json()
+    (token_id,) = [one["id"] for one in listed if one["name"] == "ci"]
+    assert {(one["role"], one["app"], one["user"]) for one in listed if one["id"] == token_id} == {
+        ("deploy", "web", "ada@example.com")
+    }
+    assert token not in json.dumps(listed)
+    stranger = await web.admin("eve@example.com", "evil")
+    ci = {"authorization": f"Bearer {token}"}
+    for other in (stranger, ci):
+        assert token_id not in {one["id"] for one in (await web.http.get("/v1/tokens", headers=other)).json()}
+        assert (await web.http.delete(f"/v1/tokens/{token_id}", headers=other)).status_code == 404
+    with anyio.fail_after(40):
+        async with serve_http(web) as url:
+            async with (
+                open_tunnel(url, Secret(token), app="web", machine=machine["id"]) as tunnel,
+                await anyio.abc.SocketStream.from_socket(tunnel.local) as stream,
+            ):
+                await stream.send(b"x")
+                assert await stream.receive() == b"x"
+                assert (await web.http.delete(f"/v1/tokens/{token_id}", headers=web.auth)).status_code == 204
+                began = time.monotonic()
+                with pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+                assert time.monotonic() - began < 10
+            assert isinstance(tunnel.refusal, Unauthenticated)
+            answer = await web.http.post(CERTIFICATES, json={"public_key": _public_key()}, headers=ci)
+            assert answer.status_code == 401
+    again = await web.http.delete(f"/v1/tokens/{token_id}", headers=web.auth)
+    assert (again.status_code, again.json()["error"]) == (404, "token not found")
+    (entry,) = await _audit(web, "token.revoke")
+    assert (entry.actor, entry.target) == ("ada@example.com", token_id)
+    assert (await web.http.get("/v1/user", headers=web.auth)).status_code == 200
+
+
 async def test_a_machine_that_is_not_started_says_so(web: TestPlatform) -> None:
     machine = await web.create_machine("web", skip_launch=True)
     async with serve_http(web) as url:

@@ -192,3 +192,14 @@ async def test_console_in_a_machine_that_is_there_makes_none(cli: Cli, made: Fak
     assert (ended.code, ended.out) == (7, "id in 1 with no terminal\n")
     assert len(cli.agent.machines) == 1
     assert "--machine: a machine" in await cli.refused("console", "-a", "shop", "--machine", made.id, "-r", "iad")
+
+
+async def test_a_token_is_made_listed_and_revoked(cli: Cli) -> None:
+    await cli.platform.create_app("shop")
+    made = await cli.ok("tokens", "create", "deploy", "-a", "shop", "-n", "ci")
+    (row,) = [line for line in (await cli.ok("tokens", "list")).splitlines() if " ci " in line]
+    assert row.split()[1:5] == ["ci", "shop", "deploy", "ada@example.com"]
+    await cli.ok("apps", "list", FLY_API_TOKEN=made.strip())
+    await cli.ok("tokens", "revoke", row.split()[0])
+    assert "revoked" in await cli.refused("apps", "list", FLY_API_TOKEN=made.strip())
+    assert "token not found" in await cli.refused("tokens", "revoke", row.split()[0])

@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("config:config", "Check and show fly.toml"),
     "orgs": ("orgs:orgs", "List orgs, and whose replays reach their apps"),
     "auth": ("auth:auth", "Log in, log out, show who you are"),
-    "tokens": ("auth:tokens", "Make tokens for programs"),
+    "tokens": ("auth:tokens", "Make, list and revoke tokens for programs"),
     "platform": ("platform:platform", "Regions and machine sizes"),
     "host": ("hosts:host", "The platform's servers: invite, join, list"),
     "up": ("host:up", "Start a platform in a box on this machine"),

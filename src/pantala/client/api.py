@@ -93,6 +93,12 @@ class ApiClient:
     async def create_token(self, request: api.CreateTokenRequest) -> api.CreateTokenResponse:
         return await self._call("POST", "/v1/tokens", api.CreateTokenResponse, body=request)
 
+    async def tokens(self) -> list[api.TokenInfo]:
+        return await self._call("GET", "/v1/tokens", list[api.TokenInfo])
+
+    async def revoke_token(self, token_id: str) -> None:
+        await self._call("DELETE", f"/v1/tokens/{quote(token_id, safe='')}", None)
+
     async def regions(self) -> api.RegionsResponse:
         return await self._call("GET", "/v1/platform/regions", api.RegionsResponse)
 

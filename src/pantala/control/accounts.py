@@ -10,13 +10,13 @@ from pantala.auth import tokens
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
 from pantala.control.context import Context, request_id
-from pantala.errors import Forbidden, InvalidRequest
+from pantala.errors import Forbidden, InvalidRequest, NotFound
 from pantala.kit import ids
 from pantala.kit.clock import rfc3339_ms
 from pantala.kit.units import parse_go_duration
 from pantala.store import accounts, ledger
-from pantala.store.records import AppRecord, OrgRecord
-from pantala.wire.api import CreateTokenRequest, CreateTokenResponse, OrgRef, User
+from pantala.store.records import AppRecord, OrgRecord, TokenRow
+from pantala.wire.api import CreateTokenRequest, CreateTokenResponse, OrgRef, TokenInfo, User
 
 EXPIRY_MAX_S = 20 * 366 * 86_400.0
 BOOTSTRAP_EXPIRY_S = 10 * 365 * 86_400.0
@@ -84,6 +84,52 @@ class Accounts:
             app=app.id if app else None,
             lives_s=lives_s,
         )
+
+    async def list_tokens(self, principal: Principal) -> list[TokenInfo]:
+        """Those that the caller may revoke."""
+        return [
+            TokenInfo(
+                id=row.id,
+                name=row.name,
+                user=row.email,
+                role=row.role,
+                org_slug=row.org_slug,
+                app=row.app,
+                created_at=rfc3339_ms(row.created_at_ms),
+                expires_at=rfc3339_ms(row.expires_at_ms),
+            )
+            for row in await self._context.db.read(lambda c: self._revocable(c, principal, None))
+        ]
+
+    async def revoke_token(self, principal: Principal, token_id: str) -> None:
+        """From now on it opens nothing; what it holds open (SSH sessions) ends within seconds."""
+
+        def revoke(connection: Connection) -> None:
+            found = self._revocable(connection, principal, token_id)
+            if not found:
+                raise NotFound("token not found")
+            accounts.revoke_token(connection, token_id, now_ms=self._context.now_ms())
+            self._context.audit(
+                connection,
+                actor=principal.email,
+                org_id=found[0].org_id,
+                action="token.revoke",
+                target=token_id,
+                detail={"name": found[0].name, "user": found[0].email},
+            )
+
+        await self._context.db.write(revoke)
+
+    def _revocable(self, connection: Connection, principal: Principal, token_id: str | None) -> list[TokenRow]:
+        """One's own, with a token of one's own, and those for orgs of which one is an admin."""
+        now_ms = self._context.now_ms()
+        org_ids = [
+            org_id
+            for org_id in sorted(principal.orgs(now_ms=now_ms))
+            if self._access.allows(principal, Action.ADMIN, org_id=org_id, app_id=None)
+        ]
+        user_id = principal.user_id if principal.personal else None
+        return accounts.list_revocable(connection, user_id=user_id, org_ids=org_ids, now_ms=now_ms, token_id=token_id)
 
     async def _issue(
         self, user_id: str, *, actor: str, name: str, role: str, org: int | None, app: int | None, lives_s: float

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 
-from pantala.store.records import MembershipRecord, OrgRecord, TokenRecord, find, many
-from pantala.store.schema import memberships, orgs, tokens, users
+from pantala.store.records import MembershipRecord, OrgRecord, TokenRecord, TokenRow, find, many
+from pantala.store.schema import apps, memberships, orgs, tokens, users
 
 
 def insert_user(connection: Connection, *, user_id: str, email: str, now_ms: int) -> None:
@@ -95,3 +95,38 @@ def list_tokens(connection: Connection, digests: Sequence[str], *, now_ms: int) 
         .where(tokens.c.expires_at_ms > now_ms)
     )
     return many(connection, statement, TokenRecord)
+
+
+def list_revocable(
+    connection: Connection, *, user_id: str | None, org_ids: Sequence[int], now_ms: int, token_id: str | None = None
+) -> list[TokenRow]:
+    """Valid tokens of this user, and those for these orgs and their apps, newest first."""
+    statement = (
+        select(
+            tokens.c.id,
+            tokens.c.name,
+            users.c.email,
+            tokens.c.role,
+            tokens.c.org_id,
+            orgs.c.slug.label("org_slug"),
+            apps.c.name.label("app"),
+            tokens.c.created_at_ms,
+            tokens.c.expires_at_ms,
+        )
+        .join(users, users.c.id == tokens.c.user_id)
+        .outerjoin(orgs, orgs.c.id == tokens.c.org_id)
+        .outerjoin(apps, apps.c.id == tokens.c.app_id)
+        .where(or_(tokens.c.user_id == user_id, tokens.c.org_id.in_(org_ids)))
+        .where(tokens.c.revoked_at_ms.is_(None))
+        .where(tokens.c.expires_at_ms > now_ms)
+        .order_by(tokens.c.created_at_ms.desc(), tokens.c.id.desc())
+    )
+    if token_id is not None:
+        statement = statement.where(tokens.c.id == token_id)
+    return many(connection, statement, TokenRow)
+
+
+def revoke_token(connection: Connection, token_id: str, *, now_ms: int) -> None:
+    connection.execute(
+        update(tokens).where(tokens.c.id == token_id, tokens.c.revoked_at_ms.is_(None)).values(revoked_at_ms=now_ms)
+    )

@@ -42,6 +42,20 @@ class TokenRecord(_Record, frozen=True, kw_only=True):
     expires_at_ms: int
 
 
+class TokenRow(_Record, frozen=True, kw_only=True):
+    """A token as lists show it; `email` is who issued it."""
+
+    id: str
+    name: str
+    email: str
+    role: str
+    org_id: int | None
+    org_slug: str | None
+    app: str | None
+    created_at_ms: int
+    expires_at_ms: int
+
+
 class MembershipRecord(_Record, frozen=True, kw_only=True):
     org_id: int
     user_id: str

@@ -100,6 +100,20 @@ class CreateTokenResponse(_Whole, frozen=True, kw_only=True):
     expires_at: str
 
 
+class TokenInfo(_Whole, frozen=True, kw_only=True):
+    """A valid token without its text. `role` is `user` (whatever its user may), `admin` or `deploy`; `org_slug` and
+    `app` say for what."""
+
+    id: str
+    name: str
+    user: str
+    role: str
+    org_slug: str | None
+    app: str | None
+    created_at: str
+    expires_at: str
+
+
 # -- machines ----------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from pantala.cli.context import Config, forget_config, load_config, save_config, token
-from pantala.cli.output import emit, emit_json, say
+from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, json_option, run
 from pantala.errors import InvalidRequest
 
@@ -77,7 +77,7 @@ def _show_user(config: Config | None, *, as_json: bool = False) -> None:
 
 @click.group()
 def tokens() -> None:
-    """Make tokens for programs."""
+    """Make tokens for programs, list and revoke them."""
 
 
 @tokens.group(name="create")
@@ -101,5 +101,37 @@ def deploy_token(*, app_name: str, name: str, expiry: str, as_json: bool) -> Non
             emit_json(made)
         else:
             emit(made.token)
+
+    run(main)
+
+
+@tokens.command(name="list")
+@json_option
+def list_tokens(*, as_json: bool) -> None:
+    """List valid tokens: your own, and those for orgs that you administer."""
+
+    async def main() -> None:
+        async with api() as client:
+            found = await client.tokens()
+        if as_json:
+            emit_json(found)
+            return
+        rows = [(t.id, t.name, t.app or t.org_slug or "", t.role, t.user, t.created_at, t.expires_at) for t in found]
+        headers = ("ID", "NAME", "FOR", "ROLE", "CREATED BY", "CREATED AT", "EXPIRES AT")
+        emit_table(headers, rows, empty="No tokens.")
+
+    run(main)
+
+
+@tokens.command()
+@click.argument("token_ids", nargs=-1, required=True, metavar="ID...")
+def revoke(*, token_ids: tuple[str, ...]) -> None:
+    """Revoke tokens; SSH sessions that they opened end within ten seconds."""
+
+    async def main() -> None:
+        async with api() as client:
+            for token_id in token_ids:
+                await client.revoke_token(token_id)
+                say(f"Token {token_id} is revoked")
 
     run(main)

@@ -6,7 +6,15 @@ from typing import Any
 
 from pantala.control.org_machines import LIMIT_MAX, OrgChoice
 from pantala.server.endpoint import Call, Endpoint, flag, text, whole, words
-from pantala.wire.api import CreateTokenRequest, CreateTokenResponse, OrgRef, ReplayRules, UpdateReplayRules, User
+from pantala.wire.api import (
+    CreateTokenRequest,
+    CreateTokenResponse,
+    OrgRef,
+    ReplayRules,
+    TokenInfo,
+    UpdateReplayRules,
+    User,
+)
 from pantala.wire.platform import (
     AuthenticateRequest,
     AuthorizeRequest,
@@ -27,6 +35,14 @@ async def list_orgs(call: Call) -> Any:
 
 async def create_token(call: Call) -> Any:
     return await call.control.accounts.create_token(call.principal, call.body)
+
+
+async def list_tokens(call: Call) -> Any:
+    return await call.control.accounts.list_tokens(call.principal)
+
+
+async def revoke_token(call: Call) -> None:
+    await call.control.accounts.revoke_token(call.principal, call.path("token"))
 
 
 async def get_replay_rules(call: Call) -> Any:
@@ -135,5 +151,21 @@ ENDPOINTS = [
         status=201,
         tag="Accounts",
         summary="Issue a token for an app, an org or oneself",
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/tokens",
+        run=list_tokens,
+        answer=list[TokenInfo],
+        tag="Accounts",
+        summary="Valid tokens that the caller may revoke: one's own, and those for orgs that one administers",
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/v1/tokens/{token}",
+        run=revoke_token,
+        status=204,
+        tag="Accounts",
+        summary="Revoke a token; sessions that it opened end within ten seconds",
     ),
 ]
