@@ -16,7 +16,7 @@ from pantala.host.place import Place
 from pantala.host.record import HostRecord, save_record
 from pantala.host.settings import Tuning
 
-HANDS_ON = {"ssh console", "box at", "host run"}
+HANDS_ON = {"ssh console", "ssh sftp shell", "console", "box at", "host run"}
 """What these write is another program's."""
 
 ASKING = {
@@ -76,7 +76,7 @@ def test_every_command_that_asks_can_be_answered() -> None:
         for path in (source / folder).rglob("*.py")
         if re.search(r"click\.(?:prompt|confirm)\(|\binput\(|getpass\(", text := path.read_text())
     }
-    assert prompts == {"session.py": 1, "auth.py": 1, "launch.py": 2, "ssh.py": 1}
+    assert prompts == {"session.py": 1, "auth.py": 1, "launch.py": 2, "login.py": 1, "file_shell.py": 1}
 
 
 @pytest.mark.anyio

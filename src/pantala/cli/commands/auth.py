@@ -125,7 +125,8 @@ def list_tokens(*, as_json: bool) -> None:
 
 @tokens.command()
 @click.argument("token_ids", nargs=-1, required=True, metavar="ID...")
-def revoke(*, token_ids: tuple[str, ...]) -> None:
+@json_option
+def revoke(*, token_ids: tuple[str, ...], as_json: bool) -> None:
     """Revoke tokens; SSH sessions that they opened end within ten seconds."""
 
     async def main() -> None:
@@ -133,5 +134,7 @@ def revoke(*, token_ids: tuple[str, ...]) -> None:
             for token_id in token_ids:
                 await client.revoke_token(token_id)
                 say(f"Token {token_id} is revoked")
+        if as_json:
+            emit_json({"revoked": list(token_ids)})
 
     run(main)
