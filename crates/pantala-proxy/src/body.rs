@@ -15,6 +15,7 @@ use pantala_route::retry;
 use crate::compress::Compressed;
 use crate::conversation::{Busy, Reading};
 use crate::expect::Held;
+use crate::http2::received::Received;
 use crate::mesh::pool::Stream;
 use crate::objects::Streamed;
 use crate::pool::Lease;
@@ -25,12 +26,49 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 // -- from the client ------------------------------------------------------------------------------------------------
 
+/// As it comes on the client's connection.
+pub enum Coming {
+    Nothing,
+    /// by HTTP/1, or from another host
+    OnConnection(Incoming),
+    /// by HTTP/2
+    OnStream(Received),
+}
+
+impl Body for Coming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Coming::Nothing => Poll::Ready(None),
+            Coming::OnConnection(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Coming::OnStream(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Coming::Nothing => true,
+            Coming::OnConnection(body) => body.is_end_stream(),
+            Coming::OnStream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Coming::Nothing => SizeHint::with_exact(0),
+            Coming::OnConnection(body) => body.size_hint(),
+            Coming::OnStream(body) => body.size_hint(),
+        }
+    }
+}
+
 /// The body of one request, over all its attempts.
 pub struct ClientBody(Rc<RefCell<Source>>);
 
 struct Source {
-    /// none where there is nothing to come
-    incoming: Option<Incoming>,
+    incoming: Coming,
     /// that the client's connection waits for it; dropped after it
     _reading: Option<Reading>,
     kept: Vec<Bytes>,
@@ -48,21 +86,17 @@ struct Source {
 }
 
 impl ClientBody {
-    pub fn new(incoming: Incoming, kept_max: usize) -> ClientBody {
-        ClientBody::of(Some(incoming), kept_max, None)
-    }
-
-    /// `reading`: of the connection that it comes on, if that may be parked.
-    pub fn of_client(incoming: Incoming, kept_max: usize, reading: Option<Reading>) -> ClientBody {
-        ClientBody::of(Some(incoming), kept_max, reading)
+    pub fn of_host(incoming: Incoming, kept_max: usize) -> ClientBody {
+        ClientBody::new(Coming::OnConnection(incoming), kept_max, None)
     }
 
     pub fn none() -> ClientBody {
-        ClientBody::of(None, 0, None)
+        ClientBody::new(Coming::Nothing, 0, None)
     }
 
-    fn of(incoming: Option<Incoming>, kept_max: usize, reading: Option<Reading>) -> ClientBody {
-        let ended = incoming.as_ref().is_none_or(Incoming::is_end_stream);
+    /// `reading`: of the connection that it comes on, if that may be parked.
+    pub fn new(incoming: Coming, kept_max: usize, reading: Option<Reading>) -> ClientBody {
+        let ended = incoming.is_end_stream();
         ClientBody(Rc::new(RefCell::new(Source {
             incoming,
             _reading: reading,
@@ -85,10 +119,7 @@ impl ClientBody {
             waiting.wake();
         }
         let total = if source.kept.is_empty() && !source.ended {
-            source
-                .incoming
-                .as_ref()
-                .and_then(|incoming| incoming.size_hint().exact())
+            source.incoming.size_hint().exact()
         } else {
             None
         };
@@ -176,10 +207,7 @@ impl Body for AttemptBody {
             this.trailers_sent = true;
             return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
         }
-        let Some(incoming) = &mut source.incoming else {
-            return Poll::Ready(None);
-        };
-        let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
+        let Poll::Ready(frame) = Pin::new(&mut source.incoming).poll_frame(cx) else {
             source.waiting = Some(cx.waker().clone());
             return Poll::Pending;
         };
@@ -192,7 +220,7 @@ impl Body for AttemptBody {
                 source.failed = Some(error.to_string());
                 source.ended = true;
                 source.lost = true;
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {

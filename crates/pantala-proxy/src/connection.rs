@@ -21,7 +21,8 @@ use tokio_rustls::server::TlsStream;
 
 use crate::headers::Client;
 use crate::hello::{self, Failed, HANDSHAKE_RECORD, Heard};
-use crate::http::{http_1, http_2};
+use crate::http::http_1;
+use crate::http2::http_2;
 use crate::limits::Place;
 use crate::service::Worker;
 use crate::settings::Expects;

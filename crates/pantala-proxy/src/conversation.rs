@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use hyper::HeaderMap;
-use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pantala_wire::feed::HTTPOptions;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
+use crate::hints::{HINTS_BYTES_MAX, for_client};
 use crate::limits::Place;
 
 /// Fly Proxy's documented keep-alive, and its time for the head of a request.
@@ -23,8 +23,6 @@ pub const IDLE_MAX: Duration = Duration::from_secs(60);
 pub const HEAD_MAX: Duration = Duration::from_secs(60);
 /// An HTTP/1 connection that was idle for so long is parked (`crate::park`); until then it is looked at as often.
 pub const QUIET_AFTER: Duration = Duration::from_secs(2);
-/// Early hints that wait to be written; more are left out.
-const HINTS_BYTES_MAX: usize = 16 * 1024;
 
 /// `idle_timeout` and `headers_read_timeout` of a port, where it has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,13 +187,13 @@ impl Conversation {
 
     /// A 103 of the app goes to the client before its answer. While an older answer is still being written it is left out:
     /// hints are worth nothing late.
-    fn hint(&self, headers: &HeaderMap) {
+    pub fn hint(&self, headers: &HeaderMap) {
         let mut hints = self.hints();
         if self.unflushed.load(Relaxed) || hints.len() >= HINTS_BYTES_MAX {
             return;
         }
         hints.extend_from_slice(b"HTTP/1.1 103 Early Hints\r\n");
-        for (name, value) in headers.iter().filter(|(name, _)| !framing(name)) {
+        for (name, value) in &for_client(headers) {
             hints.extend_from_slice(name.as_str().as_bytes());
             hints.extend_from_slice(b": ");
             hints.extend_from_slice(value.as_bytes());
@@ -228,10 +226,6 @@ impl Conversation {
     }
 }
 
-fn framing(name: &hyper::header::HeaderName) -> bool {
-    [CONTENT_LENGTH, TRANSFER_ENCODING].contains(name) || crate::headers::is_hop_by_hop(name)
-}
-
 pub struct Busy(Arc<Conversation>);
 
 impl Drop for Busy {
@@ -259,20 +253,6 @@ impl Drop for Reading {
         if conversation.reading.fetch_sub(1, Relaxed) == 1 && conversation.busy.load(Relaxed) == 0 {
             conversation.since_ms.store(conversation.now_ms(), Relaxed); // what hyper does about it takes its turn
         }
-    }
-}
-
-/// Of a request whose client may be given early hints.
-#[derive(Clone)]
-pub struct Hints(pub Arc<Conversation>);
-
-impl Hints {
-    pub fn pass_on(self, request: &mut hyper::Request<crate::body::AttemptBody>) {
-        hyper::ext::on_informational(request, move |informational| {
-            if informational.status() == hyper::StatusCode::EARLY_HINTS {
-                self.0.hint(informational.headers());
-            }
-        });
     }
 }
 

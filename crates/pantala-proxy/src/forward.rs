@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderValue, UPGRADE};
 use hyper::http::request::Parts;
-use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use pantala_route::retry::{Attempt, Fault, Verdict, judge};
 use pantala_route::snapshot::Machine;
@@ -18,8 +17,8 @@ use pantala_route::turn::Reason;
 use tokio::time::Instant;
 
 use crate::body::{AttemptBody, ClientBody, OutBody, Upstream};
-use crate::conversation::Hints;
 use crate::expect::{self, Asked};
+use crate::hints::Hints;
 use crate::mesh::edge::{self, Answered};
 use crate::mesh::pool::{MeshPool, UpBody};
 use crate::mesh::wire::{Call, Kind, Switch};
@@ -30,7 +29,7 @@ use crate::service::Worker;
 use crate::shared::Shared;
 use crate::slot::Slot;
 use crate::trace::{Span, Trail};
-use crate::upgrade::{self, Held};
+use crate::upgrade::{self, Held, Upgrade};
 use crate::{h2c, headers, statics};
 
 pub struct Exchange {
@@ -41,7 +40,7 @@ pub struct Exchange {
     /// headers as the app is to see them
     pub parts: Parts,
     pub body: ClientBody,
-    client_upgrade: Option<OnUpgrade>,
+    client_upgrade: Option<Upgrade>,
     pub span: Span,
 }
 
@@ -69,7 +68,7 @@ impl Exchange {
         client: SocketAddr,
         parts: Parts,
         body: ClientBody,
-        client_upgrade: Option<OnUpgrade>,
+        client_upgrade: Option<Upgrade>,
         trail: Option<Trail>,
     ) -> Exchange {
         Exchange {

@@ -197,10 +197,6 @@ fn override_header(headers: &mut HeaderMap, name: &str, value: &Value) {
     }
 }
 
-pub fn is_hop_by_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name)
-}
-
 /// What `Connection` names goes first, so that nobody can have one of ours removed.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {

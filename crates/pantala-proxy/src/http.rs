@@ -1,5 +1,5 @@
-//! Phases 2 and 3 of connections that carry HTTP: requests are parsed by hyper within our bounds, each handed to
-//! [`crate::service`]. A connection that stays idle, or whose next head does not end, is closed here. One of HTTP/1 that is quiet
+//! Phases 2 and 3 of connections that carry HTTP/1: requests are parsed by hyper within our bounds, each handed to
+//! [`crate::service`]. A connection that stays idle, or whose next head does not end, is closed here. One that is quiet
 //! is taken back from hyper, whose buffers are most of its weight, until the client speaks again ([`crate::park`]).
 
 use std::convert::Infallible;
@@ -10,30 +10,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::header::ACCEPT;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use pantala_route::matching::Matched;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use crate::body::Tracked;
-use crate::conversation::{Conversation, Hints, Limits, Look, Noted};
+use crate::body::{Coming, Tracked};
+use crate::conversation::{Conversation, Limits, Look, Noted};
 use crate::headers::Client;
+use crate::hints::{self, Hints};
 use crate::park::{Park, Parked, park};
 use crate::service::{self, Worker};
 use crate::shared::{Life, Shared};
+use crate::upgrade::Upgrade;
 
 const HEADERS_MAX: usize = 128;
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Of what was read ahead; a body is slowed down by it.
 const BUFFER_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
-const STREAMS_MAX: u32 = 250;
-const PING_INTERVAL: Duration = Duration::from_secs(60);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// For the last words on a connection that is idle anyway.
 pub const GOODBYE_MAX: Duration = Duration::from_secs(5);
 
@@ -91,30 +88,8 @@ async fn speak<S: Park>(
     None
 }
 
-pub async fn http_2<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: &Rc<Worker>, client: Client, stream: S) {
-    let conversation = begin(worker, &client);
-    let mut builder = http2::Builder::new(Local);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX as u32)
-        .enable_connect_protocol() // WebSocket over HTTP/2 (RFC 8441)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
-    let service = service_fn(|request| handle(worker.clone(), client, conversation.clone(), request));
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = closing(&worker.shared) => connection.as_mut().graceful_shutdown(),
-        // What was opened as a tunnel goes on; new streams go to another connection.
-        _ = silent(&conversation, false) => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
-}
-
 /// On an address of one app its limits hold from the first byte, on a shared one from the first request.
-fn begin(worker: &Worker, client: &Client) -> Arc<Conversation> {
+pub fn begin(worker: &Worker, client: &Client) -> Arc<Conversation> {
     let conversation = Conversation::new();
     if let Matched::App(app) = worker.shared.view().snapshot.find(client.local.ip(), None) {
         let options = app.offer(client.local.port()).and_then(|offer| offer.http.as_deref());
@@ -145,16 +120,20 @@ async fn handle(
     mut request: Request<Incoming>,
 ) -> Result<Response<Tracked>, Infallible> {
     let busy = conversation.request();
-    let hinted = takes_hints(&request);
+    let hinted = hints::wanted(&request);
     if hinted {
-        request.extensions_mut().insert(Hints(conversation.clone()));
+        request
+            .extensions_mut()
+            .insert(Hints::OnConnection(conversation.clone()));
     }
     let by_host = client.by_host.then(|| conversation.clone());
-    if !request.body().is_end_stream() && request.version() != Version::HTTP_2 {
+    if !request.body().is_end_stream() {
         request.extensions_mut().insert(conversation.body());
     }
+    let upgrade = request.extensions_mut().remove().map(Upgrade::OfConnection);
+    let request = request.map(Coming::OnConnection);
     // hyper keeps room for what this function holds as long as the connection lives; the request brings its own.
-    let mut served = Box::pin(service::serve(worker, client, by_host, request));
+    let mut served = Box::pin(service::serve(worker, client, by_host, request, upgrade));
     let mut response = if hinted {
         tokio::select! {
             biased;
@@ -170,19 +149,11 @@ async fn handle(
     Ok(response.map(|body| Tracked::new(body, busy)))
 }
 
-/// Early hints are for pages; requests of other kinds need not pay for listening. Over HTTP/2 hyper has no way to send them.
-fn takes_hints(request: &Request<Incoming>) -> bool {
-    let accepts = || request.headers().get(ACCEPT).map_or(&b""[..], |value| value.as_bytes());
-    request.version() == Version::HTTP_11
-        && request.method() == Method::GET
-        && accepts().windows(9).any(|part| part == b"text/html")
-}
-
 pub async fn closing(shared: &Shared) {
     let _ = shared.life.subscribe().wait_for(|life| *life >= Life::Closing).await;
 }
 
-/// hyper's HTTP/2 spawns a task per stream; they stay on this thread.
+/// hyper's HTTP/2 to other proxies and apps spawns a task per stream; they stay on this thread.
 #[derive(Clone)]
 pub struct Local;
 

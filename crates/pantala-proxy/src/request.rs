@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use hyper::ext::Protocol;
+use h2::ext::Protocol;
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, StatusCode, Version};
@@ -58,7 +58,7 @@ pub fn name_of_old(parts: &mut Parts, local: IpAddr) {
     }
 }
 
-/// A WebSocket over HTTP/2 (RFC 8441) as HTTP/1.1 asks for it. hyper has refused `Connection` and `Upgrade` of HTTP/2
+/// A WebSocket over HTTP/2 (RFC 8441) as HTTP/1.1 asks for it. h2 has refused `Connection` and `Upgrade` of HTTP/2
 /// clients, so these two are ours.
 pub fn from_extended_connect(parts: &mut Parts) {
     let websocket = |protocol: &Protocol| protocol.as_str().eq_ignore_ascii_case("websocket");

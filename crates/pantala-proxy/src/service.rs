@@ -4,17 +4,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Version};
 use pantala_route::matching::Matched;
 use pantala_route::replay_cache::{Asked, Remembered};
 use pantala_route::snapshot::{App, Offer, Snapshot};
 use pantala_wire::feed::{HTTPOptions, ProxyLog};
 
-use crate::body::{ClientBody, OutBody};
+use crate::body::{ClientBody, Coming, OutBody};
 use crate::compress::{self, Wanted};
 use crate::conversation::{Conversation, Limits, Reading};
 use crate::forward::Exchange;
@@ -29,6 +28,7 @@ use crate::respond::{self, Accept, Refusal};
 use crate::select::Selection;
 use crate::shared::Shared;
 use crate::trace::{Recorder, Role, Trail, Who};
+use crate::upgrade::Upgrade;
 use crate::{connection, instruction, log, objects, timing, upgrade};
 
 /// RFC 8555, section 8.3.
@@ -44,12 +44,14 @@ pub struct Worker {
     pub objects: objects::Pool,
 }
 
-/// Never fails: what goes wrong is a page. `by_host`: the connection belongs to whom the request names.
+/// Never fails: what goes wrong is a page. `by_host`: the connection belongs to whom the request names. `upgrade`: it may
+/// become a tunnel.
 pub async fn serve(
     worker: Rc<Worker>,
     client: Client,
     by_host: Option<Arc<Conversation>>,
-    request: Request<Incoming>,
+    request: Request<Coming>,
+    upgrade: Option<Upgrade>,
 ) -> Response<OutBody> {
     let shared = &worker.shared;
     shared.metrics.requests.fetch_add(1, Relaxed);
@@ -58,19 +60,20 @@ pub async fn serve(
     let named = Named { id: &id, trail };
     let (version, accept) = (request.version(), Accept::of(request.headers()));
     let mut manner = Manner::default();
-    let (mut response, upgraded) = match answer(&worker, &client, by_host, &named, request, &mut manner).await {
-        Ok(response) => {
-            if let Some(who) = manner.unasked.take() {
-                trail.end(worker.recorder.as_ref(), who, response.status().as_u16(), None);
+    let (mut response, upgraded) =
+        match answer(&worker, &client, by_host, &named, (request, upgrade), &mut manner).await {
+            Ok(response) => {
+                if let Some(who) = manner.unasked.take() {
+                    trail.end(worker.recorder.as_ref(), who, response.status().as_u16(), None);
+                }
+                let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                (response, upgraded)
             }
-            let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-            (response, upgraded)
-        }
-        Err(refusal) => {
-            trail.refused(worker.recorder.as_ref(), &refusal);
-            (refused(shared, &refusal, &id, accept), false)
-        }
-    };
+            Err(refusal) => {
+                trail.refused(worker.recorder.as_ref(), &refusal);
+                (refused(shared, &refusal, &id, accept), false)
+            }
+        };
     let close = respond::asks_to_close(&response);
     let options = manner.options.as_deref();
     if let Some(wanted) = manner.wanted {
@@ -136,11 +139,10 @@ async fn answer(
     client: &Client,
     by_host: Option<Arc<Conversation>>,
     named: &Named<'_>,
-    mut request: Request<Incoming>,
+    (request, upgrade): (Request<Coming>, Option<Upgrade>),
     manner: &mut Manner,
 ) -> Result<Response<OutBody>, Refusal> {
     let shared = &worker.shared;
-    let on_upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let (mut parts, body) = request.into_parts();
     request::name_of_old(&mut parts, client.local.ip());
     request::from_extended_connect(&mut parts);
@@ -157,7 +159,7 @@ async fn answer(
         Matched::Unknown => return Err(unknown_host(&checked)),
         Matched::Bare(app) => return Err(nothing_serves(&app)),
         Matched::Backend(backend) => {
-            let mut exchange = prepare(worker, client, named, &checked, parts, body, on_upgrade);
+            let mut exchange = prepare(worker, client, named, &checked, parts, body, upgrade);
             return exchange.with_backend(backend).await;
         }
         Matched::App(app) => {
@@ -186,7 +188,7 @@ async fn answer(
             (app, wishes)
         }
     };
-    let mut exchange = prepare(worker, client, named, &checked, parts, body, on_upgrade);
+    let mut exchange = prepare(worker, client, named, &checked, parts, body, upgrade);
     let mut selection = Selection::new(shared, &app.name, port, named.trail.began).with_wishes(wishes);
     let mut bypassed = false;
     if let Some((asked, found)) = recall(shared, &app, port, &checked, &exchange) {
@@ -237,8 +239,8 @@ fn prepare(
     named: &Named<'_>,
     checked: &Checked,
     mut parts: Parts,
-    body: Incoming,
-    on_upgrade: Option<OnUpgrade>,
+    body: Coming,
+    upgrade: Option<Upgrade>,
 ) -> Exchange {
     let wire = &worker.shared.settings.wire;
     headers::to_app(
@@ -249,12 +251,12 @@ fn prepare(
         &wire.region,
         named.id,
     );
-    let client_upgrade = checked.upgrade.as_ref().and(on_upgrade);
+    let client_upgrade = checked.upgrade.as_ref().and(upgrade);
     let reading = match body.is_end_stream() {
         true => None,
         false => parts.extensions.remove::<Reading>(),
     };
-    let body = ClientBody::of_client(body, wire.replay_body_bytes_max, reading);
+    let body = ClientBody::new(body, wire.replay_body_bytes_max, reading);
     Exchange::new(worker, client.peer, parts, body, client_upgrade, Some(named.trail))
 }
 

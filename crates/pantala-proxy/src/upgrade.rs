@@ -10,9 +10,10 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::body::OutBody;
+use crate::http2::tunnel::Tunnel;
 use crate::mesh::pool::Stream;
 use crate::shared::Shared;
 use crate::slot::Slot;
@@ -24,6 +25,14 @@ const BUFFER: usize = 16 * 1024;
 
 /// Platform services have no machine; their tunnels end with the process.
 const NO_MACHINE: &str = "";
+
+/// A client's side of what may become a tunnel once it is answered.
+pub enum Upgrade {
+    /// of HTTP/1, or from another host
+    OfConnection(OnUpgrade),
+    /// of HTTP/2
+    OfStream(oneshot::Receiver<Tunnel>),
+}
 
 /// What a tunnel keeps until it ends.
 pub struct Held {
@@ -38,7 +47,7 @@ pub struct Held {
 pub fn switch(
     shared: &Arc<Shared>,
     mut response: Response<Incoming>,
-    client: OnUpgrade,
+    client: Upgrade,
     held: Held,
 ) -> Response<OutBody> {
     let upstream = hyper::upgrade::on(&mut response);
@@ -56,8 +65,11 @@ pub fn switch(
     let open = Open::new(shared);
     let mut held = held;
     tokio::task::spawn_local(async move {
-        if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
-            couple(client, upstream, ends, websocket).await;
+        let coupled = match client {
+            Upgrade::OfConnection(client) => couple(client.await.map(TokioIo::new), upstream, ends, websocket).await,
+            Upgrade::OfStream(client) => couple(client.await, upstream, ends, websocket).await,
+        };
+        if coupled.is_some() {
             held.answering.over(true); // a tunnel has no other end than this
         }
         drop((held, open));
@@ -74,9 +86,15 @@ pub fn as_extended_connect(response: &mut Response<OutBody>) {
     }
 }
 
-async fn couple(client: Upgraded, upstream: Upgraded, ends: watch::Receiver<Option<u16>>, websocket: bool) {
-    let (client_read, client_write) = split(TokioIo::new(client));
-    let (upstream_read, upstream_write) = split(TokioIo::new(upstream));
+/// None: one of them never came to it.
+async fn couple<C: AsyncRead + AsyncWrite + Unpin, E>(
+    client: Result<C, E>,
+    upstream: OnUpgrade,
+    ends: watch::Receiver<Option<u16>>,
+    websocket: bool,
+) -> Option<()> {
+    let (client_read, client_write) = split(client.ok()?);
+    let (upstream_read, upstream_write) = split(TokioIo::new(upstream.await.ok()?));
     let frames = websocket.then(Frames::default);
     let mut down = std::pin::pin!(downstream(upstream_read, client_write, ends.clone(), frames));
     let mut up = std::pin::pin!(upstream_copy(client_read, upstream_write, ends));
@@ -85,6 +103,7 @@ async fn couple(client: Upgraded, upstream: Upgraded, ends: watch::Receiver<Opti
         () = &mut down => {}
         () = &mut up => down.await,
     }
+    Some(())
 }
 
 async fn upstream_copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
@@ -106,9 +125,9 @@ async fn upstream_copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let _ = to.shutdown().await;
 }
 
-async fn downstream(
+async fn downstream<C: AsyncRead + AsyncWrite>(
     mut from: ReadHalf<TokioIo<Upgraded>>,
-    mut to: WriteHalf<TokioIo<Upgraded>>,
+    mut to: WriteHalf<C>,
     ends: watch::Receiver<Option<u16>>,
     mut frames: Option<Frames>,
 ) {

@@ -27,6 +27,7 @@ use crate::select::{ADVICE, Selection};
 use crate::service::Worker;
 use crate::slot::Slot;
 use crate::trace::{Outcome, Role, Trail};
+use crate::upgrade::Upgrade;
 use crate::{headers, log, raw};
 
 /// Kept connections that the app had closed, in a row, before a request counts as lost.
@@ -135,7 +136,14 @@ async fn answer(
             parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             parts.headers.insert(UPGRADE, token);
             drop(body); // an upgrade has none; what comes later belongs to the tunnel
-            let exchange = Exchange::new(worker, call.client, parts, ClientBody::none(), Some(client), trail);
+            let exchange = Exchange::new(
+                worker,
+                call.client,
+                parts,
+                ClientBody::none(),
+                Some(Upgrade::OfConnection(client)),
+                trail,
+            );
             exchange_with_app(count, selection, exchange, Some(switch)).await
         }
         _ => {
@@ -145,7 +153,7 @@ async fn answer(
                 worker,
                 call.client,
                 parts,
-                ClientBody::new(body, worker.shared.settings.wire.replay_body_bytes_max),
+                ClientBody::of_host(body, worker.shared.settings.wire.replay_body_bytes_max),
                 None,
                 trail,
             );
