@@ -82,12 +82,14 @@ impl Control {
         let shared = self.shared.clone();
         let mut life = shared.life.subscribe();
         loop {
+            let waits = self.waits_for_something();
             tokio::select! {
                 Some(event) = events.recv() => self.on_event(event),
                 Some(command) = commands.recv() => self.on_command(command),
                 () = shared.emptied.notified() => self.look_at_drains(),
-                _ = tick.tick() => self.on_tick(),
+                _ = tick.tick(), if waits => self.on_tick(),
                 _ = load.tick() => {
+                    self.on_tick();
                     self.report_load();
                     shared.traces.tidy();
                 }
@@ -229,6 +231,11 @@ impl Control {
                 deadline_ms,
             });
         }
+    }
+
+    /// Whether time alone can change something: nobody looks twenty times a second at a host that is asleep.
+    fn waits_for_something(&self) -> bool {
+        self.unsaved.is_some() || !self.drains.is_empty() || self.shared.wakes.any()
     }
 
     fn on_tick(&mut self) {

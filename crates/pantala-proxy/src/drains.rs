@@ -59,6 +59,10 @@ impl Drains {
         self.look()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.machines.is_empty()
+    }
+
     /// Reports of drains that came to an end.
     pub fn look(&mut self) -> Vec<ProxyFrame> {
         let mut reports = Vec::new();

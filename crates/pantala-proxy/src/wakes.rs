@@ -33,6 +33,10 @@ impl Wakes {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn any(&self) -> bool {
+        !self.pending().is_empty()
+    }
+
     pub fn under_way(&self, machine: &str) -> bool {
         self.pending().contains_key(machine)
     }
