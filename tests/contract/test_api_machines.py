@@ -11,6 +11,7 @@ from golden import check
 from pantala.errors import CapacityError, InternalError
 from pantala.testing.fake_registry import claims_of
 from pantala.testing.platform import TestPlatform
+from pantala.testing.poll import until
 from pantala.wire import node as wire
 
 pytestmark = pytest.mark.anyio
@@ -332,3 +333,20 @@ async def test_machines_that_are_not_launched_take_no_room(web: TestPlatform) ->
     for _ in range(room + 1):
         answer = await web.http.post(MACHINES, json=body | {"skip_launch": True}, headers=web.auth)
         assert answer.status_code == 200, answer.text
+
+
+async def test_room_that_was_left_a_moment_ago_is_found(web: TestPlatform) -> None:
+    """Rows are seconds old: before a creation is refused the host is asked what it has free now."""
+    body = launch(guest={"cpu_kind": "performance", "cpus": 2, "memory_mb": 4096}) | {"region": "iad"}
+    web.agents["node-1"].cpus = 4
+    web.sightings.tell("node-1")
+    web.sightings.freeze("node-1")
+    made = [(await web.http.post(MACHINES, json=body, headers=web.auth)).json() for _ in range(2)]
+    full = await web.http.post(MACHINES, json=body, headers=web.auth)
+    assert (full.status_code, full.json()["status"]) == (422, "insufficient_capacity")
+    assert (await web.http.delete(f"{MACHINES}/{made[0]['id']}?force=true", headers=web.auth)).status_code == 200
+
+    async def tried_again() -> int:
+        return (await web.http.post(MACHINES, json=body, headers=web.auth)).status_code
+
+    await until(tried_again, lambda code: code == 200, within_s=5)

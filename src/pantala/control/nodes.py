@@ -1,25 +1,32 @@
 """What control knows of nodes: which there are (table nodes), what they have free (their rows in the catalogue).
 
-No node is asked when a machine is placed. The fleet follows the rows as they come; what was sent since a node's last
-row is taken off what it said, and a node that has not been heard for some of its beats does not count as answering. The
-node itself checks again and may refuse.
+No node is asked when a machine is placed, unless none has room by its rows: they are some seconds old, and what has
+ended since may have left some. The fleet follows the rows as they come; what was sent since a node's last row is taken
+off what it said, and a node that has not been heard for some of its beats does not count as answering. The node itself
+checks again and may refuse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import islice
 
 import anyio
+import structlog
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from pantala.control.context import Context
 from pantala.control.ports import Sightings
-from pantala.errors import CapacityError, DiskFull, InternalError
-from pantala.planner.placement import Ask, Candidate, Fleet
+from pantala.errors import CapacityError, DiskFull, InternalError, PantalaError
+from pantala.planner.placement import Ask, Candidate, Fleet, excluded_by
 from pantala.store import hosts, machines
 from pantala.store.records import NodeRecord
 from pantala.wire.feed import MachineRow, NodeRow
+from pantala.wire.node import GetNode, NodeInfo
+
+log = structlog.get_logger()
 
 FRESH_S, FRESH_BEATS = 10.0, 3.0
 """So long, and so many beats, a node counts as answering after its last word."""
@@ -31,6 +38,9 @@ ORGS_FRESH_S = 60.0
 leaves a node closed to other orgs for so long at most, unless a machine found no place."""
 SENT_KEPT_S = 10.0
 """A node whose figures did not change says nothing; what was sent to it counts no longer than this."""
+LOOKED_AT_MAX = 16
+LOOK_WITHIN_S, LOOK_EVERY_S = 2.0, 0.5
+"""Nodes that are asked what they have free when none seems to have room, and how often a node is."""
 
 
 class _Sent:
@@ -52,6 +62,8 @@ class Nodes:
         self._orgs: dict[str, set[int]] = {}
         self._answering: dict[str, bool] = {}
         self._sent: dict[str, list[_Sent]] = {}
+        self._looked: dict[str, tuple[float, NodeInfo | None]] = {}
+        self._looking = anyio.Lock()
         beat_s = context.settings.beat_s
         self._fresh_s = max(FRESH_S, FRESH_BEATS * beat_s)
         self._unheard_s = max(UNHEARD_S, UNHEARD_BEATS * beat_s)
@@ -70,14 +82,17 @@ class Nodes:
         return self._fleet
 
     async def choose(self, ask: Ask) -> Candidate:
-        """The best node for a machine. Raises CapacityError, then by placements that were counted lately."""
+        """The best node for a machine. Raises CapacityError, then by what was counted and said lately."""
         try:
             return (await self.fleet()).choose(ask)
         except CapacityError as error:
             stale = self._orgs_read_at is not None and self._now() - self._orgs_read_at > SQL_FRESH_S
-            if not (error.excluded.get("isolation") and stale):
+            if error.excluded.get("isolation") and stale:
+                self._read_at = self._orgs_read_at = None
+            elif error.excluded.get("cpu") or error.excluded.get("memory"):
+                await self._look_for_room(ask)
+            else:
                 raise
-        self._read_at = self._orgs_read_at = None
         return (await self.fleet()).choose(ask)
 
     @contextmanager
@@ -140,6 +155,32 @@ class Nodes:
             found[node.region] = found.get(node.region, 0) + (row.memory_mib_free // 256 if row else 0)
         return found
 
+    async def _look_for_room(self, ask: Ask) -> None:
+        """Ask nodes that seem to have too little left what they have now."""
+
+        async def look(node_id: str) -> None:
+            told = [one for one in self._sent.get(node_id, []) if one.until is not None]
+            try:
+                info: NodeInfo = await self._context.nodes.call(node_id, GetNode(), timeout_s=LOOK_WITHIN_S)
+            except PantalaError as error:
+                log.info("what a node has free is not known", node=node_id, reason=error.message)
+                return
+            self._sent[node_id] = [one for one in self._sent.get(node_id, []) if one not in told]
+            self._looked[node_id] = (now, info)
+            self._put(node_id)
+
+        async with self._looking:  # who comes second finds what the first one was told
+            now = self._now()
+            due = (node_id for node_id in self._members if now - self._looked_at(node_id) >= LOOK_EVERY_S)
+            short = (one for one in due if excluded_by(ask, self._fleet.get(one)) in {"cpu", "memory"})
+            async with anyio.create_task_group() as tasks:
+                for node_id in list(islice(short, LOOKED_AT_MAX)):
+                    self._looked[node_id] = (now, None)
+                    tasks.start_soon(look, node_id)
+
+    def _looked_at(self, node_id: str) -> float:
+        return self._looked[node_id][0] if node_id in self._looked else -LOOK_EVERY_S
+
     # -- keeping up ----------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
@@ -171,6 +212,7 @@ class Nodes:
 
     def _hear(self, node_id: str) -> None:
         """A node said what it has free now."""
+        self._looked.pop(node_id, None)
         waiting = [one for one in self._sent.pop(node_id, []) if one.until is None]
         if waiting:
             self._sent[node_id] = waiting
@@ -211,9 +253,12 @@ class Nodes:
         if node is None:
             self._fleet.remove(node_id)
             self._answering.pop(node_id, None)
+            self._looked.pop(node_id, None)
             return
         answers = self._answering[node_id] = self._answers(node_id)
         row = self._sightings.node(node_id) if answers else None
+        if row is not None and (looked := self._looked.get(node_id, (0.0, None))[1]) is not None:
+            row = replace(row, cpus_free=looked.cpus_free, memory_mib_free=looked.memory_mib_free)
         self._fleet.put(_candidate(node, row, self._orgs.get(node_id, set())))
         for one in self._sent.get(node_id, []):
             self._fleet.take(node_id, one.ask)

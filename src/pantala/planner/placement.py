@@ -117,6 +117,9 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._nodes)
 
+    def get(self, node_id: str) -> Candidate:
+        return self._nodes[node_id]
+
     def copy(self) -> Fleet:
         """To try things on."""
         return Fleet(self._nodes.values())
