@@ -97,5 +97,5 @@ def test_every_published_number_has_a_command_that_exists() -> None:
     named = set(re.findall(r"make bench NAME=(\w+)", page))
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     boxed = {"wake", "create", "deploy", "cli", "memory"}
-    assert named == boxed | {"api", "mesh", "catalogue", "placement", "regions", "trace"}
+    assert named == boxed | {"api", "mesh", "catalogue", "placement", "proxy", "regions", "routes", "trace"}
     assert named <= there
