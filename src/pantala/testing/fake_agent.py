@@ -569,7 +569,7 @@ class FakeAgent:
             isolation=self.isolation,
             sealing_key=self.opener.public_key,
             cpus=self.cpus,
-            cpus_free=self.cpus - sum(size.cpu_share for size in self._sizes()),
+            cpus_free=float(self.cpus),
             memory_mib=self.memory_mib,
             memory_mib_free=self._memory_free(),
             disk_mib_free=100_000,
@@ -582,9 +582,6 @@ class FakeAgent:
             if machine.state not in TERMINAL
         )
         return self.memory_mib - used
-
-    def _sizes(self) -> list[guests.Size]:
-        return [guests.resolve(m.config) for m in self.machines.values() if m.state == State.STARTED]
 
     def _move(self, machine: FakeMachine, state: State, event: str, request: EventRequest | None = None) -> None:
         machine.state = state
