@@ -69,14 +69,15 @@ async def test_a_connection_that_woke_a_machine_says_so_in_the_apps_log(rig: Ent
 
 async def test_a_connection_in_line_says_so_too(rig: EntryRig) -> None:
     await rig.rows(row("routes", "svc/web/d1", one_at_a_time(rig.app.port, Port(port=rig.doors.raw))))
-    async with line(DEDICATED, rig.doors.raw) as first, line(DEDICATED, rig.doors.raw) as second:
+    async with line(DEDICATED, rig.doors.raw) as first:
         await first.say(b"a")
         assert await first.hear(1) == b"A"
-        await second.say(b"b")
-        await queued(rig.rig, 1)
-        first.writer.write_eof()
-        assert await first.rest() == b"BYE"
-        assert await second.hear(1) == b"B"
+        async with line(DEDICATED, rig.doors.raw) as second:
+            await second.say(b"b")
+            await queued(rig.rig, 1)
+            first.writer.write_eof()
+            assert await first.rest() == b"BYE"
+            assert await second.hear(1) == b"B"
     said = await waited(rig.rig.agent)
     assert "(queue: every machine was at its hard limit)" in said.message
 
