@@ -257,8 +257,8 @@ async def test_a_broken_chunk_is_a_bad_request(rig: Rig, chunks: bytes) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    ["X-Long: " + "x" * 70_000, "\r\n".join(f"X-{n}: 1" for n in range(130))],
-    ids=["64 KiB", "128 fields"],
+    ["X-Long: " + "x" * 70_000, "\r\n".join(f"X-{n}: 1" for n in range(100))],
+    ids=["64 KiB", "100 fields"],
 )
 async def test_a_head_beyond_its_bounds_is_refused(rig: Rig, fields: str) -> None:
     async with app(rig, says(PLAIN)):

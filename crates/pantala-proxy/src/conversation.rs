@@ -15,6 +15,7 @@ use pantala_wire::feed::HTTPOptions;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
+use crate::gather;
 use crate::hints::{HINTS_BYTES_MAX, for_client};
 use crate::limits::Place;
 
@@ -320,7 +321,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.before_writing(cx))?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        gather::poll_write(&mut self.stream, cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -99,7 +99,8 @@ impl Exchange {
                 self.here(slot, fresh, Some(selection.reach_by)).await
             } else {
                 let call = selection.call(&slot, self.client);
-                self.across(slot, call).await
+                // In a room of its own, several times as large as what a request here needs.
+                Box::pin(self.across(slot, call)).await
             };
             let failed = match tried {
                 Ok(response) => return Ok((selection.timed(response, &machine), machine)),
@@ -200,7 +201,7 @@ impl Exchange {
             h2: slot.target.h2 && self.client_upgrade.is_none(),
         };
         if statics::concerns(statics::of(&slot), &self.parts)
-            && let Some((response, lease)) = statics::fetch(&self.pool, &route, &self.parts).await
+            && let Some((response, lease)) = Box::pin(statics::fetch(&self.pool, &route, &self.parts)).await
         {
             return Ok(self.answer(response, lease, Some(slot)));
         }

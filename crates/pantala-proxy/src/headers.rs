@@ -1,8 +1,10 @@
 //! Headers on both ways: as Fly.io's page on request headers names them.
 
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::BytesMut;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
@@ -45,6 +47,37 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 /// `Fly/<build> (<date>)`
 const SERVER_NAME: &str = concat!("Fly/", env!("CARGO_PKG_VERSION"), " (", env!("PANTALA_BUILD_DATE"), ")");
 
+/// All that starts so is between proxies and apps.
+const FLY: &str = "fly-";
+/// Of a usual request's values in one piece.
+const VALUES_BYTES: usize = 256;
+
+/// The values that one request's headers get here, each a part of one piece of memory: to clone them copies nothing.
+pub struct Values {
+    room: BytesMut,
+    /// what the request is called
+    id: Option<HeaderValue>,
+}
+
+impl Values {
+    pub fn of(id: &str) -> Values {
+        let mut values = Values {
+            room: BytesMut::with_capacity(VALUES_BYTES),
+            id: None,
+        };
+        values.id = values.write(format_args!("{id}"));
+        values
+    }
+
+    /// None where it cannot be a header's value.
+    fn write(&mut self, text: std::fmt::Arguments<'_>) -> Option<HeaderValue> {
+        let written = self.room.write_fmt(text);
+        let value = self.room.split().freeze();
+        written.ok()?;
+        HeaderValue::from_maybe_shared(value).ok()
+    }
+}
+
 /// What the connection of a client says about each of its requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
@@ -57,7 +90,14 @@ pub struct Client {
     pub by_host: bool,
 }
 
-pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, version: Version, region: &str, id: &str) {
+pub fn to_app(
+    headers: &mut HeaderMap,
+    values: &mut Values,
+    checked: &Checked,
+    client: &Client,
+    version: Version,
+    region: &str,
+) {
     let trailers = headers.contains_key(TE) && takes_trailers(headers);
     remove_hop_by_hop(headers);
     if trailers {
@@ -66,20 +106,24 @@ pub fn to_app(headers: &mut HeaderMap, checked: &Checked, client: &Client, versi
     expect::keep(headers, version, checked.bodiless);
     unmark(headers);
     join_cookies(headers);
-    put(headers, HOST, &checked.authority);
+    if headers.get(HOST).is_none_or(|host| host != &checked.authority) {
+        put(headers, HOST, &checked.authority);
+    }
     let (peer, local) = (client.peer.ip().to_canonical(), client.local.ip().to_canonical());
-    put(headers, CLIENT_IP, &peer.to_string());
-    let chain = forwarded_for(headers, peer, local);
-    put(headers, FORWARDED_FOR, &chain);
+    set(headers, CLIENT_IP, values.write(format_args!("{peer}")));
+    let chain = forwarded_for(headers, values, peer, local);
+    set(headers, FORWARDED_FOR, chain);
     let (proto, ssl) = if client.tls { ("https", "on") } else { ("http", "off") };
-    put(headers, FORWARDED_PROTO, proto);
-    put(headers, FORWARDED_SSL, ssl);
-    let port = HeaderValue::from(client.local.port());
-    headers.entry(FORWARDED_PORT).or_insert(port.clone());
-    headers.insert(FLY_PORT, port);
-    put(headers, REGION, region);
-    put(headers, REQUEST_ID, id);
-    put(headers, REQUEST_START, &format!("t={}", now_us()));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(proto));
+    headers.insert(FORWARDED_SSL, HeaderValue::from_static(ssl));
+    let port = values.write(format_args!("{}", client.local.port()));
+    if !headers.contains_key(FORWARDED_PORT) {
+        set(headers, FORWARDED_PORT, port.clone());
+    }
+    set(headers, FLY_PORT, port);
+    set(headers, REGION, values.write(format_args!("{region}")));
+    set(headers, REQUEST_ID, values.id.clone());
+    set(headers, REQUEST_START, values.write(format_args!("t={}", now_us())));
     append_via(headers, version);
     if let Some(token) = &checked.upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -112,6 +156,9 @@ pub fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 
 /// What the client says about the machine it wants.
 pub fn wishes(headers: &HeaderMap) -> Wishes {
+    if !any_of_ours(headers) {
+        return Wishes::default();
+    }
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let one = |name| text(name).filter(|value| !value.is_empty()).map(str::to_owned);
     let list = |name| {
@@ -140,7 +187,14 @@ pub fn unavailable(headers: &mut HeaderMap, machine: Option<&str>) {
 
 /// Takes away what a delivery before this one was told.
 pub fn unmark(headers: &mut HeaderMap) {
-    PROXY_ONLY.iter().for_each(|name| drop(headers.remove(name)));
+    if any_of_ours(headers) {
+        PROXY_ONLY.iter().for_each(|name| drop(headers.remove(name)));
+    }
+}
+
+/// Most requests have none, which is cheaper to see than to look for each.
+fn any_of_ours(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with(FLY))
 }
 
 /// `upgraded`: the `Upgrade` token of a 101 stays.
@@ -148,7 +202,7 @@ pub fn to_client(
     headers: &mut HeaderMap,
     options: Option<&HTTPResponseOptions>,
     version: Version,
-    id: &str,
+    values: &Values,
     upgraded: bool,
 ) {
     let token = upgraded.then(|| headers.get(UPGRADE).cloned()).flatten();
@@ -156,7 +210,7 @@ pub fn to_client(
     if options.and_then(|o| o.pristine) != Some(true) {
         headers.insert(SERVER, HeaderValue::from_static(SERVER_NAME));
         append_via(headers, version);
-        put(headers, REQUEST_ID, id);
+        set(headers, REQUEST_ID, values.id.clone());
     }
     if let Some(wanted) = options.and_then(|o| o.headers.as_ref()) {
         wanted
@@ -205,12 +259,20 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
+            .filter(|name| !goes_anyway(name.trim()))
             .filter_map(|name| HeaderName::try_from(name.trim()).ok())
             .filter(|name| *name != CONTENT_LENGTH && *name != HOST)
             .collect();
         listed.iter().for_each(|name| drop(headers.remove(name)));
     }
     HOP_BY_HOP.iter().for_each(|name| drop(headers.remove(name)));
+}
+
+/// The usual words of `Connection`: no header, or one of those that never go further.
+fn goes_anyway(word: &str) -> bool {
+    ["keep-alive", "close", "upgrade"]
+        .iter()
+        .any(|known| word.eq_ignore_ascii_case(known))
 }
 
 /// HTTP/2 clients may send a cookie per line; HTTP/1.1 knows one.
@@ -225,16 +287,17 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn forwarded_for(headers: &HeaderMap, peer: IpAddr, local: IpAddr) -> String {
-    let chain = headers
+fn forwarded_for(headers: &HeaderMap, values: &mut Values, peer: IpAddr, local: IpAddr) -> Option<HeaderValue> {
+    let mut chain = headers
         .get_all(FORWARDED_FOR)
         .iter()
-        .filter_map(|value| value.to_str().ok());
-    let ends = [peer.to_string(), local.to_string()];
-    chain
-        .chain(ends.iter().map(String::as_str))
-        .collect::<Vec<_>>()
-        .join(", ")
+        .filter_map(|value| value.to_str().ok())
+        .peekable();
+    if chain.peek().is_none() {
+        return values.write(format_args!("{peer}, {local}"));
+    }
+    let before = chain.collect::<Vec<_>>().join(", ");
+    values.write(format_args!("{before}, {peer}, {local}"))
 }
 
 fn append_via(headers: &mut HeaderMap, version: Version) {
@@ -247,23 +310,28 @@ fn append_via(headers: &mut HeaderMap, version: Version) {
 }
 
 pub fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    match HeaderValue::from_str(value) {
-        Ok(value) => drop(headers.insert(name, value)),
-        // A value that cannot be written must not leave the client's in its place.
-        Err(_) => drop(headers.remove(name)),
+    set(headers, name, HeaderValue::from_str(value).ok());
+}
+
+/// A value that cannot be written must not leave the client's in its place.
+fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
+    match value {
+        Some(value) => drop(headers.insert(name, value)),
+        None => drop(headers.remove(name)),
     }
 }
 
-fn now_us() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_micros())
+fn now_us() -> u64 {
+    let passed = SystemTime::now().duration_since(UNIX_EPOCH);
+    passed.map_or(0, |passed| passed.as_micros() as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    const ID: &str = "01J-iad";
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -288,7 +356,7 @@ mod tests {
             private: false,
             by_host: false,
         };
-        to_app(&mut map, &checked, &client, Version::HTTP_2, "iad", "01J-iad");
+        to_app(&mut map, &mut Values::of(ID), &checked, &client, Version::HTTP_2, "iad");
         map
     }
 
@@ -340,7 +408,7 @@ mod tests {
     #[test]
     fn what_a_client_sees() {
         let mut plain = headers(&[("server", "gunicorn"), ("connection", "close")]);
-        to_client(&mut plain, None, Version::HTTP_11, "01J-iad", false);
+        to_client(&mut plain, None, Version::HTTP_11, &Values::of(ID), false);
         assert_eq!(plain.get("server").unwrap(), SERVER_NAME);
         assert_eq!(plain.get("via").unwrap(), "1.1 fly.io");
         assert!(!plain.contains_key("connection"));
@@ -349,7 +417,7 @@ mod tests {
             {"X-One": "1", "X-Two": ["a", "b"], "X-Gone": false, "Transfer-Encoding": "chunked"}}))
         .unwrap();
         let mut pristine = headers(&[("server", "gunicorn"), ("x-gone", "1")]);
-        to_client(&mut pristine, Some(&options), Version::HTTP_11, "01J-iad", false);
+        to_client(&mut pristine, Some(&options), Version::HTTP_11, &Values::of(ID), false);
         assert_eq!(pristine.get("server").unwrap(), "gunicorn");
         assert_eq!(pristine.get("x-one").unwrap(), "1");
         assert_eq!(pristine.get_all("x-two").iter().count(), 2);

@@ -27,7 +27,6 @@ use crate::service::{self, Worker};
 use crate::shared::{Life, Shared};
 use crate::upgrade::Upgrade;
 
-const HEADERS_MAX: usize = 128;
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Of what was read ahead; a body is slowed down by it.
 const BUFFER_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
@@ -60,7 +59,6 @@ async fn speak<S: Park>(
     let mut builder = http1::Builder::new();
     builder
         .header_read_timeout(None)
-        .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX);
     let service = service_fn(|request| handle(worker.clone(), client, conversation.clone(), request));

@@ -47,8 +47,11 @@ impl Ulid {
 
     fn write(self, text: &mut String) {
         let value = (u128::from(self.high) << 64) | u128::from(self.low);
-        let digits = (0..DIGITS).rev();
-        text.extend(digits.map(|digit| char::from(CROCKFORD[((value >> (digit * 5)) & 31) as usize])));
+        let mut digits = [0; DIGITS];
+        for (at, digit) in digits.iter_mut().rev().enumerate() {
+            *digit = CROCKFORD[((value >> (at * 5)) & 31) as usize];
+        }
+        text.extend(std::str::from_utf8(&digits));
     }
 }
 

@@ -17,6 +17,7 @@ mod dns;
 mod drains;
 mod expect;
 mod forward;
+mod gather;
 mod generations;
 mod h2c;
 mod handover;

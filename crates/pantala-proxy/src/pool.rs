@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::body::AttemptBody;
 use crate::expect::Asked;
+use crate::gather::Gathering;
 use crate::h2c;
 
 pub const KEPT_FOR: Duration = Duration::from_secs(4);
@@ -176,14 +177,7 @@ impl Pool {
                 return Ok(self.lease(Sender::Alone(idle.sender), true, route));
             }
         }
-        let connecting = timeout_at(limit, TcpStream::connect(route.socket));
-        let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        tokio::task::spawn_local(async move {
-            // Its errors reach the request that uses it; an idle one that ends needs no word.
-            let _ = connection.with_upgrades().await;
-        });
+        let sender = Box::pin(open(route.socket, limit)).await?; // most requests find one
         Ok(self.lease(Sender::Alone(sender), false, route))
     }
 
@@ -211,4 +205,16 @@ impl Pool {
         });
         self.h2c.sweep();
     }
+}
+
+async fn open(socket: SocketAddr, by: Instant) -> Result<http1::SendRequest<AttemptBody>, ConnectError> {
+    let connecting = timeout_at(by, TcpStream::connect(socket));
+    let stream = connecting.await.map_err(|_| ConnectError::Timeout)??;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(Gathering(stream))).await?;
+    tokio::task::spawn_local(async move {
+        // Its errors reach the request that uses it; an idle one that ends needs no word.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(sender)
 }

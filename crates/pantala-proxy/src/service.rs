@@ -17,7 +17,7 @@ use crate::body::{ClientBody, Coming, OutBody};
 use crate::compress::{self, Wanted};
 use crate::conversation::{Conversation, Limits, Reading};
 use crate::forward::Exchange;
-use crate::headers::{self, Client};
+use crate::headers::{self, Client, Values};
 use crate::ids::RequestId;
 use crate::mesh::pool::MeshPool;
 use crate::pool::Pool;
@@ -57,11 +57,15 @@ pub async fn serve(
     shared.metrics.requests.fetch_add(1, Relaxed);
     let trail = Trail::begin(RequestId::new(&shared.settings.wire.region), Role::Edge);
     let id = trail.id.text();
-    let named = Named { id: &id, trail };
+    let mut named = Named {
+        id: &id,
+        values: Values::of(&id),
+        trail,
+    };
     let (version, accept) = (request.version(), Accept::of(request.headers()));
     let mut manner = Manner::default();
     let (mut response, upgraded) =
-        match answer(&worker, &client, by_host, &named, (request, upgrade), &mut manner).await {
+        match answer(&worker, &client, by_host, &mut named, (request, upgrade), &mut manner).await {
             Ok(response) => {
                 if let Some(who) = manner.unasked.take() {
                     trail.end(worker.recorder.as_ref(), who, response.status().as_u16(), None);
@@ -84,7 +88,7 @@ pub async fn serve(
         response.headers_mut(),
         options.and_then(|o| o.response.as_ref()),
         version,
-        &id,
+        &named.values,
         upgraded,
     );
     if upgraded && version == Version::HTTP_2 {
@@ -105,6 +109,7 @@ pub async fn serve(
 /// What a request is called: in headers and lines, and in records.
 struct Named<'a> {
     id: &'a str,
+    values: Values,
     trail: Trail,
 }
 
@@ -138,7 +143,7 @@ async fn answer(
     worker: &Rc<Worker>,
     client: &Client,
     by_host: Option<Arc<Conversation>>,
-    named: &Named<'_>,
+    named: &mut Named<'_>,
     (request, upgrade): (Request<Coming>, Option<Upgrade>),
     manner: &mut Manner,
 ) -> Result<Response<OutBody>, Refusal> {
@@ -236,7 +241,7 @@ fn recall(
 fn prepare(
     worker: &Rc<Worker>,
     client: &Client,
-    named: &Named<'_>,
+    named: &mut Named<'_>,
     checked: &Checked,
     mut parts: Parts,
     body: Coming,
@@ -245,11 +250,11 @@ fn prepare(
     let wire = &worker.shared.settings.wire;
     headers::to_app(
         &mut parts.headers,
+        &mut named.values,
         checked,
         client,
         parts.version,
         &wire.region,
-        named.id,
     );
     let client_upgrade = checked.upgrade.as_ref().and(upgrade);
     let reading = match body.is_end_stream() {

@@ -12,17 +12,17 @@ pub fn within(targets: &[Target], known: &impl Knowledge) -> Choice {
         return Choice::Use(quick);
     }
     let seen = Seen::of(targets, known);
-    if let Some(target) = least_loaded(&seen.below_soft) {
+    if let Some(target) = seen.below_soft.best() {
         return Choice::Use(target.clone());
     }
-    let between = least_loaded(&seen.between).cloned();
+    let between = seen.between.best().cloned();
     if let (Some(target), true) = (&between, seen.waking.is_some() || seen.starting) {
         return Choice::Use(target.clone()); // help is on its way
     }
     if let Some(target) = seen.waking {
         return Choice::Wake(target.clone(), None);
     }
-    if seen.starting && seen.at_hard.is_empty() {
+    if seen.starting && seen.at_hard.count == 0 {
         return Choice::Wait(Waiting::Start);
     }
     if let Some(target) = seen.asleep {
@@ -31,7 +31,7 @@ pub fn within(targets: &[Target], known: &impl Knowledge) -> Choice {
     if let Some(target) = between {
         return Choice::Use(target);
     }
-    if let Some(target) = least_loaded(&seen.at_hard) {
+    if let Some(target) = seen.at_hard.best() {
         return Choice::Queue(target.clone());
     }
     if seen.changing {
@@ -82,28 +82,56 @@ fn serves(target: &Target, known: &impl Knowledge) -> bool {
     machine.phase == Phase::Running && reached && !machine.cordoned && target.passing
 }
 
-/// Of equals the one on this host, which spares a hop.
-fn least_loaded<'a>(loaded: &[(u32, &'a Target)]) -> Option<&'a Target> {
-    let rank = |(load, target): &(u32, &Target)| (*load, !target.machine.local);
-    if loaded.len() > COMPARED_MAX {
-        let first = fastrand::usize(..loaded.len());
-        let second = (first + fastrand::usize(1..loaded.len())) % loaded.len();
-        let drawn = [&loaded[first], &loaded[second]];
-        return drawn.into_iter().min_by_key(|one| rank(one)).map(|(_, target)| *target);
+/// Load first; of equals the one on this host, which spares a hop.
+type Rank = (u32, bool);
+
+/// Machines of one kind, of which only those that may be taken are kept.
+#[derive(Default)]
+struct Loaded<'a> {
+    count: usize,
+    /// any of those with the lowest rank, each as likely as the others
+    least: Option<(Rank, &'a Target)>,
+    ties: usize,
+    /// any two, each pair as likely as the others
+    drawn: [Option<(Rank, &'a Target)>; 2],
+}
+
+impl<'a> Loaded<'a> {
+    fn push(&mut self, load: u32, target: &'a Target) {
+        let rank = (load, !target.machine.local);
+        self.count += 1;
+        match self.least {
+            Some((least, _)) if least < rank => {}
+            Some((least, _)) if least == rank => {
+                self.ties += 1;
+                if fastrand::usize(..self.ties) == 0 {
+                    self.least = Some((rank, target));
+                }
+            }
+            _ => (self.least, self.ties) = (Some((rank, target)), 1),
+        }
+        let at = match self.count {
+            1 | 2 => self.count - 1,
+            count => fastrand::usize(..count),
+        };
+        if let Some(place) = self.drawn.get_mut(at) {
+            *place = Some((rank, target));
+        }
     }
-    let least = loaded.iter().map(rank).min()?;
-    let ties: Vec<&'a Target> = loaded
-        .iter()
-        .filter(|one| rank(one) == least)
-        .map(|(_, target)| *target)
-        .collect();
-    fastrand::choice(ties)
+
+    fn best(&self) -> Option<&'a Target> {
+        let best = match self.count > COMPARED_MAX {
+            true => self.drawn.into_iter().flatten().min_by_key(|(rank, _)| *rank),
+            false => self.least,
+        };
+        best.map(|(_, target)| target)
+    }
 }
 
 struct Seen<'a> {
-    below_soft: Vec<(u32, &'a Target)>,
-    between: Vec<(u32, &'a Target)>,
-    at_hard: Vec<(u32, &'a Target)>,
+    below_soft: Loaded<'a>,
+    between: Loaded<'a>,
+    at_hard: Loaded<'a>,
     waking: Option<&'a Target>,
     asleep: Option<&'a Target>,
     starting: bool,
@@ -117,9 +145,9 @@ struct Seen<'a> {
 impl<'a> Seen<'a> {
     fn of(targets: &'a [Target], known: &impl Knowledge) -> Seen<'a> {
         let mut seen = Seen {
-            below_soft: Vec::new(),
-            between: Vec::new(),
-            at_hard: Vec::new(),
+            below_soft: Loaded::default(),
+            between: Loaded::default(),
+            at_hard: Loaded::default(),
             waking: None,
             asleep: None,
             starting: false,
@@ -185,11 +213,11 @@ impl<'a> Seen<'a> {
         } else if !target.passing {
             self.failing = true;
         } else if load < target.service.soft {
-            self.below_soft.push((load, target));
+            self.below_soft.push(load, target);
         } else if load < target.service.hard {
-            self.between.push((load, target));
+            self.between.push(load, target);
         } else {
-            self.at_hard.push((load, target));
+            self.at_hard.push(load, target);
         }
     }
 
