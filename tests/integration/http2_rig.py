@@ -168,10 +168,19 @@ class Speaker:
             self._came.clear()
             await self._came.wait()
 
+    def begin(self, stream: int, *fields: tuple[str, str], status: str = "200") -> None:
+        """The head of an answer, or what comes ahead of it."""
+        self.h2.send_headers(stream, [(":status", status), *fields])
+        self.flush()
+
+    def leave(self, last: int) -> None:
+        """A goodbye in good order: nothing after the stream `last` was looked at. h2 itself would end the rest too."""
+        self._writer.write(bytes([0, 0, 8, GOAWAY, 0, 0, 0, 0, 0]) + last.to_bytes(4, "big") + bytes(4))
+
     def answer_later(self, stream: int, gate: asyncio.Event) -> None:
         async def answer() -> None:
             await gate.wait()
-            self.h2.send_headers(stream, [(":status", "200")])
+            self.begin(stream)
             self.say(stream, b"ok", end=True)
 
         self._later.append(asyncio.create_task(answer()))

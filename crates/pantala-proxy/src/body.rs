@@ -16,7 +16,6 @@ use crate::compress::Compressed;
 use crate::conversation::{Busy, Reading};
 use crate::expect::Held;
 use crate::http2::received::Received;
-use crate::mesh::pool::Stream;
 use crate::objects::Streamed;
 use crate::pool::Lease;
 use crate::slot::Slot;
@@ -26,10 +25,10 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 // -- from the client ------------------------------------------------------------------------------------------------
 
-/// As it comes on the client's connection.
+/// As it comes on a connection: of a request, or of an answer.
 pub enum Coming {
     Nothing,
-    /// by HTTP/1, or from another host
+    /// by HTTP/1
     OnConnection(Incoming),
     /// by HTTP/2
     OnStream(Received),
@@ -86,10 +85,6 @@ struct Source {
 }
 
 impl ClientBody {
-    pub fn of_host(incoming: Incoming, kept_max: usize) -> ClientBody {
-        ClientBody::new(Coming::OnConnection(incoming), kept_max, None)
-    }
-
     pub fn none() -> ClientBody {
         ClientBody::new(Coming::Nothing, 0, None)
     }
@@ -313,11 +308,9 @@ impl Body for Tracked {
 }
 
 pub struct Upstream {
-    pub incoming: Incoming,
+    pub incoming: Coming,
     pub lease: Option<Lease>,
     pub slot: Option<Slot>,
-    /// the share of a connection to another host
-    pub road: Option<Stream>,
     pub answering: Answering,
 }
 
@@ -350,9 +343,9 @@ impl Body for OutBody {
                     if let Some(lease) = upstream.lease.take() {
                         lease.give_back(now);
                     }
-                    (upstream.slot, upstream.road) = (None, None);
+                    upstream.slot = None;
                 }
-                Poll::Ready(frame.map(|result| result.map_err(Into::into)))
+                Poll::Ready(frame)
             }
         }
     }

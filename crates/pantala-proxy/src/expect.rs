@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hyper::header::{EXPECT, HeaderValue};
-use hyper::{HeaderMap, Request, StatusCode, Version};
+use hyper::{HeaderMap, Version};
 use tokio::time::{Sleep, sleep};
 
 use crate::body::AttemptBody;
@@ -22,12 +22,17 @@ const GIVEN_UP: u8 = 2;
 
 /// Between the client's body and one attempt; opened by the app's 100.
 #[derive(Default)]
-struct Gate {
+pub struct Gate {
     state: AtomicU8,
     waker: Mutex<Option<Waker>>,
 }
 
 impl Gate {
+    /// The app asked for the body.
+    pub fn open(&self) {
+        self.decide(OPEN);
+    }
+
     fn decide(&self, state: u8) {
         if self.state.compare_exchange(CLOSED, state, Relaxed, Relaxed).is_ok() {
             let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -64,6 +69,10 @@ impl Held {
 pub struct Asked(Arc<Gate>);
 
 impl Asked {
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.0
+    }
+
     pub fn was_open(&self) -> bool {
         self.0.state.load(Relaxed) == OPEN
     }
@@ -88,17 +97,11 @@ pub fn keep(headers: &mut HeaderMap, version: Version, bodiless: bool) {
 }
 
 /// Puts a gate before the body.
-pub fn hold(request: &mut Request<AttemptBody>) -> Asked {
+pub fn hold(body: &mut AttemptBody) -> Asked {
     let gate = Arc::new(Gate::default());
-    request.body_mut().hold(Held {
+    body.hold(Held {
         gate: gate.clone(),
         patience: Box::pin(sleep(PATIENCE)),
-    });
-    let opened = gate.clone();
-    hyper::ext::on_informational(request, move |informational| {
-        if informational.status() == StatusCode::CONTINUE {
-            opened.decide(OPEN);
-        }
     });
     Asked(gate)
 }

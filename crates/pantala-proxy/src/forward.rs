@@ -7,20 +7,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderValue, UPGRADE};
+use hyper::body::Body;
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use pantala_route::retry::{Attempt, Fault, Verdict, judge};
 use pantala_route::snapshot::Machine;
 use pantala_route::turn::Reason;
 use tokio::time::Instant;
 
-use crate::body::{AttemptBody, ClientBody, OutBody, Upstream};
-use crate::expect::{self, Asked};
-use crate::hints::Hints;
-use crate::mesh::edge::{self, Answered};
-use crate::mesh::pool::{MeshPool, UpBody};
+use crate::body::{AttemptBody, ClientBody, Coming, OutBody, Upstream};
+use crate::expect;
+use crate::hints::Ears;
+use crate::mesh::edge::{self, Across, Answered};
+use crate::mesh::pool::MeshPool;
 use crate::mesh::wire::{Call, Kind, Switch};
 use crate::pool::{Lease, Pool, Route};
 use crate::respond::Refusal;
@@ -218,8 +218,8 @@ impl Exchange {
         let machine = slot.target.machine.clone();
         let Answered {
             mut response,
+            tunnel,
             said,
-            stream,
             slot,
         } = edge::send(mesh, &self.shared, slot, &call, &kind, request).await?;
         if let Some(status) = said.status.and_then(|status| StatusCode::from_u16(status).ok()) {
@@ -232,28 +232,25 @@ impl Exchange {
             response.headers_mut().insert(UPGRADE, token);
         }
         let answering = self.span.answered(Some(&machine), response.status().as_u16());
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        if let Some(tunnel) = tunnel
             && let Some(client) = self.client_upgrade.take()
         {
-            let held = Held {
-                slot: Some(slot),
-                road: Some(stream),
-                answering,
-            };
-            return Ok(upgrade::switch(&self.shared, response, client, held));
+            let slot = Some(slot);
+            let held = Held { slot, answering };
+            let upstream = Upgrade::Made(tunnel);
+            return Ok(upgrade::switch(&self.shared, response, client, upstream, held));
         }
         let (parts, incoming) = response.into_parts();
         let upstream = Upstream {
             incoming,
             lease: None,
             slot: Some(slot),
-            road: Some(stream),
             answering,
         };
         Ok(Response::from_parts(parts, OutBody::Upstream(Box::new(upstream))))
     }
 
-    fn across_request(&self) -> (Kind, Request<UpBody>) {
+    fn across_request(&self) -> (Kind, Across) {
         let (method, path, mut headers) = (
             &self.parts.method,
             self.parts.uri.path_and_query(),
@@ -270,8 +267,9 @@ impl Exchange {
         }
         headers.remove(UPGRADE);
         headers.remove(CONNECTION);
-        let body = UpBody::Request(self.body.attempt());
-        (Kind::Http, edge::request(method, path, headers, body))
+        let mut body = self.body.attempt();
+        let ears = self.ears(&headers, &mut body);
+        (Kind::Http, edge::request(method, path, headers, body, ears))
     }
 
     async fn attempt(
@@ -297,55 +295,56 @@ impl Exchange {
         if !lease.reused {
             self.shared.metrics.upstream_connects.fetch_add(1, Relaxed);
         }
-        let (request, asked) = self.request(route.h2);
-        match lease.send(request, asked).await {
+        let (request, ears) = self.request(route.h2);
+        match lease.send(request, ears).await {
             Ok(response) => Ok(self.answer(response, lease, slot)),
-            Err(mut error) => {
-                let unsent = error.take_message().is_some();
-                let error = error.into_error();
-                let fault = lease.fault(&error, unsent);
-                let (code, happened) = match error.is_parse() {
+            Err(failed) => {
+                let (code, happened) = match failed.malformed {
                     true => ("PU02", "The app's answer is not valid HTTP.".to_owned()),
                     false => (
                         "PU02",
                         "The app took the request and closed the connection without an answer.".to_owned(),
                     ),
                 };
-                Err(Failed::here(fault, bad_gateway(code, happened, slot.as_ref())))
+                Err(Failed::here(failed.fault, bad_gateway(code, happened, slot.as_ref())))
             }
         }
     }
 
-    fn request(&self, h2: bool) -> (Request<AttemptBody>, Option<Asked>) {
-        let mut request = Request::new(self.body.attempt());
+    fn request(&self, h2: bool) -> (Request<AttemptBody>, Ears) {
+        let mut body = self.body.attempt();
+        let ears = self.ears(&self.parts.headers, &mut body);
+        let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
         *request.headers_mut() = self.parts.headers.clone();
         if h2 {
             *request.uri_mut() = h2c::translate(self.parts.uri.path_and_query(), request.headers_mut());
             *request.version_mut() = Version::HTTP_2;
-            request.headers_mut().remove(EXPECT); // hyper does not show the 100 of HTTP/2
-            return (request, None);
+            return (request, ears);
         }
         *request.uri_mut() = origin_form(&self.parts.uri);
         *request.version_mut() = Version::HTTP_11;
         let body = !request.body().is_end_stream();
         headers::for_http_1(request.headers_mut(), body);
-        if let Some(hints) = self.parts.extensions.get::<Hints>() {
-            hints.clone().pass_on(&mut request);
-        }
-        let asked = expect::wanted(request.headers()).then(|| expect::hold(&mut request));
-        (request, asked)
+        (request, ears)
     }
 
-    fn answer(&mut self, response: Response<Incoming>, lease: Lease, slot: Option<Slot>) -> Response<OutBody> {
+    /// A body that is to be asked for waits until then.
+    fn ears(&self, headers: &HeaderMap, body: &mut AttemptBody) -> Ears {
+        Ears {
+            hints: self.parts.extensions.get().cloned(),
+            asked: expect::wanted(headers).then(|| expect::hold(body)),
+        }
+    }
+
+    fn answer(&mut self, mut response: Response<Coming>, lease: Lease, slot: Option<Slot>) -> Response<OutBody> {
         let machine = slot.as_ref().map(|slot| &slot.target.machine);
         let answering = self.span.answered(machine, response.status().as_u16());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(client) = self.client_upgrade.take()
         {
-            let road = None;
-            let held = Held { slot, road, answering };
-            return upgrade::switch(&self.shared, response, client, held);
+            let upstream = Upgrade::OfConnection(hyper::upgrade::on(&mut response));
+            return upgrade::switch(&self.shared, response, client, upstream, Held { slot, answering });
         }
         let (parts, incoming) = response.into_parts();
         Response::from_parts(
@@ -354,7 +353,6 @@ impl Exchange {
                 incoming,
                 lease: Some(lease),
                 slot,
-                road: None,
                 answering,
             })),
         )

@@ -1,4 +1,5 @@
-//! Early hints (103) of an app on their way to its client, ahead of the answer; by HTTP/2 a 100 goes the same way.
+//! What an app says ahead of its answer: early hints (103) on their way to its client, and a 100 that asks for the body; to clients of
+//! HTTP/2, and to other hosts, a 100 of ours goes the same way.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -8,6 +9,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
 use crate::body::AttemptBody;
 use crate::conversation::Conversation;
+use crate::expect::{Asked, Gate};
 use crate::headers::remove_hop_by_hop;
 
 /// Of one connection of HTTP/1 that wait to be written, or of one request of HTTP/2; more are left out.
@@ -33,15 +35,57 @@ pub enum Hints {
 }
 
 impl Hints {
-    pub fn pass_on(self, request: &mut Request<AttemptBody>) {
+    fn pass_on(&self, headers: &HeaderMap) {
+        match self {
+            Hints::OnConnection(conversation) => conversation.hint(headers),
+            Hints::OnStream(early) => early.hint(headers),
+        }
+    }
+}
+
+/// Who hears what comes ahead of one attempt's answer.
+#[derive(Default)]
+pub struct Ears {
+    pub hints: Option<Hints>,
+    pub asked: Option<Asked>,
+}
+
+impl Ears {
+    pub fn deaf(&self) -> bool {
+        self.hints.is_none() && self.asked.is_none()
+    }
+
+    pub fn hear(&self, status: StatusCode, headers: &HeaderMap) {
+        hear(
+            self.hints.as_ref(),
+            self.asked.as_ref().map(Asked::gate),
+            status,
+            headers,
+        );
+    }
+
+    /// Of an attempt by HTTP/1.
+    pub fn listen(&self, request: &mut Request<AttemptBody>) {
+        if self.deaf() {
+            return;
+        }
+        let (hints, gate) = (self.hints.clone(), self.asked.as_ref().map(Asked::gate).cloned());
         hyper::ext::on_informational(request, move |informational| {
-            if informational.status() == StatusCode::EARLY_HINTS {
-                match &self {
-                    Hints::OnConnection(conversation) => conversation.hint(informational.headers()),
-                    Hints::OnStream(early) => early.hint(informational.headers()),
-                }
-            }
+            hear(
+                hints.as_ref(),
+                gate.as_ref(),
+                informational.status(),
+                informational.headers(),
+            );
         });
+    }
+}
+
+fn hear(hints: Option<&Hints>, gate: Option<&Arc<Gate>>, status: StatusCode, headers: &HeaderMap) {
+    match (status, hints, gate) {
+        (StatusCode::EARLY_HINTS, Some(hints), _) => hints.pass_on(headers),
+        (StatusCode::CONTINUE, _, Some(gate)) => gate.open(),
+        _ => {}
     }
 }
 

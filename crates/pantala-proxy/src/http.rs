@@ -3,7 +3,6 @@
 //! is taken back from hyper, whose buffers are most of its weight, until the client speaks again ([`crate::park`]).
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,6 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use pantala_route::matching::Matched;
-use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use crate::body::{Coming, Tracked};
@@ -149,17 +147,6 @@ async fn handle(
 
 pub async fn closing(shared: &Shared) {
     let _ = shared.life.subscribe().wait_for(|life| *life >= Life::Closing).await;
-}
-
-/// hyper's HTTP/2 to other proxies and apps spawns a task per stream; they stay on this thread.
-#[derive(Clone)]
-pub struct Local;
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, task: F) {
-        let task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(task);
-        spawn_local(task);
-    }
 }
 
 #[cfg(test)]

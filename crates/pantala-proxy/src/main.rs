@@ -60,6 +60,7 @@ mod tunnels;
 mod upgrade;
 mod wait;
 mod wakes;
+mod watched;
 mod websocket;
 
 use std::error::Error;

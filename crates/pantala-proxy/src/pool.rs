@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
+use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use pantala_route::gauge::Gauge;
@@ -17,10 +16,12 @@ use pantala_route::retry::Fault;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::body::AttemptBody;
+use crate::body::{AttemptBody, Coming};
 use crate::expect::Asked;
 use crate::gather::Gathering;
 use crate::h2c;
+use crate::hints::Ears;
+use crate::http2::client::{self, Share};
 
 pub const KEPT_FOR: Duration = Duration::from_secs(4);
 const KEPT_PER_TARGET_MAX: usize = 256;
@@ -47,7 +48,8 @@ impl Route {
 
 enum Sender {
     Alone(http1::SendRequest<AttemptBody>),
-    Shared(h2c::Stream),
+    /// none once the request is on its way
+    Shared(Option<Share>),
 }
 
 struct Idle {
@@ -78,26 +80,55 @@ pub struct Lease {
     asked: Option<Asked>,
 }
 
+/// An attempt that had no answer.
+pub struct Unanswered {
+    pub fault: Fault,
+    /// what came was no HTTP
+    pub malformed: bool,
+}
+
 impl Lease {
     pub async fn send(
         &mut self,
-        request: Request<AttemptBody>,
-        asked: Option<Asked>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<AttemptBody>>> {
-        self.asked = asked;
+        mut request: Request<AttemptBody>,
+        ears: Ears,
+    ) -> Result<Response<Coming>, Unanswered> {
         match &mut self.sender {
-            Sender::Alone(sender) => sender.try_send_request(request).await,
-            Sender::Shared(stream) => stream.sender().try_send_request(request).await,
-        }
-    }
-
-    /// What an attempt that ended so means; `unsent`: the request came back whole.
-    pub fn fault(&self, error: &hyper::Error, unsent: bool) -> Fault {
-        match &self.sender {
-            _ if unsent && !self.reused => Fault::NotSent,
-            Sender::Shared(_) if !unsent => h2c::fault(error),
-            _ if self.reused && !error.is_parse() => Fault::Stale,
-            _ => Fault::Died,
+            Sender::Alone(sender) => {
+                ears.listen(&mut request);
+                self.asked = ears.asked;
+                let answered = sender.try_send_request(request).await;
+                answered
+                    .map(|answer| answer.map(Coming::OnConnection))
+                    .map_err(|mut error| {
+                        let unsent = error.take_message().is_some();
+                        let malformed = error.error().is_parse();
+                        let fault = match self.reused {
+                            false if unsent => Fault::NotSent,
+                            true if !malformed => Fault::Stale,
+                            _ => Fault::Died,
+                        };
+                        Unanswered { fault, malformed }
+                    })
+            }
+            Sender::Shared(share) => {
+                let (head, body) = request.into_parts();
+                let Some(share) = share.take() else {
+                    let fault = Fault::NotSent; // one lease is for one request
+                    return Err(Unanswered {
+                        fault,
+                        malformed: false,
+                    });
+                };
+                let answered = client::ask(share, Request::from_parts(head, ()), Some(body), ears).await;
+                answered.map(|answer| answer.response).map_err(|why| Unanswered {
+                    fault: match why.unsent && self.reused {
+                        true => Fault::Stale,
+                        false => why.fault(),
+                    },
+                    malformed: false,
+                })
+            }
         }
     }
 
@@ -130,6 +161,8 @@ pub enum ConnectError {
     Timeout,
     #[error("{0}")]
     Http(#[from] hyper::Error),
+    #[error("{0}")]
+    HTTP2(#[from] h2::Error),
     #[error("it does not speak HTTP/2 there, which h2_backend asks of it")]
     NotHTTP2,
 }
@@ -142,7 +175,7 @@ impl ConnectError {
         };
         match self {
             ConnectError::Timeout => "PC05",
-            ConnectError::Http(_) => "PC06",
+            ConnectError::Http(_) | ConnectError::HTTP2(_) => "PC06",
             ConnectError::NotHTTP2 => "PU01",
             ConnectError::Socket(error) => match error.kind() {
                 ConnectionRefused => "PC01",
@@ -169,8 +202,8 @@ impl Pool {
         let limit = now + CONNECT_TIMEOUT;
         let limit = by.map_or(limit, |by| by.min(limit));
         if route.h2 {
-            let (stream, reused) = self.h2c.stream(route, fresh, limit).await?;
-            return Ok(self.lease(Sender::Shared(stream), reused, route));
+            let (share, reused) = self.h2c.share(route, fresh, limit).await?;
+            return Ok(self.lease(Sender::Shared(Some(share)), reused, route));
         }
         while let Some(mut idle) = (!fresh && route.pooled).then(|| self.take(route)).flatten() {
             if idle.usable(now) && idle.sender.ready().await.is_ok() {

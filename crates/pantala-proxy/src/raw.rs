@@ -7,8 +7,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use pantala_route::announce::header;
 use pantala_route::entry::Way;
 use pantala_wire::feed::ProxyLog;
@@ -19,9 +17,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::accept::KEEPALIVE;
 use crate::headers::Client;
+use crate::http2::tunnel::Tunnel;
 use crate::ids::RequestId;
 use crate::mesh::edge;
-use crate::mesh::pool::Stream;
 use crate::pool::ConnectError;
 use crate::respond::Refusal;
 use crate::select::Selection;
@@ -148,18 +146,14 @@ fn refused(slot: &Slot, error: &ConnectError) -> Refusal {
 /// A connection to a machine.
 pub enum Wire {
     Here(TcpStream),
-    /// with its share of the connection to the other host, open as long as it lives
-    There(
-        TokioIo<Upgraded>,
-        #[expect(dead_code, reason = "its end is what counts")] Stream,
-    ),
+    There(Tunnel),
 }
 
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Wire::Here(stream) => Pin::new(stream).poll_read(cx, buf),
-            Wire::There(stream, _) => Pin::new(stream).poll_read(cx, buf),
+            Wire::There(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -168,21 +162,21 @@ impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         match self.get_mut() {
             Wire::Here(stream) => Pin::new(stream).poll_write(cx, buf),
-            Wire::There(stream, _) => Pin::new(stream).poll_write(cx, buf),
+            Wire::There(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Wire::Here(stream) => Pin::new(stream).poll_flush(cx),
-            Wire::There(stream, _) => Pin::new(stream).poll_flush(cx),
+            Wire::There(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Wire::Here(stream) => Pin::new(stream).poll_shutdown(cx),
-            Wire::There(stream, _) => Pin::new(stream).poll_shutdown(cx),
+            Wire::There(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

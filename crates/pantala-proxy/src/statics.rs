@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::header::{HOST, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, Uri};
@@ -12,7 +12,8 @@ use pantala_wire::guest::{STATICS_MISSING, STATICS_PORT};
 
 use tokio::time::Instant;
 
-use crate::body::{AttemptBody, ClientBody};
+use crate::body::{AttemptBody, ClientBody, Coming};
+use crate::hints::Ears;
 use crate::pool::{Lease, Pool, Route};
 use crate::slot::Slot;
 
@@ -30,7 +31,7 @@ pub fn concerns(statics: &[Static], parts: &Parts) -> bool {
 }
 
 /// The file, if there is one.
-pub async fn fetch(pool: &std::rc::Rc<Pool>, route: &Route, parts: &Parts) -> Option<(Response<Incoming>, Lease)> {
+pub async fn fetch(pool: &std::rc::Rc<Pool>, route: &Route, parts: &Parts) -> Option<(Response<Coming>, Lease)> {
     let route = Route {
         socket: SocketAddr::new(route.socket.ip(), STATICS_PORT),
         pooled: true,
@@ -41,7 +42,7 @@ pub async fn fetch(pool: &std::rc::Rc<Pool>, route: &Route, parts: &Parts) -> Op
     for fresh in [false, true] {
         let mut lease = pool.connect(&route, fresh, Instant::now(), None).await.ok()?;
         let reused = lease.reused;
-        match lease.send(request(parts), None).await {
+        match lease.send(request(parts), Ears::default()).await {
             Ok(response) if response.headers().contains_key(STATICS_MISSING) => {
                 if response.body().is_end_stream() {
                     lease.give_back(Instant::now());

@@ -4,17 +4,15 @@
 use std::sync::Arc;
 
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::sync::{oneshot, watch};
 
-use crate::body::OutBody;
+use crate::body::{Coming, OutBody};
 use crate::http2::tunnel::Tunnel;
-use crate::mesh::pool::Stream;
 use crate::shared::Shared;
 use crate::slot::Slot;
 use crate::trace::Answering;
@@ -26,31 +24,46 @@ const BUFFER: usize = 16 * 1024;
 /// Platform services have no machine; their tunnels end with the process.
 const NO_MACHINE: &str = "";
 
-/// A client's side of what may become a tunnel once it is answered.
+/// One side of what may become a tunnel once it is answered.
 pub enum Upgrade {
-    /// of HTTP/1, or from another host
+    /// of HTTP/1
     OfConnection(OnUpgrade),
     /// of HTTP/2
     OfStream(oneshot::Receiver<Tunnel>),
+    /// of another host that has answered
+    Made(Tunnel),
+}
+
+/// Bytes both ways.
+pub trait TwoWay: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> TwoWay for T {}
+
+impl Upgrade {
+    /// None: it never came to it.
+    pub async fn made(self) -> Option<Box<dyn TwoWay>> {
+        match self {
+            Upgrade::OfConnection(connection) => Some(Box::new(TokioIo::new(connection.await.ok()?))),
+            Upgrade::OfStream(stream) => Some(Box::new(stream.await.ok()?)),
+            Upgrade::Made(tunnel) => Some(Box::new(tunnel)),
+        }
+    }
 }
 
 /// What a tunnel keeps until it ends.
 pub struct Held {
     pub slot: Option<Slot>,
-    /// the share of a connection to another host
-    #[expect(dead_code, reason = "its end is what counts")]
-    pub road: Option<Stream>,
     pub answering: Answering,
 }
 
 /// Answers 101 and couples both sides once hyper has let go of them.
 pub fn switch(
     shared: &Arc<Shared>,
-    mut response: Response<Incoming>,
+    response: Response<Coming>,
     client: Upgrade,
+    upstream: Upgrade,
     held: Held,
 ) -> Response<OutBody> {
-    let upstream = hyper::upgrade::on(&mut response);
     let token = response
         .headers()
         .get(UPGRADE)
@@ -65,11 +78,7 @@ pub fn switch(
     let open = Open::new(shared);
     let mut held = held;
     tokio::task::spawn_local(async move {
-        let coupled = match client {
-            Upgrade::OfConnection(client) => couple(client.await.map(TokioIo::new), upstream, ends, websocket).await,
-            Upgrade::OfStream(client) => couple(client.await, upstream, ends, websocket).await,
-        };
-        if coupled.is_some() {
+        if couple(client, upstream, ends, websocket).await.is_some() {
             held.answering.over(true); // a tunnel has no other end than this
         }
         drop((held, open));
@@ -87,14 +96,9 @@ pub fn as_extended_connect(response: &mut Response<OutBody>) {
 }
 
 /// None: one of them never came to it.
-async fn couple<C: AsyncRead + AsyncWrite + Unpin, E>(
-    client: Result<C, E>,
-    upstream: OnUpgrade,
-    ends: watch::Receiver<Option<u16>>,
-    websocket: bool,
-) -> Option<()> {
-    let (client_read, client_write) = split(client.ok()?);
-    let (upstream_read, upstream_write) = split(TokioIo::new(upstream.await.ok()?));
+async fn couple(client: Upgrade, upstream: Upgrade, ends: watch::Receiver<Option<u16>>, websocket: bool) -> Option<()> {
+    let (client_read, client_write) = split(client.made().await?);
+    let (upstream_read, upstream_write) = split(upstream.made().await?);
     let frames = websocket.then(Frames::default);
     let mut down = std::pin::pin!(downstream(upstream_read, client_write, ends.clone(), frames));
     let mut up = std::pin::pin!(upstream_copy(client_read, upstream_write, ends));
@@ -125,9 +129,9 @@ async fn upstream_copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let _ = to.shutdown().await;
 }
 
-async fn downstream<C: AsyncRead + AsyncWrite>(
-    mut from: ReadHalf<TokioIo<Upgraded>>,
-    mut to: WriteHalf<C>,
+async fn downstream<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    mut from: R,
+    mut to: W,
     ends: watch::Receiver<Option<u16>>,
     mut frames: Option<Frames>,
 ) {

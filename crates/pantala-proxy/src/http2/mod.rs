@@ -1,28 +1,29 @@
 //! Phases 2 and 3 of connections of HTTP/2: streams are taken from `h2` within our bounds, each answered by a task of its own
 //! ([`stream`]). hyper has no way to send early hints on a stream, so it has no part in these connections.
 
+pub mod alive;
+pub mod client;
 pub mod received;
-mod stream;
+pub mod stream;
 pub mod tunnel;
 
 use std::cell::Cell;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::server::{self, Connection};
-use h2::{Ping, PingPong, Reason};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::conversation::Conversation;
 use crate::headers::Client;
 use crate::http::{GOODBYE_MAX, HEAD_BYTES_MAX, begin, closing, silent};
 use crate::service::Worker;
+use crate::watched::Watched;
 
 const STREAMS_MAX: u32 = 250;
 /// Of what the client may send ahead, on one stream and on all of a connection.
@@ -38,11 +39,12 @@ pub async fn http_2<S: AsyncRead + AsyncWrite + Unpin>(worker: &Rc<Worker>, clie
     let heard = Cell::new(false);
     let mut over = std::pin::pin!(over(worker, &conversation));
     // With room of its own, which is given back.
-    let greeted = Box::pin(greet(Heard { stream, heard: &heard }, over.as_mut())).await;
+    let greeted = Box::pin(greet(Watched::new(stream, |_: &[u8]| heard.set(true)), over.as_mut())).await;
     let Some((mut connection, mut leaving)) = greeted else {
         return;
     };
-    let mut lost = std::pin::pin!(lost(connection.ping_pong(), &heard));
+    let alive = (LOOK_INTERVAL, SIGN_MAX);
+    let mut lost = std::pin::pin!(alive::lost(connection.ping_pong(), &heard, alive, || true));
     loop {
         tokio::select! {
             biased; // what came before the end is answered
@@ -98,30 +100,6 @@ async fn over(worker: &Worker, conversation: &Conversation) {
     }
 }
 
-/// Returns when the client gives no sign of life. Whatever it sends is one, as a pong waits behind a large answer.
-async fn lost(pings: Option<PingPong>, heard: &Cell<bool>) {
-    let Some(mut pings) = pings else {
-        return std::future::pending().await;
-    };
-    loop {
-        sleep(LOOK_INTERVAL).await;
-        if heard.replace(false) {
-            continue;
-        }
-        let mut pong = std::pin::pin!(pings.ping(Ping::opaque()));
-        loop {
-            tokio::select! {
-                biased;
-                answered = pong.as_mut() => match answered {
-                    Ok(_) => break,
-                    Err(_) => return std::future::pending().await, // the connection ends by itself
-                },
-                () = sleep(SIGN_MAX) => if !heard.replace(false) { return },
-            }
-        }
-    }
-}
-
 /// What an error says to the other end of a stream: the reason of another stream, if it was that.
 fn reason(error: &(dyn std::error::Error + 'static)) -> Reason {
     let mut cause = Some(error);
@@ -132,44 +110,4 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> Reason {
         cause = error.source();
     }
     Reason::INTERNAL_ERROR
-}
-
-/// A client's connection that remembers whether anything came.
-struct Heard<'a, S> {
-    stream: S,
-    heard: &'a Cell<bool>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<'_, S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
-        self.heard.set(true);
-        Poll::Ready(read)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<'_, S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

@@ -1,5 +1,5 @@
-//! The body of a request of HTTP/2. The client may send on as far as it was taken from here; one that waits for a 100 is told
-//! to begin when it is asked for the first time.
+//! A body that comes by HTTP/2: of a client's request, or of the answer of an app or another host. The sender may send on as far as it
+//! was taken from here; a client that waits for a 100 is told to begin when its body is asked for the first time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,15 +11,18 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::CONTENT_LENGTH;
 
+use super::client::Rest;
 use crate::hints::Early;
 
 pub struct Received {
     stream: RecvStream,
     data_over: bool,
-    /// of what the client announced; h2 holds it to it
+    /// of what the sender announced; h2 holds it to it
     left: Option<u64>,
     /// the client waits until it is told to go on
     waits: Option<Arc<Early>>,
+    /// of an answer
+    rest: Option<Rest>,
 }
 
 impl Received {
@@ -30,6 +33,26 @@ impl Received {
             data_over: false,
             left: announced.and_then(|length| length.parse().ok()),
             waits,
+            rest: None,
+        }
+    }
+
+    pub fn of_answer(stream: RecvStream, headers: &HeaderMap, rest: Rest) -> Received {
+        let mut received = Received::new(stream, headers, None);
+        received.rest = Some(rest);
+        received
+    }
+
+    /// Nothing more of an answer comes.
+    fn over(&mut self) {
+        self.rest.take().into_iter().for_each(Rest::over);
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if self.stream.is_end_stream() {
+            self.over();
         }
     }
 }
@@ -56,7 +79,10 @@ impl Body for Received {
             }
         }
         match ready!(this.stream.poll_trailers(cx)) {
-            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Ok(trailers) => {
+                this.over();
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
             Err(error) => Poll::Ready(ended(error)),
         }
     }
@@ -66,7 +92,11 @@ impl Body for Received {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+        match self.left {
+            Some(left) => SizeHint::with_exact(left),
+            None if self.is_end_stream() => SizeHint::with_exact(0),
+            None => SizeHint::default(),
+        }
     }
 }
 

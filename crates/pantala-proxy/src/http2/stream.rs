@@ -1,5 +1,5 @@
-//! One stream: its request goes to [`crate::service`], early hints and the answer come back. A client that resets it has
-//! nothing more done for it: whatever is under way for the request is dropped at once.
+//! One stream: its request goes to [`crate::service`], or of another host to [`crate::mesh::serve`]; early hints and the answer come
+//! back. A sender that resets it has nothing more done for it: whatever is under way for the request is dropped at once.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -25,14 +25,35 @@ use crate::service::{self, Worker};
 use crate::upgrade::Upgrade;
 use crate::{dates, expect};
 
+/// Of a client's connection.
 pub async fn serve(
     worker: Rc<Worker>,
     client: Client,
     conversation: Arc<Conversation>,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    respond: SendResponse<Bytes>,
 ) {
     let _busy = conversation.request();
+    let by_host = client.by_host.then(|| conversation.clone());
+    let served = |request, upgrade| async move {
+        let mut response = service::serve(worker, client, by_host, request, upgrade).await;
+        if let Some(limits) = response.extensions_mut().remove::<Limits>() {
+            conversation.limit(limits);
+        }
+        if let Entry::Vacant(date) = response.headers_mut().entry(DATE) {
+            date.insert(dates::now());
+        }
+        response
+    };
+    carry(request, respond, served).await;
+}
+
+/// `serve` makes the answer, of which nothing is about connections.
+pub async fn carry<F: Future<Output = Response<OutBody>>>(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    serve: impl FnOnce(Request<Coming>, Option<Upgrade>) -> F,
+) {
     let of_head = request.method() == Method::HEAD;
     let hinted = hints::wanted(&request);
     let waits = !request.body().is_end_stream() && expect::wanted(request.headers());
@@ -42,16 +63,13 @@ pub async fn serve(
         request.extensions_mut().insert(Hints::OnStream(early.clone()));
     }
     let (upgrade, opening) = opening.unzip();
-    let by_host = client.by_host.then(|| conversation.clone());
-    let served = service::serve(worker, client, by_host, request, upgrade);
     // Boxed: its room is given back before the body, which may take its time.
-    let Some(mut response) = answer(Box::pin(served), early.as_deref(), &mut respond).await else {
+    let served = Box::pin(serve(request, upgrade));
+    let Some(response) = answer(served, early.as_deref(), &mut respond).await else {
         return;
     };
-    if let Some(limits) = response.extensions_mut().remove::<Limits>() {
-        conversation.limit(limits);
-    }
-    let (mut head, body) = bare(response);
+    let (parts, body) = response.into_parts();
+    let mut head = Response::from_parts(parts, ());
     if let Some(opening) = opening
         && head.status().is_success()
     {
@@ -106,7 +124,7 @@ fn opened(request: Request<RecvStream>, waits: Option<&Arc<Early>>) -> (Request<
     (Request::from_parts(parts, body), None)
 }
 
-/// None: the client gave the request up.
+/// None: the sender gave the request up.
 async fn answer<F: Future<Output = Response<OutBody>>>(
     mut served: Pin<Box<F>>,
     early: Option<&Early>,
@@ -128,23 +146,13 @@ async fn answer<F: Future<Output = Response<OutBody>>>(
     .await
 }
 
-/// The head as a stream carries it; what is about connections is gone already.
-fn bare(response: Response<OutBody>) -> (Response<()>, OutBody) {
-    let (parts, body) = response.into_parts();
-    let mut head = Response::from_parts(parts, ());
-    if let Entry::Vacant(date) = head.headers_mut().entry(DATE) {
-        date.insert(dates::now());
-    }
-    (head, body)
-}
-
 fn send(respond: &mut SendResponse<Bytes>, head: Response<()>, whole: bool) -> Option<SendStream<Bytes>> {
     let sent = respond.send_response(head, whole);
     sent.inspect_err(|_| respond.send_reset(Reason::INTERNAL_ERROR)).ok()
 }
 
-/// The body, as fast as the client takes it. Nothing is reserved for data that has not come yet: it would be missing to others.
-async fn pass(mut body: OutBody, mut to: SendStream<Bytes>) {
+/// A body, as fast as the other end takes it. Nothing is reserved for data that has not come yet: it would be missing to others.
+pub async fn pass<B: Body<Data = Bytes, Error = BodyError> + Unpin>(mut body: B, mut to: SendStream<Bytes>) {
     while let Some(frame) = poll_fn(|cx| next(&mut body, &mut to, cx)).await {
         let passed = match frame {
             Ok(frame) => match frame.into_data() {
@@ -173,8 +181,8 @@ async fn pass(mut body: OutBody, mut to: SendStream<Bytes>) {
 }
 
 /// None: the stream is over.
-fn next(
-    body: &mut OutBody,
+fn next<B: Body<Data = Bytes, Error = BodyError> + Unpin>(
+    body: &mut B,
     to: &mut SendStream<Bytes>,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -188,7 +196,7 @@ fn next(
     Poll::Ready(frame)
 }
 
-/// Returns once some of the client's window is ours. None: the stream is over.
+/// Returns once some of the other end's window is ours. None: the stream is over.
 pub fn room(to: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Option<usize>> {
     loop {
         match to.capacity() {

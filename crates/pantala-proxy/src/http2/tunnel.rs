@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::client::Share;
 use super::stream::room;
 
 pub struct Tunnel {
@@ -16,6 +17,8 @@ pub struct Tunnel {
     /// came and was not read yet
     ahead: Bytes,
     shut: bool,
+    /// of a connection to another host; its end is what counts
+    _share: Option<Share>,
 }
 
 impl Tunnel {
@@ -25,6 +28,14 @@ impl Tunnel {
             receive,
             ahead: Bytes::new(),
             shut: false,
+            _share: None,
+        }
+    }
+
+    pub fn on(self, share: Share) -> Tunnel {
+        Tunnel {
+            _share: Some(share),
+            ..self
         }
     }
 }

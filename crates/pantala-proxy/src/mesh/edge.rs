@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use hyper_util::rt::TokioIo;
 use pantala_route::retry::Fault;
 use pantala_route::turn::Reason;
 use tokio::time::{Duration, timeout};
 
 use super::peers::Peer;
-use super::pool::{MeshPool, Stream, UpBody};
+use super::pool::MeshPool;
 use super::wire::{Call, Kind, Said, Told};
+use crate::body::{AttemptBody, Coming};
 use crate::forward::Failed;
+use crate::hints::Ears;
+use crate::http2::client::{self, Answer, Share};
+use crate::http2::tunnel::Tunnel;
 use crate::raw::Wire;
 use crate::respond::Refusal;
 use crate::shared::Shared;
@@ -27,17 +29,32 @@ use crate::timing::Waited;
 const TOLD_BYTES_MAX: usize = 16 * 1024;
 const TOLD_MAX: Duration = Duration::from_secs(2);
 
+/// What goes to the other side.
+pub struct Across {
+    head: Request<()>,
+    /// none: a CONNECT, whose bytes come later
+    body: Option<AttemptBody>,
+    ears: Ears,
+}
+
 /// The head of an answer from the other side.
 pub struct Answered {
-    pub response: Response<Incoming>,
+    pub response: Response<Coming>,
+    /// what a CONNECT became
+    pub tunnel: Option<Tunnel>,
     pub said: Said,
-    pub stream: Stream,
     pub slot: Slot,
 }
 
 /// An app's request as it goes over the mesh.
-pub fn request(method: &Method, path: Option<&PathAndQuery>, headers: HeaderMap, body: UpBody) -> Request<UpBody> {
-    let mut request = Request::new(body);
+pub fn request(
+    method: &Method,
+    path: Option<&PathAndQuery>,
+    headers: HeaderMap,
+    body: AttemptBody,
+    ears: Ears,
+) -> Across {
+    let mut request = Request::new(());
     *request.method_mut() = method.clone();
     let path = path.map_or("/", PathAndQuery::as_str);
     let uri = Uri::builder().scheme("http").authority("mesh").path_and_query(path);
@@ -45,20 +62,29 @@ pub fn request(method: &Method, path: Option<&PathAndQuery>, headers: HeaderMap,
     *request.uri_mut() = uri.build().unwrap_or_default();
     *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
-    request
+    let body = Some(body);
+    Across {
+        head: request,
+        body,
+        ears,
+    }
 }
 
 /// A stream that carries bytes both ways once it is answered.
-pub fn connect(mut headers: HeaderMap) -> Request<UpBody> {
+pub fn connect(mut headers: HeaderMap) -> Across {
     for name in [UPGRADE, CONNECTION, CONTENT_LENGTH] {
         headers.remove(name);
     }
-    let mut request = Request::new(UpBody::Empty);
+    let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = Uri::from_static("mesh:80");
     *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
-    request
+    Across {
+        head: request,
+        body: None,
+        ears: Ears::default(),
+    }
 }
 
 pub async fn send(
@@ -67,7 +93,7 @@ pub async fn send(
     mut slot: Slot,
     call: &Call,
     kind: &Kind,
-    mut request: Request<UpBody>,
+    mut request: Across,
 ) -> Result<Answered, Failed> {
     let node = slot.target.machine.node.clone();
     let peer = pool
@@ -76,15 +102,14 @@ pub async fn send(
         .find(&node)
         .ok_or_else(|| lost(&slot, "it is no peer any more", Fault::Connect))?;
     peer.used(shared.elapsed_ms());
-    let stream = pool
-        .stream(&peer)
+    let share = pool
+        .share(&peer)
         .await
         .map_err(|e| lost(&slot, &e.to_string(), Fault::Connect))?;
     pool.mesh.metrics.sent.fetch_add(1, Relaxed);
-    call.write(kind, request.headers_mut());
-    let mut response = answer(&stream, &peer, request)
-        .await
-        .map_err(|(why, fault)| lost(&slot, &why, fault))?;
+    call.write(kind, request.head.headers_mut());
+    let answered = answer(share, &peer, request).await;
+    let Answer { mut response, tunnel } = answered.map_err(|(why, fault)| lost(&slot, &why, fault))?;
     let said = Said::take(response.headers_mut());
     let (gauge, hard) = (&slot.target.machine.gauge, slot.target.service.hard);
     if let (Some(in_flight), Some(yours)) = (said.in_flight, said.yours) {
@@ -101,26 +126,24 @@ pub async fn send(
             slot.arrived();
             Ok(Answered {
                 response,
+                tunnel,
                 said,
-                stream,
                 slot,
             })
         }
     }
 }
 
-async fn answer(
-    stream: &Stream,
-    peer: &Arc<Peer>,
-    request: Request<UpBody>,
-) -> Result<Response<Incoming>, (String, Fault)> {
-    let mut sender = stream.sender();
-    let answered = sender.try_send_request(request);
+async fn answer(share: Share, peer: &Arc<Peer>, request: Across) -> Result<Answer, (String, Fault)> {
+    let answered = client::ask(share, request.head, request.body, request.ears);
     tokio::select! {
         biased;
-        answered = answered => answered.map_err(|mut error| {
-            let fault = if error.take_message().is_some() { Fault::NotSent } else { Fault::Died };
-            (error.into_error().to_string(), fault)
+        answered = answered => answered.map_err(|why| {
+            let fault = match why.fault() {
+                Fault::Stale => Fault::NotSent, // it left in good order without a look at the request
+                fault => fault,
+            };
+            (why.to_string(), fault)
         }),
         () = peer.down() => Err(("it fell silent while the request was there".to_owned(), Fault::Died)),
     }
@@ -138,7 +161,7 @@ fn lost(slot: &Slot, why: &str, fault: Fault) -> Failed {
     }
 }
 
-async fn turned(reason: Reason, response: Response<Incoming>, slot: &Slot, waited: Option<Waited>) -> Failed {
+async fn turned(reason: Reason, response: Response<Coming>, slot: &Slot, waited: Option<Waited>) -> Failed {
     let told = timeout(TOLD_MAX, Limited::new(response.into_body(), TOLD_BYTES_MAX).collect()).await;
     let told: Told = match told {
         Ok(Ok(body)) => serde_json::from_slice(&body.to_bytes()).unwrap_or_default(),
@@ -175,18 +198,13 @@ async fn turned(reason: Reason, response: Response<Incoming>, slot: &Slot, waite
 /// A TCP connection to the machine through its host, and how long it waited there.
 pub async fn tunnel(pool: &MeshPool, shared: &Shared, slot: Slot, call: &Call) -> Result<(Slot, Wire, Waited), Failed> {
     let answered = send(pool, shared, slot, call, &Kind::Tcp, connect(HeaderMap::new())).await?;
-    let Answered {
-        mut response,
-        said,
-        stream,
-        slot,
-    } = answered;
-    match hyper::upgrade::on(&mut response).await {
-        Ok(upgraded) => Ok((
-            slot,
-            Wire::There(TokioIo::new(upgraded), stream),
-            said.waited.unwrap_or_default(),
+    let Answered { tunnel, said, slot, .. } = answered;
+    match tunnel {
+        Some(tunnel) => Ok((slot, Wire::There(tunnel), said.waited.unwrap_or_default())),
+        None => Err(lost(
+            &slot,
+            "it answered without a word about the connection",
+            Fault::Died,
         )),
-        Err(error) => Err(lost(&slot, &error.to_string(), Fault::Died)),
     }
 }

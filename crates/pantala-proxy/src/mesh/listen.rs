@@ -1,29 +1,32 @@
 //! The receiving end's connections: every worker thread accepts on the mesh address. A peer shows a certificate of the
 //! cluster's authority and is a member in the view, at the handshake and as long as it stays.
 
-use std::convert::Infallible;
+use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use h2::server;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{CONNECTION_WINDOW, HEAD_BYTES_MAX, KEEP_ALIVE, Mesh, STREAM_WINDOW, STREAMS_MAX, is_member, serve, tls};
+use super::{
+    CONNECTION_WINDOW, FRAME_BYTES_MAX, HEAD_BYTES_MAX, Mesh, STREAM_WINDOW, STREAMS_MAX, is_member, serve, tls,
+};
 use crate::accept;
 use crate::handover::sockets::{Key, Kind, Sockets};
-use crate::http::{Local, closing};
+use crate::http::closing;
+use crate::http2::alive::lost;
+use crate::http2::stream;
 use crate::log;
 use crate::service::Worker;
 use crate::shared::Life;
+use crate::watched::Watched;
 
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -33,6 +36,9 @@ const MEMBER_LOOK: Duration = Duration::from_secs(1);
 const STREAMS_TAKEN_MAX: u32 = STREAMS_MAX * 2;
 
 const RESETS_MAX: usize = 10_000;
+
+/// A host that says nothing for the first is asked for a sign, which the second is waited for.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 
 pub fn bind(address: SocketAddr, workers: usize, sockets: &mut Sockets) -> std::io::Result<Vec<Vec<StdListener>>> {
     let listen = |shared_port| accept::listen(address, shared_port, false).map_err(|e| accept::named(e, address));
@@ -95,34 +101,48 @@ async fn handshake(
 }
 
 async fn converse(worker: &Rc<Worker>, mesh: &Arc<Mesh>, node: Arc<str>, stream: TlsStream<TcpStream>) {
-    let mut builder = http2::Builder::new(Local);
+    let heard = Cell::new(false);
+    let mut builder = server::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_TAKEN_MAX)
         .max_header_list_size(HEAD_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_send_buffer_size(STREAM_WINDOW as usize)
         // Clients that leave by the dozen are no attack by the host that they came through.
         .max_pending_accept_reset_streams(RESETS_MAX)
-        .max_local_error_reset_streams(RESETS_MAX)
-        .auto_date_header(false)
-        .keep_alive_interval(KEEP_ALIVE * 4)
-        .keep_alive_timeout(KEEP_ALIVE * 2);
-    let service = service_fn(|request| {
-        let (worker, mesh, node) = (worker.clone(), mesh.clone(), node.clone());
-        async move { Ok::<_, Infallible>(serve::serve(worker, mesh, &node, request).await) }
-    });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = closing(&worker.shared) => connection.as_mut().graceful_shutdown(),
-        () = removed(worker, &node) => {
-            log::warning("mesh connection cut", &[("node", &node), ("reason", &"no member of the cluster any more")]);
-            return;
+        .max_local_error_reset_streams(Some(RESETS_MAX));
+    let greeting = builder.handshake(Watched::new(stream, |_: &[u8]| heard.set(true)));
+    let Ok(Ok(mut connection)) = timeout(HANDSHAKE_MAX, greeting).await else {
+        return;
+    };
+    let mut lost = std::pin::pin!(lost(connection.ping_pong(), &heard, ALIVE, || true));
+    let mut closing = std::pin::pin!(closing(&worker.shared));
+    let mut removed = std::pin::pin!(removed(worker, &node));
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let (worker, mesh, node) = (worker.clone(), mesh.clone(), node.clone());
+                    let serve = |request, upgrade| serve::serve(worker, mesh, node, request, upgrade);
+                    spawn_local(stream::carry(request, respond, serve));
+                }
+                Some(Err(_)) | None => return,
+            },
+            () = closing.as_mut(), if !leaving => {
+                connection.graceful_shutdown();
+                leaving = true;
+            }
+            () = lost.as_mut() => return,
+            () = removed.as_mut() => {
+                log::warning("mesh connection cut", &[("node", &node), ("reason", &"no member of the cluster any more")]);
+                return;
+            }
         }
     }
-    let _ = connection.await;
 }
 
 async fn removed(worker: &Worker, node: &str) {

@@ -46,6 +46,8 @@ const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
 const STREAMS_MAX: u32 = 256;
 const HEAD_BYTES_MAX: u32 = 128 * 1024;
+/// With its head of nine bytes a large frame is four whole records of TLS, written at once.
+const FRAME_BYTES_MAX: u32 = 64 * 1024 - 9;
 /// A connection that carries something and hears nothing for twice as long is dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
@@ -135,7 +137,7 @@ pub enum ConnectError {
     #[error("it does not answer pings")]
     Down,
     #[error("{0}")]
-    Http(#[from] hyper::Error),
+    HTTP2(#[from] h2::Error),
     #[error("{0}")]
     Lately(String),
 }

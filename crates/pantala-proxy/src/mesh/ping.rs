@@ -10,16 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::client::conn::http2::{self, SendRequest};
+use h2::client::{self, SendRequest};
 use hyper::{Request, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::peers::{Peer, State};
 use super::{ConnectError, Mesh, wire};
-use crate::http::Local;
 use crate::log;
 use crate::shared::{Life, Shared};
 
@@ -107,7 +104,7 @@ struct Watch {
     pace: Arc<Pace>,
 }
 
-type Sender = SendRequest<Empty<Bytes>>;
+type Sender = SendRequest<Bytes>;
 
 impl Watch {
     /// Ends with the peer's place in the view.
@@ -145,9 +142,7 @@ impl Watch {
     async fn open(&self) -> Result<Sender, ConnectError> {
         let credentials = self.mesh.files.current().ok_or(ConnectError::NoCertificate)?;
         let stream = self.mesh.connect(&self.peer, &credentials).await?;
-        let mut builder = http2::Builder::new(Local);
-        builder.timer(TokioTimer::new());
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) = client::handshake(stream).await?;
         spawn_local(async move {
             // The ping that finds it closed says so.
             let _ = connection.await;
@@ -166,10 +161,11 @@ impl Watch {
             // Counted from the last sign of life, so that a silent peer is down within one timeout of it.
             let patience = self.mesh.ping_timeout + interval.saturating_sub(self.mesh.ping_interval);
             let by = heard.map_or(asked + patience, |heard| (heard + patience).max(asked + patience / 2));
-            let mut request = Request::new(Empty::new());
+            let mut request = Request::new(());
             *request.uri_mut() = hyper::Uri::from_static("http://mesh/");
             wire::ping(request.headers_mut());
-            match timeout_at(by, sender.send_request(request)).await {
+            let answered = async { sender.send_request(request, true)?.0.await };
+            match timeout_at(by, answered).await {
                 Ok(Ok(response)) if response.status() == StatusCode::OK => {
                     let rtt_us = asked.elapsed().as_micros().try_into().unwrap_or(u32::MAX);
                     self.peer.heard(rtt_us, self.shared.elapsed_ms());

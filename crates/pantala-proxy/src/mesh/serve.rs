@@ -7,11 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, UPGRADE};
-use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
 use pantala_route::choose::machine;
 use pantala_route::retry::{self, Fault};
 use pantala_route::snapshot::Machine;
@@ -20,7 +17,7 @@ use tokio::task::spawn_local;
 
 use super::wire::{self, Call, HOPS_MAX, Kind, Said, Switch, Told};
 use super::{Mesh, is_member};
-use crate::body::{ClientBody, OutBody};
+use crate::body::{ClientBody, Coming, OutBody};
 use crate::forward::Exchange;
 use crate::respond::Refusal;
 use crate::select::{ADVICE, Selection};
@@ -70,8 +67,9 @@ impl Count {
 pub async fn serve(
     worker: Rc<Worker>,
     mesh: Arc<Mesh>,
-    node: &Arc<str>,
-    request: Request<Incoming>,
+    node: Arc<str>,
+    request: Request<Coming>,
+    upgrade: Option<Upgrade>,
 ) -> Response<OutBody> {
     let kind = wire::kind(request.headers());
     if kind == Ok(Kind::Ping) {
@@ -81,12 +79,12 @@ pub async fn serve(
     let (mut known, call) = (None, Call::read(request.headers()));
     let count = Count {
         mesh: mesh.clone(),
-        node: node.clone(),
+        node,
     };
     let served = match (kind, call) {
-        (Ok(kind), Ok(call)) if call.hops <= HOPS_MAX && is_member(&worker.shared.view().snapshot, node) => {
+        (Ok(kind), Ok(call)) if call.hops <= HOPS_MAX && is_member(&worker.shared.view().snapshot, &count.node) => {
             known = machine_of(&worker, &call);
-            answer(&worker, &count, call, kind, request).await
+            answer(&worker, &count, call, kind, request, upgrade).await
         }
         (kind, call) => Err(not_understood(kind.err().or(call.err()))),
     };
@@ -119,15 +117,15 @@ async fn answer(
     count: &Count,
     call: Call,
     kind: Kind,
-    mut request: Request<Incoming>,
+    request: Request<Coming>,
+    upgrade: Option<Upgrade>,
 ) -> Result<Response<OutBody>, Refused> {
     let selection = Selection::of_peer(&worker.shared, &count.node, &call);
     let trail = headers::request_id(request.headers()).map(|id| Trail::begin(id, Role::Worker));
-    match kind {
-        Kind::Tcp => tunnel(count, selection, hyper::upgrade::on(&mut request)).await,
-        Kind::Upgrade(switch) => {
-            let client = hyper::upgrade::on(&mut request);
-            let (mut parts, body) = request.into_parts();
+    match (kind, upgrade) {
+        (Kind::Tcp, Some(upgrade)) => tunnel(count, selection, upgrade).await,
+        (Kind::Upgrade(switch), Some(client)) => {
+            let (mut parts, _) = request.into_parts(); // what comes later belongs to the tunnel
             wire::strip(&mut parts.headers);
             let wrong = |_| not_understood(None);
             parts.method = Method::from_bytes(switch.method.as_bytes()).map_err(|_| wrong(()))?;
@@ -135,30 +133,23 @@ async fn answer(
             let token = HeaderValue::from_str(&switch.token).map_err(|_| wrong(()))?;
             parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             parts.headers.insert(UPGRADE, token);
-            drop(body); // an upgrade has none; what comes later belongs to the tunnel
-            let exchange = Exchange::new(
-                worker,
-                call.client,
-                parts,
-                ClientBody::none(),
-                Some(Upgrade::OfConnection(client)),
-                trail,
-            );
+            let exchange = Exchange::new(worker, call.client, parts, ClientBody::none(), Some(client), trail);
             exchange_with_app(count, selection, exchange, Some(switch)).await
         }
-        _ => {
+        (Kind::Http, None) => {
             let (mut parts, body) = request.into_parts();
             wire::strip(&mut parts.headers);
             let exchange = Exchange::new(
                 worker,
                 call.client,
                 parts,
-                ClientBody::of_host(body, worker.shared.settings.wire.replay_body_bytes_max),
+                ClientBody::new(body, worker.shared.settings.wire.replay_body_bytes_max, None),
                 None,
                 trail,
             );
             exchange_with_app(count, selection, exchange, None).await
         }
+        _ => Err(not_understood(None)),
     }
 }
 
@@ -276,7 +267,7 @@ fn told(refused: &Refused, said: Said) -> Response<OutBody> {
 }
 
 /// Bytes both ways until one side ends or the machine drains.
-async fn tunnel(count: &Count, mut selection: Selection, client: OnUpgrade) -> Result<Response<OutBody>, Refused> {
+async fn tunnel(count: &Count, mut selection: Selection, client: Upgrade) -> Result<Response<OutBody>, Refused> {
     let slot = take(&mut selection).await?;
     let mut upstream = raw::connect_here(&slot).await.map_err(|refusal| Refused {
         reason: Reason::Connect,
@@ -288,8 +279,8 @@ async fn tunnel(count: &Count, mut selection: Selection, client: OnUpgrade) -> R
         ..count.said(&slot.target.machine)
     };
     spawn_local(async move {
-        if let Ok(client) = client.await {
-            raw::couple(&shared, &slot, &mut TokioIo::new(client), &mut upstream).await;
+        if let Some(mut client) = client.made().await {
+            raw::couple(&shared, &slot, &mut client, &mut upstream).await;
         }
         drop(slot);
     });
