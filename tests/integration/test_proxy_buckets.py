@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import stat
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bucket_rig import ACCESS, REGION, S3, SECRET, s3
 from mesh_rig import HOST
 from proxy_rig import Backend, Rig, app_rows, machine_row, row, running, service_row
 
 from pantala.testing.poll import until
 from pantala.testing.ports import free_port
-from pantala.wire.feed import BucketSettings
+from pantala.testing.s3 import S3, s3
 from pantala.wire.machine import HTTPOptions, Port, Static
 
 pytestmark = pytest.mark.anyio
@@ -27,18 +24,8 @@ BIG = bytes(range(256)) * 8192
 
 @contextlib.asynccontextmanager
 async def edge(folder: Path, store: S3, **changes: Any) -> AsyncGenerator[Rig]:
-    secrets = folder / "bucket-credentials.json"
-    secrets.touch(mode=stat.S_IRUSR | stat.S_IWUSR)
-    secrets.write_text(json.dumps({"access_key_id": ACCESS, "secret_access_key": SECRET}))
-    options: dict[str, Any] = {
-        "endpoint": store.endpoint,
-        "region": REGION,
-        "ca_file": str(store.ca_file) if store.endpoint.startswith("https") else "",
-        "credentials_file": str(secrets),
-        "readers": {"private": ["personal"], "theirs": ["others"]},
-        **changes,
-    }
-    async with running(folder, buckets=BucketSettings(**options)) as rig:
+    opened = {"readers": {"private": ["personal"], "theirs": ["others"]}}
+    async with running(folder, buckets=store.settings(**(opened | changes))) as rig:
         yield rig
 
 

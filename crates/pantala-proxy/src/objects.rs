@@ -75,15 +75,29 @@ pub struct Pool {
 }
 
 /// What an object may be asked by: the request has no body and does not become another protocol.
-pub fn wanted<'a>(statics: &'a [Static], parts: &Parts) -> Option<Object<'a>> {
-    if ![Method::GET, Method::HEAD].contains(&parts.method) {
-        return None;
+fn wanted<'a>(statics: &'a [Static], parts: &Parts) -> impl Iterator<Item = Object<'a>> {
+    let asked = [Method::GET, Method::HEAD].contains(&parts.method);
+    let statics = if asked { statics } else { &[] };
+    buckets::objects(statics, parts.uri.path())
+}
+
+/// The first of them that is there, or none.
+pub async fn fetch_any(
+    worker: &Worker,
+    app: &App,
+    statics: &[Static],
+    parts: &Parts,
+) -> Result<Option<Response<OutBody>>, Refusal> {
+    for object in wanted(statics, parts) {
+        if let Some(response) = fetch(worker, app, &object, parts).await? {
+            return Ok(Some(response));
+        }
     }
-    buckets::object(statics, parts.uri.path())
+    Ok(None)
 }
 
 /// The object, or none if there is no such one.
-pub async fn fetch(
+async fn fetch(
     worker: &Worker,
     app: &App,
     object: &Object<'_>,

@@ -184,8 +184,7 @@ async fn answer(
             manner.of(offer, &parts);
             if let Some(statics) = &offer.buckets
                 && checked.bodiless
-                && let Some(object) = objects::wanted(statics, &parts)
-                && let Some(response) = Box::pin(objects::fetch(worker, &app, &object, &parts)).await?
+                && let Some(response) = Box::pin(objects::fetch_any(worker, &app, statics, &parts)).await?
             {
                 return Ok(response);
             }

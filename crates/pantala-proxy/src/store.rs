@@ -44,7 +44,9 @@ pub enum StoreError {
     Authorities(String),
     #[error("buckets.{0} must be at least 1")]
     Zero(&'static str),
-    #[error("buckets.readers needs credentials_file: without it every bucket is read as a stranger reads it")]
+    #[error(
+        "buckets.readers and writers need credentials_file: without it every bucket is read as a stranger reads it"
+    )]
     Readers,
 }
 
@@ -62,6 +64,8 @@ pub struct Store {
     style: UrlStyle,
     credentials: Option<Credentials>,
     readers: BTreeMap<String, Vec<String>>,
+    /// Whose deploys put files there: they are read too.
+    writers: BTreeMap<String, Vec<String>>,
     authorities: Vec<CertificateDer<'static>>,
     tls: OnceLock<Result<TlsConnector, rustls::Error>>,
     pub answer_timeout: Duration,
@@ -84,7 +88,8 @@ impl Store {
         if !["http", "https"].contains(&url.scheme()) || url.host().is_none() {
             return Err(endpoint(&"it has to begin with http:// or https:// and a host"));
         }
-        if settings.credentials_file.is_empty() && !settings.readers.is_empty() {
+        let opened = !settings.readers.is_empty() || !settings.writers.is_empty();
+        if settings.credentials_file.is_empty() && opened {
             return Err(StoreError::Readers);
         }
         for (field, ms) in [
@@ -105,6 +110,7 @@ impl Store {
             },
             credentials: credentials(&settings.credentials_file)?,
             readers: settings.readers.clone(),
+            writers: settings.writers.clone(),
             authorities: match secure {
                 true => authorities(&settings.ca_file)?,
                 false => Vec::new(),
@@ -124,7 +130,8 @@ impl Store {
             self.region.clone(),
         )?;
         let open = |orgs: &Vec<String>| org.is_some_and(|org| orgs.iter().any(|one| one == org));
-        let signs = self.readers.get(object.bucket).is_some_and(open);
+        let named = |orgs: &BTreeMap<String, Vec<String>>| orgs.get(object.bucket).is_some_and(open);
+        let signs = named(&self.readers) || named(&self.writers);
         let credentials = self.credentials.as_ref().filter(|_| signs);
         Ok(match (credentials, *method == Method::HEAD) {
             (None, _) => bucket.object_url(&object.key),

@@ -135,7 +135,7 @@ impl AppEntry {
                         end,
                         port: declared.port.clone(),
                         http: declared.http.clone(),
-                        buckets: buckets::of(&service.statics),
+                        buckets: None,
                         targets: Vec::with_capacity(self.machines.len()),
                     });
                     if offer.targets.last().is_none_or(|last| last.machine.id != machine.id) {
@@ -156,6 +156,7 @@ impl AppEntry {
                 .targets
                 .sort_by(|a, b| (&a.machine.region, &a.machine.id).cmp(&(&b.machine.region, &b.machine.id)));
             offer.targets.shrink_to_fit();
+            offer.buckets = buckets::of(&offer.targets);
         }
         App {
             name: name.clone(),

@@ -1,10 +1,15 @@
 //! Which object of which bucket a path means, by the app's `statics`. What a client writes must never lead out of the
 //! folder that the app named: names that a URL would resolve (`.`, `..`) are for the app.
+//!
+//! Each version of an app may name a folder of its own. While a deploy goes on machines of two versions serve pages, and
+//! each kind of page asks for files of its own version: all folders are looked into, those of ready machines first.
 
 use std::sync::Arc;
 
 use pantala_wire::feed::Static;
 use percent_encoding::percent_decode_str;
+
+use crate::snapshot::{Phase, Target};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object<'a> {
@@ -13,23 +18,39 @@ pub struct Object<'a> {
     pub key: String,
 }
 
-/// Those that are read from buckets.
-pub fn of(statics: &[Static]) -> Option<Arc<[Static]>> {
-    let found: Arc<[Static]> = statics
-        .iter()
-        .filter(|one| one.tigris_bucket.is_some())
-        .cloned()
-        .collect();
-    (!found.is_empty()).then_some(found)
+/// Folders that a path is looked up in; more versions than this do not serve at once for long.
+const FOLDERS_MAX: usize = 3;
+
+/// Those that are read from buckets, each once: first what machines name that serve, then what the others do.
+pub fn of(targets: &[Target]) -> Option<Arc<[Static]>> {
+    let named = |target: &Target| target.service.statics.iter().any(|one| one.tigris_bucket.is_some());
+    if !targets.iter().any(named) {
+        return None;
+    }
+    let serves =
+        |target: &&Target| target.machine.phase == Phase::Running && !target.machine.cordoned && target.passing;
+    let there = |target: &&Target| target.machine.phase != Phase::Gone;
+    let in_order = (targets.iter().filter(serves)).chain(targets.iter().filter(there));
+    let mut found: Vec<Static> = Vec::new();
+    for one in in_order.flat_map(|target| &target.service.statics) {
+        if one.tigris_bucket.is_some() && !found.contains(one) {
+            found.push(one.clone());
+        }
+    }
+    (!found.is_empty()).then(|| found.into())
 }
 
-/// `path` is as the client wrote it. None: the app is asked.
-pub fn object<'a>(statics: &'a [Static], path: &str) -> Option<Object<'a>> {
-    let under = |one: &'a Static| {
-        let rest = path.strip_prefix(one.url_prefix.trim_end_matches('/'))?;
-        rest.starts_with('/').then_some((one, rest))
-    };
-    let (mapping, rest) = statics.iter().find_map(under)?;
+/// Where to look, one after the other. `path` is as the client wrote it. None, or in none of them: the app is asked.
+pub fn objects<'a>(statics: &'a [Static], path: &str) -> impl Iterator<Item = Object<'a>> {
+    statics
+        .iter()
+        .filter_map(move |one| object(one, path))
+        .take(FOLDERS_MAX)
+}
+
+fn object<'a>(mapping: &'a Static, path: &str) -> Option<Object<'a>> {
+    let rest = path.strip_prefix(mapping.url_prefix.trim_end_matches('/'))?;
+    let rest = rest.starts_with('/').then_some(rest)?;
     let mut name = percent_decode_str(rest).decode_utf8().ok()?.into_owned();
     if name.ends_with('/') {
         name.push_str(mapping.index_document.as_deref().filter(|index| !index.is_empty())?);
@@ -66,7 +87,7 @@ mod tests {
     }
 
     fn key(statics: &[Static], path: &str) -> Option<String> {
-        object(statics, path).map(|object| object.key)
+        objects(statics, path).next().map(|object| object.key)
     }
 
     #[test]
@@ -99,8 +120,23 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a?b", "a%2f", "a@b"] {
             let mut statics = mapping("/", "/", None);
             statics[0].tigris_bucket = Some(bad.to_owned());
-            assert_eq!(object(&statics, "/a"), None, "{bad}");
+            assert_eq!(objects(&statics, "/a").next(), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_path_is_looked_up_in_the_folder_of_each_version() {
+        let folders: Vec<Static> = ["new", "old", "older", "oldest"]
+            .into_iter()
+            .flat_map(|folder| {
+                mapping("/s", folder, None)
+                    .into_iter()
+                    .chain(mapping("/t", folder, None))
+            })
+            .collect();
+        let keys: Vec<String> = objects(&folders, "/s/a").map(|object| object.key).collect();
+        assert_eq!(keys, ["new/a", "old/a", "older/a"]);
+        assert_eq!(objects(&folders, "/u/a").count(), 0);
     }
 
     proptest! {

@@ -256,7 +256,7 @@ fn settings_match_the_schema() {
         "ping_interval_ms": 1, "ping_timeout_ms": 2});
     check::<MeshSettings>("MeshSettings", mesh.clone());
     let buckets = json!({"endpoint": "https://s3.test", "region": "r", "virtual_host": true, "ca_file": "/ca",
-        "credentials_file": "/c", "readers": {"b": ["o"]}, "answer_timeout_ms": 1, "silence_timeout_ms": 2});
+        "credentials_file": "/c", "readers": {"b": ["o"]}, "writers": {"c": ["o"]}, "answer_timeout_ms": 1, "silence_timeout_ms": 2});
     check::<BucketSettings>("BucketSettings", buckets.clone());
     check::<ProxySettings>(
         "ProxySettings",

@@ -35,6 +35,7 @@ from pantala.wire.secret_keys import (
     SetSecretKeyRequest,
     SetSecretKeyResponse,
 )
+from pantala.wire.statics import PushStaticsRequest, StaticsCleaned, StaticsFinished, StaticsPush
 from pantala.wire.trace import RequestTrace
 
 T = TypeVar("T")
@@ -43,6 +44,8 @@ CONNECT_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 75.0
 ERROR_TEXT_MAX = 2_000
 CERTIFICATES_PAGE = 500
+STATICS_TIMEOUT_S = 600.0
+"""Copying and removing thousands of objects takes the store its time."""
 
 _BY_STATUS: dict[str, type[errors.PantalaError]] = {
     "insufficient_capacity": errors.CapacityError,
@@ -338,6 +341,31 @@ class ApiClient:
         ) as lines:
             async for line in lines:
                 yield msgspec.json.decode(line, type=api.BuildEvent)
+
+    # -- files in buckets --------------------------------------------------------------------------------------------
+
+    async def begin_statics(self, app: str, request: PushStaticsRequest) -> StaticsPush:
+        return await self._call("POST", f"/v1/apps/{app}/statics", StaticsPush, body=request)
+
+    async def upload_static(self, app: str, push: StaticsPush, path: str, file: Path) -> None:
+        """Whole, and as it was announced."""
+        address = f"/v1/apps/{app}/statics/{push.id}/files"
+        params = {"bucket": push.bucket, "path": path}
+        headers = {"content-type": "application/octet-stream"}
+        async with self._stream("PUT", address, params=params, headers=headers, content=_file_chunks(file)) as lines:
+            async for _ in lines:
+                pass
+
+    async def finish_statics(self, app: str, push: StaticsPush) -> StaticsFinished:
+        path, params = f"/v1/apps/{app}/statics/{push.id}/finish", {"bucket": push.bucket}
+        return await self._call("POST", path, StaticsFinished, params=params, timeout_s=STATICS_TIMEOUT_S)
+
+    async def abandon_statics(self, app: str, push: StaticsPush) -> None:
+        path, params = f"/v1/apps/{app}/statics/{push.id}", {"bucket": push.bucket}
+        await self._call("DELETE", path, None, params=params, timeout_s=STATICS_TIMEOUT_S)
+
+    async def clean_statics(self, app: str) -> StaticsCleaned:
+        return await self._call("POST", f"/v1/apps/{app}/statics/clean", StaticsCleaned, timeout_s=STATICS_TIMEOUT_S)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from pantala.control.access import Access
 from pantala.control.accounts import org_ref
 from pantala.control.context import Context
 from pantala.control.publication import Publication
+from pantala.control.statics import Statics
 from pantala.errors import Forbidden, InvalidRequest, NameTaken, NotOffered
 from pantala.net import sixpn
 from pantala.store import addresses, apps, hostnames, machines, network_policies
@@ -27,10 +28,11 @@ _NETWORK = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,62}")
 
 
 class Apps:
-    def __init__(self, context: Context, access: Access, publication: Publication) -> None:
+    def __init__(self, context: Context, access: Access, publication: Publication, statics: Statics) -> None:
         self._context = context
         self._access = access
         self._publication = publication
+        self._statics = statics
 
     async def create(self, principal: Principal, request: CreateAppRequest) -> App:
         """Raises NameTaken; names are global, and free again once their app is deleted."""
@@ -82,9 +84,11 @@ class Apps:
         return ListAppsResponse(total_apps=len(mine), apps=mine)
 
     async def delete(self, principal: Principal, name: str) -> None:
-        """The name is free and nothing routes to the app when this returns; its machines are swept after that."""
+        """The name is free and nothing routes to the app when this returns; its machines are swept after that. Files
+        that its deploys have put into buckets go with it, as far as their store answers."""
         app = await self._access.app(principal, name, Action.MANAGE_APPS)
         now_ms = self._context.now_ms()
+        pushed = await self._statics.of_destroyed(app)
 
         def remove(connection: Connection) -> list[str]:
             """What was its own: free again."""
@@ -103,6 +107,7 @@ class Apps:
         await self._publication.publish_app(name)
         if freed:
             await self._publication.publish_all()
+        await self._statics.forget(name, pushed)
 
     def _audit(self, connection: Connection, principal: Principal, org_id: int, action: str, target: str) -> None:
         self._context.audit(

@@ -25,7 +25,8 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`registry` is the name that images carry (`registry.<domain>[:port]`). `api_backend` and `registry_backend` are
     `ip:port` as edges reach them, `registry_url` is where hosts pull from. `shared_kernel`: orgs may share a host whose
     machines are not VMs. `beat_s`: how often hosts say that they are there. `bus_hubs`, `bus_routes`, `edge_addresses`
-    and `closed_addresses`: see `wire/hosts.py`; `pools` and what follows: `wire/server.py`."""
+    and `closed_addresses`: see `wire/hosts.py`; `pools` and what follows: `wire/server.py`; `writers`:
+    by bucket the orgs whose deploys may put files there (`wire/feed.py`)."""
 
     app_domain: str
     platform_domain: str
@@ -50,6 +51,7 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     sign_names: bool = False
     resolvers: tuple[str, ...] = ()
     standby_after_s: float = 0.0
+    writers: dict[str, list[str]] = {}
 
 
 class Context:

@@ -1,11 +1,12 @@
-"""What the use cases ask of parts that they do not know: a registry, a builder, the nodes as they show themselves.
+"""What the use cases ask of parts that they do not know: a registry, a builder, a store of files, the nodes as they
+show themselves.
 Composed in `server/compose.py`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from pantala.kit.secret import Secret
 from pantala.wire.api import BuildEvent, BuildOptions
@@ -33,6 +34,29 @@ class Builder(Protocol):
         The context is the caller's to remove. Closing the iterator stops the build.
         """
         ...
+
+
+class Objects(Protocol):
+    """The operator's S3-compatible store, `buckets/store.py`. Raises UserError for what the operator has to mend,
+    TransientError when the store does not answer."""
+
+    async def put(self, bucket: str, key: str, content: IO[bytes] | bytes, *, size: int, content_type: str) -> None: ...
+
+    async def get(self, bucket: str, key: str, *, bytes_max: int) -> bytes:
+        """Raises NotFound."""
+        ...
+
+    async def copy(self, bucket: str, source: str, key: str) -> None:
+        """Raises NotFound."""
+        ...
+
+    async def list_sizes(self, bucket: str, prefix: str) -> dict[str, int]: ...
+
+    async def list_names(self, bucket: str, folder: str) -> tuple[list[str], list[str]]:
+        """What is right in the folder (`…/`): keys of objects, and folders with their slash."""
+        ...
+
+    async def delete(self, bucket: str, keys: Sequence[str]) -> None: ...
 
 
 class Sightings(Protocol):

@@ -44,7 +44,7 @@ from pantala.control.org_machines import OrgMachines
 from pantala.control.own_names import OwnNames
 from pantala.control.placements import Placements
 from pantala.control.platform import Platform
-from pantala.control.ports import Builder, NothingSeen, Registry, Sightings
+from pantala.control.ports import Builder, NothingSeen, Objects, Registry, Sightings
 from pantala.control.projection import Projection
 from pantala.control.publication import Publication
 from pantala.control.registry_tokens import RegistryTokens
@@ -55,6 +55,7 @@ from pantala.control.secrets import Secrets
 from pantala.control.ssh import Ssh
 from pantala.control.ssh_authority import SshAuthority
 from pantala.control.standbys import Standbys
+from pantala.control.statics import Statics
 from pantala.control.sweep import Sweep
 from pantala.control.ticket_keys import TicketKeys
 from pantala.control.token_checks import TokenChecks
@@ -71,9 +72,9 @@ def make_context(*, db: Database, bus: Bus, clock: Clock, key: ClusterKey, setti
 
 
 class Control:
-    """`control_key`: verify key of the rows that `sink` signs. `sightings`: the nodes as the catalogue shows them, None
-    where no machine is placed. `lookup`: public DNS, None for the resolvers of the settings. `lease` is
-    None where nothing is published for real (tests)."""
+    """`objects`: the operator's store, None where there is none. `control_key`: verify key of the rows that `sink`
+    signs. `sightings`: the nodes as the catalogue shows them, None where no machine is placed. `lookup`: public DNS,
+    None for the resolvers of the settings. `lease` is None where nothing is published for real (tests)."""
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Control:
         sink: RowSink,
         registry: Registry,
         builder: Builder,
+        objects: Objects | None = None,
         state_dir: Path,
         control_key: str,
         sightings: Sightings | None = None,
@@ -117,7 +119,6 @@ class Control:
         )
         self.calls = Calls(context, self.hosts, self.idempotency)
         self.accounts = Accounts(context, self.access)
-        self.apps = Apps(context, self.access, self.publication)
         self.replays = Replays(context, self.access, self.publication)
         self.addresses = Addresses(context, self.access, self.publication)
         self.network_policies = NetworkPolicies(context, self.access, self.publication)
@@ -142,6 +143,10 @@ class Control:
         self.token_checks = TokenChecks(context, self.access)
         self.machines = Machines(context, self.access, self.nodes, self.images, self.secrets)
         self.projection = Projection(context, self.access, self.machines)
+        self.statics = Statics(
+            context, self.access, self.projection, objects, writers=settings.writers, folder=state_dir / "statics"
+        )
+        self.apps = Apps(context, self.access, self.publication, self.statics)
         self.operations = Operations(context, self.access, self.machines, self.projection)
         self.org_machines = OrgMachines(context, self.access, self.projection)
         self.placements = Placements(context, self.access, self.nodes)

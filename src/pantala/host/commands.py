@@ -34,7 +34,7 @@ run_option = click.option(
 cgroup_option = click.option("--cgroup", default="", envvar="PANTALA_HOST_CGROUP", hidden=True)
 buckets_option = click.option(
     "--buckets", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-    help="JSON: the S3-compatible store that statics with tigris_bucket are read from.",
+    help="JSON: the S3-compatible store that deploys put statics into and edges read them from.",
 )  # fmt: skip
 systemd_option = click.option(
     "--systemd/--no-systemd", "use_systemd", default=None, help="Run as systemd units; default where systemd runs."

@@ -96,7 +96,8 @@ def write_server(platform: Platform, tuning: Tuning) -> Path:
         pools=platform.pools,
     )
     platform.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return save(platform.server_settings, changed(settings, tuning.server))
+    store = {name: value for name, value in tuning.proxy.items() if name == "buckets"}  # edges and server have the same
+    return save(platform.server_settings, changed(settings, store | tuning.server))
 
 
 def bootstrap(platform: Platform, tuning: Tuning, *, email: str, org: str, hosts: list[JoinRequest]) -> Bootstrapped:

@@ -108,15 +108,21 @@ def write_proxy(place: Place, joined: Joined, tuning: Tuning) -> Path:
 
 
 def read_buckets(path: Path | None) -> dict[str, Any]:
-    """Fields of the proxy's settings by which it reads files of apps from buckets. Raises InvalidRequest."""
+    """Fields of the proxy's settings by which it reads files of apps from buckets; the server takes them over from
+    there. Raises InvalidRequest."""
     if path is None:
         return {}
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=BucketSettings)
+        text = path.read_bytes()
+        found = msgspec.json.decode(text, type=BucketSettings)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}", field="--buckets") from error
     except msgspec.MsgspecError as error:
         raise InvalidRequest(f"{path}: {error}", field="--buckets") from error
+    for name in msgspec.json.decode(text, type=dict[str, Any]):
+        if name not in BucketSettings.__struct_fields__:
+            known = ", ".join(BucketSettings.__struct_fields__)
+            raise InvalidRequest(f"{path}: there is no {name}; there are {known}", field="--buckets")
     for name in (found.ca_file, found.credentials_file):
         if name and not (Path(name).is_absolute() and Path(name).is_file()):
             raise InvalidRequest(f"{path} names {name}, which is no absolute path of a file here", field="--buckets")

@@ -33,6 +33,14 @@ def ulid(at_ms: int | None = None) -> str:
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
 
 
+def ulid_ms(text: str) -> int:
+    """When a ULID was made."""
+    value = 0
+    for character in text:
+        value = value * 32 + _CROCKFORD.index(character)
+    return value >> 80
+
+
 def generated_name() -> str:
     """`adjective-noun-1234`."""
     return f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}-{secrets.randbelow(9000) + 1000}"

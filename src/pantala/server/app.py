@@ -35,7 +35,6 @@ from pantala.wire.server import AT_ONCE_MAX, WAITS_AT_ONCE_MAX
 
 log = structlog.get_logger()
 
-BODY_BYTES_MAX = 1024 * 1024
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MUTATING = ("POST", "PUT", "PATCH", "DELETE")
@@ -84,7 +83,7 @@ async def _serve(
     call = Call(request, control, principal)
     if endpoint.upload or endpoint.streams:
         return _stream(endpoint, await endpoint.run(call))
-    call.raw = await _bounded_body(request)
+    call.raw = await _bounded_body(request, endpoint.body_bytes_max)
     key = request.headers.get("idempotency-key") if endpoint.method in MUTATING else None
     if key is None:
         return _response(await _answer(endpoint, call))
@@ -140,12 +139,12 @@ def _stream(endpoint: Endpoint, result: Any) -> Response[Any]:
     return StreamingResponse(lines(), status_code=endpoint.status, media_type=NDJSON)
 
 
-async def _bounded_body(request: Request[Any, Any, Any]) -> bytes:
+async def _bounded_body(request: Request[Any, Any, Any], bytes_max: int) -> bytes:
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
-        if len(received) > BODY_BYTES_MAX:
-            raise InvalidRequest(f"is larger than {BODY_BYTES_MAX} bytes", field="body")
+        if len(received) > bytes_max:
+            raise InvalidRequest(f"is larger than {bytes_max} bytes", field="body")
     return bytes(received)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import anyio
 
-from pantala.control.ports import Builder, Registry, Sightings
+from pantala.control.ports import Builder, Objects, Registry, Sightings
 from pantala.errors import NotOffered
 from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock
@@ -29,6 +29,7 @@ class Parts(NamedTuple):
     registry: Registry
     builder: Builder
     sightings: Sightings
+    objects: Objects | None = None
 
 
 class NoBuilder:
@@ -45,6 +46,7 @@ async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: in
     """The parts, for as long as the scope lasts; the publisher answers and beats, the replica reads, meanwhile.
 
     Nodes are believed by the member rows that this process publishes itself."""
+    from pantala.buckets.store import BucketStore
     from pantala.catalogue import Publisher, Replica, Trust, View
     from pantala.catalogue.sightings import Sightings as CatalogueSightings
     from pantala.catalogue.store import CatalogueStore
@@ -63,6 +65,7 @@ async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: in
             folder=Path(settings.builder_folder) if settings.builder_folder else None,
             registry_folder=Path(settings.registry.folder) if settings.registry.folder else None,
         )
+    objects = BucketStore(settings.buckets) if settings.buckets else None
     async with CatalogueStore.open(Path(settings.state_dir) / "catalogue.db") as store:
         view = View(control=OWNER)
         trust = Trust(view, {OWNER: signer.verify_key}, own=OWNER)
@@ -76,7 +79,7 @@ async def compose(settings: ServerSettings, *, bus: Bus, clock: Clock, epoch: in
             await tasks.start(replica.run)
             tasks.start_soon(trust.follow, replica)
             try:
-                yield Parts(sink=publisher, registry=registry, builder=builder, sightings=sightings)
+                yield Parts(sink=publisher, registry=registry, builder=builder, sightings=sightings, objects=objects)
             finally:
                 tasks.cancel_scope.cancel()
     await registry.aclose()

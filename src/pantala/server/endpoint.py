@@ -19,6 +19,7 @@ from pantala.errors import InvalidRequest, NotOffered
 
 Rate = Literal["action", "machine_read", "app_deletion"]
 BYTES = "application/octet-stream"
+BODY_BYTES_MAX = 1024 * 1024
 _TRUE, _FALSE = ("true", "1", "t", "yes"), ("false", "0", "f", "no", "")
 
 
@@ -141,9 +142,10 @@ def words(name: str, summary: str = "", *, allowed: tuple[str, ...] = ()) -> Par
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """`body` None: none is read. `answer` None: `{"ok": true}`, or nothing with 204. `optional_body`: may be missing.
-    `streams`: the answer is lines of JSON of that type; `bytes_too`: it is bytes for who asks for those; `upload`: the
-    route reads the body itself. `codes`: refusals besides those that follow from the rest. `rate`: which of the limits
-    counts. `later`: not offered yet, and why; it answers 501 to whoever may ask."""
+    `streams`: the answer is lines of JSON of that type; `bytes_too`: it is bytes for who asks for those; `upload`:
+    the route reads the body itself, whose type is `upload_type`. `codes`: refusals besides those that follow from
+    the rest. `rate`: which of the limits counts. `later`: not offered yet, and why; it answers 501 to whoever may
+    ask."""
 
     method: str
     path: str
@@ -161,6 +163,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     streams: bool = False
     bytes_too: bool = False
     upload: bool = False
+    upload_type: str = "application/gzip"
+    body_bytes_max: int = BODY_BYTES_MAX
     later: str = ""
 
 

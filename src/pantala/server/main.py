@@ -70,6 +70,7 @@ async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncConte
                     sink=parts.sink,
                     registry=parts.registry,
                     builder=parts.builder,
+                    objects=parts.objects,
                     state_dir=Path(settings.state_dir),
                     sightings=parts.sightings,
                     control_key=Signer(ensure_key(read_settings.signing_key_path(settings))).verify_key,

@@ -66,7 +66,7 @@ def _operation(endpoint: Endpoint, schema_of: dict[str, Any]) -> dict[str, Any]:
         operation["description"] = f"Not offered yet: {endpoint.later}."
         operation["x-not-offered"] = True
     elif endpoint.upload:
-        content = {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}
+        content = {endpoint.upload_type: {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": content}
     elif endpoint.body is not None:
         operation["requestBody"] = {

@@ -19,6 +19,7 @@ import httpx2
 from pantala.control.context import ControlSettings
 from pantala.control.dns_lookup import Lookup
 from pantala.control.keys import ClusterKey
+from pantala.control.ports import Objects
 from pantala.control.service import Control, make_context
 from pantala.kit.clock import Clock, SystemClock
 from pantala.kit.rows import Row, RowSink
@@ -226,9 +227,11 @@ async def running(
     rows: RowTable | None = None,
     sink: RowSink | None = None,
     admits: bool = True,
+    objects: Objects | None = None,
 ) -> AsyncGenerator[TestPlatform]:
     """One agent (`node-1` in iad), the org `acme` with an admin whose token is `platform.token`. `sink`: where rows of
-    control go instead of `rows`. `admits` False: a further life over the same folder, without the node."""
+    control go instead of `rows`; `objects`: a store for files of apps. `admits` False: a further life over the same
+    folder, without the node."""
     clock = clock or SystemClock()
     bus = bus or MemoryBus()
     db = open_database(folder / "control.db")
@@ -243,6 +246,7 @@ async def running(
             sink=sink or rows,
             registry=registry,
             builder=builder,
+            objects=objects,
             state_dir=folder,
             sightings=sightings,
             lookup=lookup or FakeDns(),

@@ -390,9 +390,11 @@ class MeshSettings(msgspec.Struct, frozen=True, kw_only=True):
 class BucketSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where `statics` with a `tigris_bucket` are read: an S3-compatible store. `endpoint`: its URL; `virtual_host`: the
     bucket is part of the host name rather than of the path; `ca_file`: PEM of who signs for it, empty: the machine's
-    usual ones. `credentials_file`: JSON with `access_key_id`, `secret_access_key` and perhaps `session_token`, readable
-    by its owner alone. `readers`: by bucket the orgs whose apps may read it by these credentials; every other bucket is
-    read without any, so it has to be public. The two times: until its answer begins, and between its bytes."""
+    usual ones. `credentials_file`: JSON with `access_key_id`, `secret_access_key` and perhaps `session_token`,
+    readable by its owner alone. `readers`: by bucket the orgs whose apps may read it by these credentials; every
+    other bucket is read without any, so it has to be public. `writers`: by bucket the orgs whose deploys may put
+    files there, which only the server does; who may write may read. The two times: until its answer begins, and
+    between its bytes."""
 
     endpoint: str
     region: str = "us-east-1"
@@ -400,6 +402,7 @@ class BucketSettings(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str = ""
     credentials_file: str = ""
     readers: dict[str, list[str]] = {}
+    writers: dict[str, list[str]] = {}
     answer_timeout_ms: int = 10_000
     silence_timeout_ms: int = 30_000
 

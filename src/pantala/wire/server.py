@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pantala.wire.feed import BucketSettings
 from pantala.wire.hosts import Joined
 
 AT_ONCE_MAX, WAITS_AT_ONCE_MAX = 64, 1_000
@@ -71,7 +72,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     most hosts answer; 0: only operators declare hosts lost.
 
     `requests_…`: how often one caller may do one thing to one machine or app; `machine_reads_…` of `GET` of one
-    machine, `app_deletions_…` of all apps together.
+    machine, `app_deletions_…` of all apps together. `buckets`: the store that deploys put files into, the same that
+    edges read.
     """
 
     id: str = "server-1"
@@ -112,6 +114,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     app_deletions_per_min_max: float = 600.0
     app_deletions_burst: int = 600
     build_upload_bytes_max: int = 512 * 1024 * 1024
+    buckets: BucketSettings | None = None
 
 
 class Bootstrapped(msgspec.Struct, frozen=True, kw_only=True):

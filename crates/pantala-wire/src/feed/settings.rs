@@ -112,6 +112,9 @@ pub struct BucketSettings {
     pub credentials_file: String,
     #[serde(default)]
     pub readers: BTreeMap<String, Vec<String>>,
+    /// of deploys, which the server alone carries out
+    #[serde(default)]
+    pub writers: BTreeMap<String, Vec<String>>,
     #[serde(default = "ms_10_000")]
     pub answer_timeout_ms: u64,
     #[serde(default = "ms_30_000")]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pantala.appconfig.load import Loaded
     from pantala.client.api import ApiClient
     from pantala.planner.deploy import Plan, Wanted
-    from pantala.wire.machine import Machine
+    from pantala.wire.api import App, Release
+    from pantala.wire.machine import Machine, Static
 
 
 class DeployOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,11 +114,11 @@ async def deploy_app(
 
 
 async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployOptions, *, as_json: bool) -> None:
-    from pantala.deploys.executor import Executor, Settings
-    from pantala.wire.api import CreateReleaseRequest
+    from pantala.deploys import statics
 
     begun = time.monotonic()
     app = await client.app(name)
+    folders = await statics.read_folders(loaded.path.parent, loaded.config.statics)
     image = options.image or loaded.config.build.image
     if image is None:
         image = await build_image(client, name, loaded, options)
@@ -126,11 +127,45 @@ async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployO
     preview = make_plan(loaded, options, machines, image=image, metadata={})  # what is wrong with it makes no release
     if options.dry_run:
         if as_json:
-            emit_json({"app": name, "image": image, "plan": preview.lines()})
+            files = {prefix: sorted(folder.files) for prefix, folder in folders.items()}
+            emit_json({"app": name, "image": image, "plan": preview.lines()} | ({"statics": files} if files else {}))
             return
+        for prefix, folder in folders.items():
+            emit(f"0. {len(folder.files)} file(s) of {folder.root} into the bucket, for {prefix}")
         for line in preview.lines():
             emit(line)
         return
+    pushed = await statics.push_folders(client, name, config.statics, folders, say)
+    try:
+        release = await _release(client, app, loaded, options, machines, image=image, statics=pushed.statics)
+    except BaseException:
+        await statics.abandon(client, name, pushed.new)
+        raise
+    took = time.monotonic() - begun
+    if as_json:
+        emit_json({"app": name, "release": release.version, "image": image, "took_s": round(took, 3)})
+    else:
+        say(f"==> v{release.version} is live after {took:.1f} s")
+        emit(f"https://{app.hostname}/")
+    if folders or statics.served_from_buckets(machines):
+        await statics.clean(client, name, say)
+
+
+async def _release(
+    client: ApiClient,
+    app: App,
+    loaded: Loaded,
+    options: DeployOptions,
+    machines: list[Machine],
+    *,
+    image: str,
+    statics: tuple[Static, ...],
+) -> Release:
+    """A new release, carried out; the old version serves on where it fails."""
+    from pantala.deploys.executor import Executor, Settings
+    from pantala.wire.api import CreateReleaseRequest
+
+    name, config = app.name, loaded.config
     release = await client.create_release(
         name,
         CreateReleaseRequest(
@@ -140,7 +175,7 @@ async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployO
         ),
     )
     metadata = {"fly_release_id": release.id, "fly_release_version": str(release.version)}
-    plan = make_plan(loaded, options, machines, image=image, metadata=metadata)
+    plan = make_plan(loaded, options, machines, image=image, metadata=metadata, statics=statics)
     if app.status == "pending" and not machines and config.services:
         await give_addresses(client, name, options)
     say(f"==> Release v{release.version}: {len(plan.waves)} step(s)")
@@ -150,12 +185,7 @@ async def _deploy(client: ApiClient, name: str, loaded: Loaded, options: DeployO
         rollback=options.rollback,
     )
     await Executor(client, name, release, settings=settings, say=say).run(plan, machines)
-    took = time.monotonic() - begun
-    if as_json:
-        emit_json({"app": name, "release": release.version, "image": image, "took_s": round(took, 3)})
-    else:
-        say(f"==> v{release.version} is live after {took:.1f} s")
-        emit(f"https://{app.hostname}/")
+    return release
 
 
 async def give_addresses(client: ApiClient, name: str, options: DeployOptions) -> None:
@@ -193,12 +223,19 @@ def load_checked(directory: Path, config_path: str | None, *, strict: bool) -> L
 
 
 def make_plan(
-    loaded: Loaded, options: DeployOptions, machines: list[Machine], *, image: str, metadata: dict[str, str]
+    loaded: Loaded,
+    options: DeployOptions,
+    machines: list[Machine],
+    *,
+    image: str,
+    metadata: dict[str, str],
+    statics: tuple[Static, ...] | None = None,
 ) -> Plan:
+    """`statics`: where the files are now that fly.toml names by a folder of the project."""
     from pantala.appconfig.machines import machine_config, release_command_config
     from pantala.planner.deploy import ReleaseCommand, Wanted, group_of, plan_deploy
 
-    config = loaded.config
+    config = loaded.config if statics is None else msgspec.structs.replace(loaded.config, statics=statics)
     region = options.region or config.primary_region or (machines[0].region if machines else "")
     wanted: list[Wanted] = []
     for group in config.groups():

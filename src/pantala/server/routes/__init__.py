@@ -17,6 +17,7 @@ from pantala.server.routes import (
     releases,
     secrets,
     ssh,
+    statics,
     traces,
 )
 
@@ -32,6 +33,7 @@ def all_endpoints() -> list[Endpoint]:
         *addresses.ENDPOINTS,
         *network_policies.ENDPOINTS,
         *builds.ENDPOINTS,
+        *statics.ENDPOINTS,
         *traces.ENDPOINTS,
         *hosts.ENDPOINTS,
         *platform.ENDPOINTS,

@@ -6,18 +6,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-
-from proxy_rig import WITHIN_S
+from typing import Any
 
 from pantala.kit import binaries
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until
 from pantala.testing.ports import free_port
+from pantala.wire.feed import BucketSettings
 
 REGION = "eu-test-1"
+WITHIN_S = 15.0
 ACCESS, SECRET = "operator", "operators-own-secret"
 
 
@@ -66,6 +68,25 @@ class S3:
             self._process.kill()
             await self._process.wait()
         self._process = None
+
+    def settings(self, **changes: Any) -> BucketSettings:
+        """With the operator's credentials in a file of their own."""
+        secrets = self._folder / "bucket-credentials.json"
+        secrets.touch(mode=stat.S_IRUSR | stat.S_IWUSR)
+        secrets.write_text(json.dumps({"access_key_id": ACCESS, "secret_access_key": SECRET}))
+        options: dict[str, Any] = {
+            "endpoint": self.endpoint,
+            "region": REGION,
+            "ca_file": str(self.ca_file) if self.endpoint.startswith("https") else "",
+            "credentials_file": str(secrets),
+            **changes,
+        }
+        return BucketSettings(**options)
+
+    def objects(self, bucket: str) -> dict[str, bytes]:
+        """By key what lies in the server's folder."""
+        root = self._folder / "s3" / bucket
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
     async def bucket(self, name: str, *, public: bool = False) -> None:
         await self._curl("PUT", name)
