@@ -6,7 +6,7 @@ from typing import Any
 
 from pantala.appconfig.model import GroupCheck, GroupService
 from pantala.appconfig.reading import Table
-from pantala.domain.validate import PROXY_PROTO_WITH_HTTP, speaks_http
+from pantala.domain.validate import NOT_ALPN, PROXY_PROTO_WITH_HTTP, TLS_VERSIONS, is_alpn, speaks_http
 from pantala.kit.units import format_go_duration
 from pantala.wire.machine import (
     Check,
@@ -208,6 +208,12 @@ def _tls_options(table: Table | None) -> TLSOptions | None:
         versions=table.strings("versions"),
         default_self_signed=table.boolean("default_self_signed"),
     )
+    for name in options.alpn or []:
+        if not is_alpn(name):
+            table.error("alpn", f"{name!r} {NOT_ALPN}")
+    unknown = [version for version in options.versions or [] if version not in TLS_VERSIONS]
+    if unknown:
+        table.document.warn(table.field("versions"), f"{unknown[0]} is not offered; {' and '.join(TLS_VERSIONS)} are")
     table.done()
     return options
 

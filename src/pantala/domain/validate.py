@@ -24,6 +24,8 @@ from pantala.errors import InvalidRequest
 from pantala.wire.machine import Check, Concurrency, Guest, MachineConfig, Mount, Port, Process, Service, Static
 
 HANDLERS = ("http", "tls", "pg_tls", "proxy_proto", "edge_http")
+NOT_ALPN = "is no name of a protocol: 1 to 255 bytes"
+TLS_VERSIONS = ("TLSv1.2", "TLSv1.3")
 PROXY_PROTO_WITH_HTTP = (
     "proxy_proto does not go with http, whose requests say who calls in Fly-Client-IP and X-Forwarded-For; leave out "
     "proxy_proto, or http for an app that reads the PROXY header itself"
@@ -98,6 +100,10 @@ def autostop(service: Service, field: str = "autostop") -> str:
     raise InvalidRequest(f"{value!r} is not one of true, false, off, stop, suspend", field=field)
 
 
+def is_alpn(name: str) -> bool:
+    return 1 <= len(name.encode()) <= 255
+
+
 def _port_number(value: int | None, field: str) -> int:
     if value is None:
         raise InvalidRequest("a port is required", field=field)
@@ -139,6 +145,9 @@ def _port(port: Port, field: str) -> None:
     for index, handler in enumerate(port.handlers or []):
         if handler == "proxy_proto" and speaks_http(port.handlers):
             raise InvalidRequest(PROXY_PROTO_WITH_HTTP, field=f"{field}.handlers[{index}]")
+    for index, name in enumerate((port.tls_options.alpn if port.tls_options else None) or []):
+        if not is_alpn(name):
+            raise InvalidRequest(f"{name!r} {NOT_ALPN}", field=f"{field}.tls_options.alpn[{index}]")
     if port.force_https and "http" not in (port.handlers or []):
         raise InvalidRequest("needs the http handler on this port", field=f"{field}.force_https")
 
