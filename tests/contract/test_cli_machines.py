@@ -148,3 +148,103 @@ async def test_status_tells_what_isolates_a_machine_and_why_it_is_awake(cli: Cli
     assert json.loads(awake.out) == [{"id": made.id, "state": "started", "group": "app", "because": because}]
     assert because[0] in short.out
     assert nobody.code == 1
+
+
+async def test_ports_files_and_sizes_are_spelt_as_flyctl_spells_them(cli: Cli) -> None:
+    await cli.platform.create_app("shop")
+    (cli.folder / "motd").write_text("hello")
+    (cli.folder / "config.json").write_text(json.dumps({"env": {"A": "1"}, "guest": {"cpus": 2, "memory_mb": 1024}}))
+    image, app = "registry.pantala.test/shop:v1", ["-a", "shop"]
+    ended = await cli.run_many(
+        ["m", "run", image, *app, "-p", "80:8080/tcp:http,443:8080/tcp:http:tls", "-p", "6000-6002:7000/tcp"],
+        ["m", "run", image, *app, "-p", "443:8080/http+tls", "--autostop=suspend", "--restart", "on-failure"],
+        ["m", "run", "--autostop", image, *app, "-p", "5432/tcp:pg_tls", "--memory", "1gb", "--rootfs-size", "2"],
+        ["m", "run", image, *app, "--machine-config", "config.json", "--file-local", "/etc/motd=motd", "-e", "B=2",
+         "--file-literal", "/etc/word=a=b", "--file-secret", "/etc/key=KEY"],
+        ["m", "run", *app],
+        ["m", "run", image, *app, "-p", "80:1:2/tcp"],
+        ["m", "run", image, *app, "--file-local", "etc=motd"],
+        ["m", "run", image, *app, "--file-local", "/etc/motd=missing"],
+        ["m", "run", image, *app, "--machine-config", "{"],
+        ["m", "run", image, *app, "--vm-memory", "1tb"],
+    )  # fmt: skip
+    assert [one.code for one in ended] == [0, 0, 0, 0, 1, 1, 1, 1, 1, 2], ended
+    ports, old, small, whole = (cli.agent.machines[one.out.strip()].config for one in ended[:4])
+    assert [
+        (s.internal_port, s.protocol, [(p.port, p.start_port, p.end_port, p.handlers) for p in s.ports or []])
+        for s in ports.services or []
+    ] == [
+        (8080, "tcp", [(80, None, None, ["http"]), (443, None, None, ["http", "tls"])]),
+        (7000, "tcp", [(None, 6000, 6002, [])]),
+    ]
+    (service,) = old.services or []
+    assert (service.autostop, [p.handlers for p in service.ports or []]) == ("suspend", [["http", "tls"]])
+    assert old.restart is not None
+    assert old.restart.policy == "on-failure"
+    (service,) = small.services or []
+    assert (service.autostop, service.internal_port) == ("stop", 5432)
+    assert small.guest is not None
+    assert small.rootfs is not None
+    assert (small.guest.memory_mb, small.rootfs.size_gb) == (1024, 2)
+    assert whole.guest is not None
+    assert (whole.env, whole.guest.cpus, whole.guest.memory_mb) == ({"A": "1", "B": "2"}, 2, 1024)
+    assert [(file.guest_path, file.raw_value, file.secret_name) for file in whole.files or []] == [
+        ("/etc/motd", base64.b64encode(b"hello").decode(), None),
+        ("/etc/word", base64.b64encode(b"a=b").decode(), None),
+        ("/etc/key", None, "KEY"),
+    ]
+    flags = ["IMAGE", "--port", "--file-local", "--file-local", "--machine-config", "--vm-memory"]
+    assert [flag for flag, one in zip(flags, ended[4:], strict=True) if flag not in one.err] == []
+
+
+async def test_stop_and_restart_say_how(cli: Cli, made: FakeMachine) -> None:
+    app = ["-a", "shop"]
+    ended = await cli.run_many(
+        ["m", "stop", made.id, *app, "--signal", "term", "--timeout", "7"],
+        ["m", "start", made.id, *app],
+        ["m", "restart", made.id, *app, "-s", "SIGQUIT", "--time", "3", "--force-stop"],
+    )
+    assert [one.code for one in ended] == [0, 0, 0], ended
+    stop, restart = (c for c in cli.agent.calls if isinstance(c, wire.StopMachine | wire.RestartMachine))
+    assert (stop.signal, stop.timeout_s) == ("SIGTERM", 7)
+    assert isinstance(restart, wire.RestartMachine)
+    assert (restart.signal, restart.timeout_s, restart.force_stop) == ("SIGQUIT", 3, True)
+
+
+async def test_destroy_asks_nothing_and_spares_what_runs(cli: Cli, made: FakeMachine) -> None:
+    """As flyctl: scripts call it without `--yes`."""
+    app = ["-a", "shop"]
+    ended = await cli.run_many(
+        ["m", "rm", made.id, *app],
+        ["m", "stop", made.id, *app],
+        ["m", "remove", made.id, *app],
+        ["m", "ls", "--json", *app],
+        ["m", "lits", *app],
+    )
+    assert [one.code for one in ended] == [1, 0, 0, 0, 2], ended
+    assert "--force" in ended[0].err
+    assert json.loads(ended[3].out) == []
+    assert "Did you mean list?" in ended[4].err
+
+
+async def test_list_has_the_columns_of_flyctl(cli: Cli, made: FakeMachine) -> None:
+    head, row = (await cli.ok("m", "list", "-a", "shop")).splitlines()
+    for title, cell in (("STATE", "started"), ("REGION", made.region), ("IMAGE", "shop:v1"), ("VOLUME", "-")):
+        assert title in head
+        assert cell in row
+    assert " fdaa:" in row
+
+
+async def test_who_holds_a_machine_is_said_with_what_to_do(cli: Cli, made: FakeMachine) -> None:
+    path = f"/v1/apps/shop/machines/{made.id}/lease"
+    await cli.platform.http.post(path, json={"ttl": 60}, headers=cli.platform.auth)
+    refused = await cli.refused("m", "stop", made.id, "-a", "shop")
+    assert f"machine {made.id}: lease currently held by" in refused
+    assert "leases clear" in refused
+
+
+async def test_a_token_is_told_with_the_id_that_revokes_it(cli: Cli, made: FakeMachine) -> None:
+    token = json.loads(await cli.ok("tokens", "create", "deploy", "-a", "shop", "--json"))
+    await cli.ok("tokens", "revoke", token["id"])
+    refused = await cli.run("m", "list", "-a", "shop", FLY_API_TOKEN=token["token"])
+    assert refused.code == 1

@@ -37,6 +37,9 @@ async def disk(cli: Cli, tmp_path: Path) -> AsyncGenerator[Path]:
     (folder / "srv").mkdir(parents=True)
 
     def begun(process: asyncssh.SSHServerProcess[str]) -> None:
+        if process.command == "drop":
+            process.channel.get_connection().abort()
+            return
         where = process.env.get("FLY_SSH_CONTAINER") or process.env.get("FLY_SSH_MACHINE")
         process.stdout.write(f"{process.command} in {where} with {process.term_type or 'no terminal'}\n")
         process.exit(7)
@@ -203,3 +206,10 @@ async def test_a_token_is_made_listed_and_revoked(cli: Cli) -> None:
     await cli.ok("tokens", "revoke", row.split()[0])
     assert "revoked" in await cli.refused("apps", "list", FLY_API_TOKEN=made.strip())
     assert "token not found" in await cli.refused("tokens", "revoke", row.split()[0])
+
+
+async def test_a_session_that_is_cut_off_ends_with_a_sentence(cli: Cli, made: FakeMachine, disk: Path) -> None:
+    cut = await cli.run("ssh", "console", "-a", "shop", "-C", "drop")
+    assert cut.code == 1
+    assert f"the connection to {made.id} is lost" in cut.err
+    assert "Traceback" not in cut.err

@@ -26,7 +26,6 @@ ASKING = {
     "host lost": ["node-1"],
     "host remove": ["node-1"],
     "launch": ["--name", "new"],
-    "machine destroy": ["ID", "-a", "shop"],
     "machine leases clear": ["ID", "-a", "shop"],
     "machine update": ["ID", "-e", "A=2", "-a", "shop"],
     "orgs cross-network-replays disable": [],
@@ -39,7 +38,7 @@ ASKING = {
 }
 """Commands with `--yes`, and how each is called here."""
 
-NEVER_ASK = {"deploy", "ips allocate-v4"}
+NEVER_ASK = {"deploy", "ips allocate-v4", "machine destroy"}
 """These take `--yes` because clients give it."""
 
 ASK_LIKE_SCALE = {"regions add", "regions remove"}

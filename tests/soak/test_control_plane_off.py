@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from figures import tell
 from probe_rig import probe_source
+from soak_instance import INSTANCE
 from traffic_rig import Site, failures, loading
 
 from pantala.testing.box import BoxRig, running_box
@@ -25,7 +26,6 @@ from pantala.testing.poll import until_sync
 pytestmark = pytest.mark.root
 
 REGIONS = ("iad", "lhr", "nrt")
-INSTANCE = 3
 OFF_FOR_S = float(os.environ.get("SOAK_SECONDS", "600"))
 ROUND_S = 30.0
 RATE_EACH = 36

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from soak_instance import INSTANCE
 from traffic_rig import Loads, Site, failures
 
 from pantala.testing.box import BoxRig, running_box
@@ -15,7 +16,6 @@ from pantala.testing.poll import until_sync
 pytestmark = pytest.mark.root
 
 REGIONS = ("iad", "lhr", "nrt", "mad", "gru")
-INSTANCE = 3
 SERVED_AGAIN_WITHIN_S = 5.0
 LOST_FOR_S = 8.0
 

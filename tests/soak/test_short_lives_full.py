@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from figures import tell
 from jobs_rig import machine_per_job, machine_per_request, nothing_is_left, told, web_and_workers
+from soak_instance import INSTANCE
 
 from pantala.testing.box import BoxRig, running_box
 
 pytestmark = pytest.mark.root
-
-INSTANCE = 3
 
 
 @pytest.fixture(scope="module")

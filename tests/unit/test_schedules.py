@@ -153,6 +153,10 @@ async def test_a_machine_that_still_runs_is_left_alone(world: World, clock: Manu
         await hourly.pass_time(3600)
         assert await hourly.shown() == ("2026-01-01T03:00:00.000Z", [("02:00", "skipped"), ("01:00", "started")])
         assert world.driver.starts[ID] == 2
+        assert history(await hourly.agent.get())[-1][1].endswith("the machine was still running")
+        await hourly.ends()
+        _, runs = await hourly.shown()
+        assert runs == [("02:00", "skipped"), ("01:00", "ended")]
 
 
 @pytest.mark.anyio

@@ -60,12 +60,14 @@ def at_rest(record: MachineRecord) -> MachineRecord:
 
 
 def run_ended(record: MachineRecord, reason: str) -> MachineRecord:
-    """A scheduled machine's run is over: its list of runs says how it went."""
+    """A scheduled machine's run is over: its list of runs says how it went. Runs that were skipped meanwhile are newer."""
     schedule = record.schedule
-    if schedule is None or not schedule.runs or schedule.runs[0].outcome != "started":
+    runs = list(schedule.runs) if schedule is not None else []
+    at = next((index for index, run in enumerate(runs) if run.outcome == "started"), None)
+    if schedule is None or at is None:
         return record
-    ended = replace(schedule.runs[0], outcome="ended", reason=reason)
-    return replace(record, schedule=replace(schedule, runs=(ended, *schedule.runs[1:])))
+    runs[at] = replace(runs[at], outcome="ended", reason=reason)
+    return replace(record, schedule=replace(schedule, runs=tuple(runs)))
 
 
 def exit_sentence(runtime: Runtime | None, reason: str) -> str:

@@ -16,6 +16,7 @@ from pantala.domain import signals
 from pantala.domain.machine import State
 from pantala.errors import PantalaError
 from pantala.journal import MachineRecord
+from pantala.kit.clock import rfc3339_ms
 
 log = structlog.get_logger()
 
@@ -56,7 +57,7 @@ class Overdue:
         then = _THEN[record.state].format(image_s=context.pace.image_s)
         reason = (
             f"{record.state} for more than {may_last_s / 60:g} min on {context.node}, asked for by "
-            f"{record.desired.source}: {task.doing or record.reason or 'nothing is said of why'}; {then}"
+            f"{asked_by(record)}: {task.doing or waits_for(record) or 'nothing is said of why'}; {then}"
         )
         log.error("machine is stuck", app=record.app.name, machine=record.id, reason=reason)
         try:
@@ -68,6 +69,17 @@ class Overdue:
 
     def _now_ms(self) -> int:
         return int(self._host.context.clock.now().timestamp() * 1000)
+
+
+def asked_by(record: MachineRecord) -> str:
+    """A restart is the policy's own idea; whoever once wanted the machine to run asked for no more."""
+    return "flyd" if record.state is State.RESTARTING else record.desired.source
+
+
+def waits_for(record: MachineRecord) -> str:
+    if record.state is State.RESTARTING and record.restart_at_ms:
+        return f"{record.reason}; it is started again at {rfc3339_ms(record.restart_at_ms)}"
+    return record.reason
 
 
 def may_last(record: MachineRecord) -> float:

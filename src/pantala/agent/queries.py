@@ -133,8 +133,8 @@ class Queries:
         task = self._host.machines.get(record.id)
         return Progress(
             since=rfc3339_ms(record.state_since_ms),
-            asked_by=record.desired.source,
-            waits_for=(task.doing if task is not None else "") or record.reason,
+            asked_by=overdue.asked_by(record),
+            waits_for=(task.doing if task is not None else "") or overdue.waits_for(record),
             stuck_at=rfc3339_ms(record.state_since_ms + int(lasts_s * 1000)),
         )
 

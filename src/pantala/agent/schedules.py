@@ -28,6 +28,11 @@ log = structlog.get_logger()
 LOOK_EVERY_S = 1.0
 RUNS_KEPT = 10
 _MAY_START = frozenset({State.CREATED, State.STOPPED, State.FAILED})
+_BUSY = {
+    State.STARTED: "the machine was still running",
+    State.STARTING: "the machine was still running",
+    State.RESTARTING: "the run before had failed and was being tried again",
+}
 
 
 class Schedules:
@@ -83,7 +88,7 @@ class Schedules:
             runs.append(RunRecord(due_ms=known.next_ms, outcome="missed", reason=why))
         late_s = (now_ms - due_ms) // 1000
         if task.record.state not in _MAY_START or task.record.queued():
-            why = f"the machine was {task.record.state}"
+            why = _BUSY.get(task.record.state, f"the machine was {task.record.state}")
             await self._pass(task, known, [*runs, RunRecord(due_ms=due_ms, outcome="skipped", reason=why)], now_ms)
             return
         if now_ms - due_ms > self._catch_up_ms:

@@ -22,8 +22,8 @@ from pantala.cli.context import Config, forget_config, load_config, save_config
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import json_option
 from pantala.errors import InternalError, InvalidRequest, NotFound
-from pantala.host.commands import buckets_option
-from pantala.host.settings import read_buckets
+from pantala.host.commands import buckets_option, cpus_option, memory_option
+from pantala.host.settings import promised, read_buckets
 from pantala.host.supervisor import Held, read_held, read_status, replace_running, write_held
 from pantala.images.bootstrap import RECIPES, BaseCache, recipe_for
 
@@ -55,6 +55,8 @@ def default_cache() -> Path:
 @click.option("--bfd", "bfd_ms", type=click.IntRange(0, 5000), default=0, metavar="MS",
               help="How often edges are greeted; a dead one is left after three times that. Default by the number of"
               " regions.")  # fmt: skip
+@cpus_option
+@memory_option
 @buckets_option
 @click.option("--settings", "tuning", multiple=True, hidden=True, metavar="PART.FIELD=JSON",
               help="Settings of agent, proxy, mesh or server, for tests that have no time.")  # fmt: skip
@@ -69,6 +71,8 @@ def up(
     links_kind: LinkKind,
     distances: bool,
     bfd_ms: int,
+    cpus: int | None,
+    memory_mib: int | None,
     buckets: Path | None,
     tuning: tuple[str, ...],
     state: Path | None,
@@ -78,6 +82,7 @@ def up(
     if idle_window_s <= 0:
         raise InvalidRequest("must be above 0 seconds", field="--idle-window")
     chosen = {f"proxy.{name}": msgspec.json.encode(value).decode() for name, value in read_buckets(buckets).items()}
+    chosen |= {f"agent.{name}": str(value) for name, value in promised(cpus, memory_mib).items()}
     started = bring_up(
         state=state or STATE,
         run=RUN,

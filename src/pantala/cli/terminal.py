@@ -15,6 +15,8 @@ import anyio
 import anyio.to_thread
 import asyncssh
 
+from pantala.kit.tasks import first_error
+
 BLOCK = 64 * 1024
 LOST = 255
 
@@ -22,7 +24,8 @@ LOST = 255
 async def converse(
     connection: asyncssh.SSHClientConnection, command: str | None, *, pty: bool, env: Mapping[str, str]
 ) -> int:
-    """Run it (None: a shell) with our input and output; its exit status, 128 + N after a signal."""
+    """Run it (None: a shell) with our input and output; its exit status, 128 + N after a signal. Raises what asyncssh
+    does of a connection that is lost."""
     term = os.environ.get("TERM", "xterm-256color") if pty else None
     process = await connection.create_process(
         command, term_type=term, term_size=_size() if pty else None, env=dict(env), encoding=None
@@ -30,7 +33,7 @@ async def converse(
     async with process:
         with _raw(pty), _resizing(process, pty):
             _feed(process)
-            async with anyio.create_task_group() as tasks:
+            async with first_error(), anyio.create_task_group() as tasks:
                 tasks.start_soon(_show, process.stdout, sys.stdout.fileno())
                 tasks.start_soon(_show, process.stderr, sys.stderr.fileno())
         await process.wait_closed()

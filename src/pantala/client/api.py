@@ -185,8 +185,19 @@ class ApiClient:
         body = api.StopRequest(signal=signal, timeout=timeout)
         await self._call("POST", self._machine(app, machine_id, "stop"), None, body=body, nonce=nonce)
 
-    async def restart(self, app: str, machine_id: str, *, nonce: str = "") -> None:
-        await self._call("POST", self._machine(app, machine_id, "restart"), None, nonce=nonce)
+    async def restart(
+        self,
+        app: str,
+        machine_id: str,
+        *,
+        signal: str | None = None,
+        timeout: str | None = None,
+        force_stop: bool = False,
+        nonce: str = "",
+    ) -> None:
+        given = {"signal": signal, "timeout": timeout, "force_stop": "true" if force_stop else None}
+        params = {name: value for name, value in given.items() if value}
+        await self._call("POST", self._machine(app, machine_id, "restart"), None, params=params, nonce=nonce)
 
     async def destroy(self, app: str, machine_id: str, *, force: bool = False, nonce: str = "") -> None:
         params = {"force": "true" if force else "false"}

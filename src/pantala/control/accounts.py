@@ -164,7 +164,7 @@ class Accounts:
 
         await self._context.db.write(insert)
         expires_at = rfc3339_ms(expires_at_ms)
-        return CreateTokenResponse(token=token, expires_at=expires_at)
+        return CreateTokenResponse(token=token, expires_at=expires_at, id=token_id)
 
 
 def org_ref(slug: str, name: str, org_id: int) -> OrgRef:

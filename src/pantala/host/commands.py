@@ -18,7 +18,7 @@ from pantala.host.join import ask, decode_token, own_address
 from pantala.host.outside import resolvers
 from pantala.host.place import Place
 from pantala.host.record import ROOT, RUN, HostRecord, load_record, save_record
-from pantala.host.settings import Tuning, read_buckets
+from pantala.host.settings import Tuning, promised, read_buckets
 from pantala.host.stop import stop_processes, sweep_machines
 from pantala.host.supervisor import is_supervisor, read_status, replace_running, save_processes
 
@@ -35,6 +35,14 @@ cgroup_option = click.option("--cgroup", default="", envvar="PANTALA_HOST_CGROUP
 buckets_option = click.option(
     "--buckets", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
     help="JSON: the S3-compatible store that deploys put statics into and edges read them from.",
+)  # fmt: skip
+cpus_option = click.option(
+    "--cpus", type=click.IntRange(min=1), metavar="N",
+    help="CPUs that a host may promise to machines; default those it has. A shared CPU is a sixteenth of one.",
+)  # fmt: skip
+memory_option = click.option(
+    "--memory", "memory_mib", type=click.IntRange(min=256), metavar="MIB",
+    help="Memory that a host may promise to machines; default nine tenths of its own.",
 )  # fmt: skip
 systemd_option = click.option(
     "--systemd/--no-systemd", "use_systemd", default=None, help="Run as systemd units; default where systemd runs."
@@ -56,6 +64,8 @@ systemd_option = click.option(
               metavar="PATH", help="File with that account's HMAC key, as it gave it.")  # fmt: skip
 @click.option("--pool-v4", multiple=True, metavar="PREFIX", help="Routed to all edges: IPv4 addresses of single apps.")
 @click.option("--pool-v6", multiple=True, metavar="PREFIX", help="The same by IPv6.")
+@cpus_option
+@memory_option
 @buckets_option
 @systemd_option
 @root_option
@@ -77,6 +87,8 @@ def init(
     acme_eab_key: str | None,
     pool_v4: tuple[str, ...],
     pool_v6: tuple[str, ...],
+    cpus: int | None,
+    memory_mib: int | None,
     buckets: Path | None,
     use_systemd: bool | None,
     root: Path,
@@ -101,6 +113,7 @@ def init(
         org=org,
         systemd=supervised,
         proxy=read_buckets(buckets),
+        agent=promised(cpus, memory_mib),
         server={
             "acme_directory": acme_directory,
             "acme_email": acme_email or email,
@@ -129,6 +142,8 @@ def init(
 @click.option("--address", default="", metavar="IP", help="Where other hosts reach it; default the way to the API.")
 @click.option("--zone", default="", metavar="NAME", help="What fails together, such as a data centre.")
 @click.option("--edge/--no-edge", default=True, show_default=True, help="Take public traffic.")
+@cpus_option
+@memory_option
 @buckets_option
 @systemd_option
 @root_option
@@ -142,6 +157,8 @@ def join(
     address: str,
     zone: str,
     edge: bool,
+    cpus: int | None,
+    memory_mib: int | None,
     buckets: Path | None,
     use_systemd: bool | None,
     root: Path,
@@ -164,7 +181,7 @@ def join(
     )
     joined = ask(text, join_request(place, region=region, zone=zone, edge=edge, token=token.strip()))
     keep(place, joined)
-    tuning = Tuning(resolvers=resolvers(loopback=True), proxy=store)
+    tuning = Tuning(resolvers=resolvers(loopback=True), proxy=store, agent=promised(cpus, memory_mib))
     record = HostRecord(root=str(root), place=place, tuning=tuning, systemd=supervised)
     save_record(record)
     if as_json:

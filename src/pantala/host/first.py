@@ -31,9 +31,10 @@ def set_up(
     systemd: bool,
     server: dict[str, Any] | None = None,
     proxy: dict[str, Any] | None = None,
+    agent: dict[str, Any] | None = None,
 ) -> tuple[HostRecord, Bootstrapped]:
     """The control plane's database and keys, and this host admitted to it; nothing is started.
-    `server` and `proxy`: fields of their settings that the operator chose."""
+    `server`, `proxy` and `agent`: fields of their settings that the operator chose."""
     platform = Platform(
         state=str(root / "control"),
         registry_state=str(root / "registry"),
@@ -51,7 +52,7 @@ def set_up(
         pools=AddressPools(shared_v4=[place.address]),
     )
     builds = Builds(netns=BUILDS_NETNS, open=[platform.api, platform.registry], closed=platform.closed_addresses)
-    tuning = Tuning(resolvers=resolvers(loopback=True), server=server or {}, proxy=proxy or {})
+    tuning = Tuning(resolvers=resolvers(loopback=True), server=server or {}, proxy=proxy or {}, agent=agent or {})
     first = FirstHost(
         platform=platform,
         builds=builds,

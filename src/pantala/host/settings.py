@@ -129,6 +129,11 @@ def read_buckets(path: Path | None) -> dict[str, Any]:
     return {"buckets": msgspec.to_builtins(found)}
 
 
+def promised(cpus: int | None, memory_mib: int | None) -> dict[str, int]:
+    """Fields of the agent's settings that say what its machines may be promised; what the host has where none is said."""
+    return {name: value for name, value in (("cpus", cpus), ("memory_mib", memory_mib)) if value is not None}
+
+
 def changed(settings: S, fields: dict[str, Any]) -> S:
     """With these fields instead. Raises InvalidRequest for one that is not there or of another type."""
     known = type(settings).__struct_fields__

@@ -96,8 +96,11 @@ class CreateTokenRequest(_Body, frozen=True, kw_only=True):
 
 
 class CreateTokenResponse(_Whole, frozen=True, kw_only=True):
+    """`id` is what `tokens revoke` takes."""
+
     token: str
     expires_at: str
+    id: str = ""
 
 
 class TokenInfo(_Whole, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pantala.cli.context import load_config
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pantala.client.api import ApiClient
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def apps() -> None:
     """Create, list and destroy apps."""
 

@@ -8,12 +8,13 @@ import click
 import msgspec
 
 from pantala.cli.context import Config, forget_config, load_config, save_config, token
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, json_option, run
 from pantala.errors import InvalidRequest
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def auth() -> None:
     """Log in, log out, show who you are."""
 
@@ -75,7 +76,7 @@ def _show_user(config: Config | None, *, as_json: bool = False) -> None:
     run(main)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def tokens() -> None:
     """Make tokens for programs, list and revoke them."""
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, say
 from pantala.cli.session import config_option, json_option
 from pantala.errors import InvalidRequest
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def config() -> None:
     """Check and show fly.toml."""
 

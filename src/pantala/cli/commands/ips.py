@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, json_option, resolve_app, run
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 region_option = click.option("-r", "--region", metavar="CODE", help="Accepted for compatibility: addresses are global.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def ips() -> None:
     """List, allocate and release an app's addresses."""
 

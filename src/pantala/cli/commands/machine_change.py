@@ -7,6 +7,7 @@ import time
 import click
 
 from pantala.cli.commands.machine_parts import WAIT_S, named
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, json_option, pairs, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest, NotFound
@@ -219,7 +220,7 @@ def versions(*, machine_id: str, app_name: str | None, config_path: str | None, 
 # -- leases ------------------------------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def leases() -> None:
     """See who holds machines, and end a claim."""
 

@@ -173,7 +173,7 @@ def _event_note(event: Event) -> str:
     if request.exit_event is None:
         return request.reason or ""
     ended = request.exit_event
-    note = f"exit code {ended.exit_code}" + (", out of memory" if ended.oom_killed else "")
+    reason = request.reason or f"exited with code {ended.exit_code}"
+    note = reason + (", out of memory" if ended.oom_killed else "")
     note += ", stop was asked for" if ended.requested_stop else ""
-    note += f", restart {request.restart_count}" if request.restart_count else ""
-    return note + (f": {request.reason}" if request.reason else "")
+    return note + (f"; restart {request.restart_count}" if ended.restarting and request.restart_count else "")

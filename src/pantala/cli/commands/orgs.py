@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pantala.cli.commands.apps import default_org
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, confirm, json_option, run, yes_option
 
@@ -17,7 +18,7 @@ org_option = click.option("-o", "--org", metavar="SLUG", help="The org (else tha
 slugs_argument = click.argument("slugs", nargs=-1, required=True, metavar="SLUG...")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def orgs() -> None:
     """List orgs, and whose replays reach their apps."""
 
@@ -38,7 +39,7 @@ def list_orgs(*, as_json: bool) -> None:
     run(main)
 
 
-@orgs.group("replay-sources")
+@orgs.group("replay-sources", cls=CommandGroup)
 def replay_sources() -> None:
     """Other orgs whose apps may replay requests to this one's."""
 
@@ -87,7 +88,7 @@ def remove(slugs: tuple[str, ...], org: str | None, *, yes: bool, as_json: bool)
         emit_json(rules.sources)
 
 
-@orgs.group("cross-network-replays")
+@orgs.group("cross-network-replays", cls=CommandGroup)
 def cross_network_replays() -> None:
     """Replays between this org's private networks."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit_json, emit_table
 from pantala.cli.session import api, json_option, run
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def platform() -> None:
     """Regions of this platform, and sizes of machines."""
 

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from pantala.cli.commands.scale import carry_out, known_regions
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit_json, emit_table
 from pantala.cli.session import api, app_options, json_option, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest
@@ -21,7 +22,7 @@ codes_argument = click.argument("codes", nargs=-1, required=True, metavar="CODE.
 group_option = click.option("--group", metavar="GROUP", help="Only this process group; default all.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def regions() -> None:
     """Add, remove and list the regions that an app runs in."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, interruptible, json_option, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest, PantalaError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pantala.planner.scale import ScalePlan
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def scale() -> None:
     """Change how many machines an app has, and their size."""
 

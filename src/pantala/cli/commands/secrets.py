@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit_json, emit_table, say
 from pantala.cli.session import api, app_options, confirm, interruptible, json_option, resolve_app, run, yes_option
 from pantala.errors import InvalidRequest
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def secrets() -> None:
     """Set, list and unset an app's secrets."""
 
@@ -117,7 +118,7 @@ def _pair(text: str) -> tuple[str, str]:
 # -- keys --------------------------------------------------------------------------------------------------------
 
 
-@secrets.group(name="keys")
+@secrets.group(name="keys", cls=CommandGroup)
 def keys() -> None:
     """Keys that encrypt and sign for an app through the API and are never shown."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pantala.cli.groups import CommandGroup
 from pantala.cli.login import Target, login, target_options
 from pantala.cli.output import emit, emit_json, say
 from pantala.cli.session import json_option, run
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 recursive_option = click.option("-R", "--recursive", is_flag=True, help="With all that is in it.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def sftp() -> None:
     """Copy files from and to a machine."""
 

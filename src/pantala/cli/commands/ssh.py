@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from pantala.cli.commands.sftp import sftp
+from pantala.cli.groups import CommandGroup
 from pantala.cli.login import Target, certified, login, target_options
 from pantala.cli.output import emit_json, say
 from pantala.cli.session import api, app_options, json_option, resolve_app, run
 from pantala.errors import Conflict
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def ssh() -> None:
     """Log in to machines, copy files, get certificates."""
 
