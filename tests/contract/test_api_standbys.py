@@ -78,7 +78,7 @@ async def test_a_standby_is_stopped_until_the_watched_machine_s_host_is_lost(web
     elsewhere = {name: state for name, state in states(web, watched).items() if name != "node-1"}
     assert list(elsewhere.values()) == ["stopped"], "what it replaces is placed anew without being started"
     starts = [call for call in web.agents["node-2"].calls if isinstance(call, wire.StartMachine)]
-    assert len(starts) == 1
+    assert [start.stands_for for start in starts] == [watched]
 
 
 async def test_what_nobody_stands_by_for_starts_elsewhere(web: TestPlatform) -> None:

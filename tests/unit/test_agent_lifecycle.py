@@ -14,7 +14,7 @@ from pantala.agent.wakes import Wakes
 from pantala.domain.machine import State
 from pantala.journal import Desired, Journal
 from pantala.kit.sealing import seal
-from pantala.testing.agent import APP, IMAGE, NodeFailure, RunningAgent, World, config, service
+from pantala.testing.agent import APP, FAST, IMAGE, NodeFailure, RunningAgent, World, config, service
 from pantala.testing.driver import Behaviour
 from pantala.testing.killing import KillingJournal
 from pantala.testing.poll import until
@@ -597,3 +597,26 @@ async def test_what_belongs_to_nobody_is_removed(world: World) -> None:
         assert world.driver.machines == {}
         assert world.network.plans == {}
         assert world.rows.rows == {}
+
+
+async def test_a_standby_says_for_whom_it_was_started_and_that_nobody_asked(world: World) -> None:
+    async with world.agent() as agent:
+        await agent.create(config=config(services=[], standbys=["11111111111111"]), skip_launch=True)
+        await agent.wait("settled")
+        await agent.do(node.StartMachine, stands_for="11111111111111")
+        await agent.wait("started")
+        told = [(e.type, e.status, e.source, e.request.reason if e.request else "") for e in (await agent.get()).events]
+        assert ("standby", "takes over", "flyd", "the host of 11111111111111 is lost") in told
+        assert ("start", "starting", "flyd") in [line[:3] for line in told]
+
+
+async def test_a_restart_of_the_policy_is_nobody_else_s_wish_and_says_when(tmp_path: Path) -> None:
+    world = World(tmp_path, pace=msgspec.structs.replace(FAST, restart_scale=1000.0))
+    async with world.agent() as agent:
+        await agent.create()
+        await agent.wait("started")
+        world.driver.crash(ID, exit_code=3)
+        progress = (await agent.until(lambda m: m.state == "restarting" and m.progress is not None)).progress
+        assert progress is not None
+        assert progress.asked_by == "flyd"
+        assert progress.waits_for.startswith("exited with code 3; it is started again at 2")

@@ -14,6 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from pantala.agent import health, leases
+from pantala.agent.events import event
 from pantala.agent.host import Host
 from pantala.agent.keeper import Outcome
 from pantala.agent.queries import Queries
@@ -200,11 +201,19 @@ class NodeApi:
             leases.check(record, request.nonce, self._now_ms())
             self._host.check_room(guests.resolve(record.latest.config), without=record.id)
 
+        wanted = Desired(goal="started")
+        events: tuple[Event, ...] = ()
+        if request.stands_for:
+            wanted = replace(wanted, source="flyd")
+            why = f"the host of {request.stands_for} is lost"
+            events = (event("standby", "takes over", "flyd", self._now_ms(), reason=why),)
         await task.keeper.admit(
             Verb.START,
-            lambda record: replace(record, desired=Desired(goal="started"), restarts_ms=(), restart_at_ms=0),
+            lambda record: replace(record, desired=wanted, restarts_ms=(), restart_at_ms=0),
+            source=wanted.source,
             guard=guard,
             outcome=lambda met, wanted: answer.keep(node.StartResult(previous_state=str(met.state))),
+            events=events,
         )
         return answer.bytes
 

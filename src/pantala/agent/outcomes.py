@@ -60,7 +60,7 @@ def at_rest(record: MachineRecord) -> MachineRecord:
 
 
 def run_ended(record: MachineRecord, reason: str) -> MachineRecord:
-    """A scheduled machine's run is over: its list of runs says how it went. Runs that were skipped meanwhile are newer."""
+    """A scheduled machine's run is over: its list of runs says how it went. Skipped ones may be newer."""
     schedule = record.schedule
     runs = list(schedule.runs) if schedule is not None else []
     at = next((index for index, run in enumerate(runs) if run.outcome == "started"), None)

@@ -63,7 +63,9 @@ class Standbys:
         """One request id for as long as it takes: started once."""
         standby = await self._context.db.read(lambda c: moves.get_placement(c, takeover.standby_id))
         call = StartMachine(
-            request_id=f"standby-{takeover.standby_id}-{takeover.since_ms}", machine_id=takeover.standby_id
+            request_id=f"standby-{takeover.standby_id}-{takeover.since_ms}",
+            machine_id=takeover.standby_id,
+            stands_for=takeover.watched_id,
         )
         try:
             if not standby.tombstone:

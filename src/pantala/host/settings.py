@@ -130,7 +130,7 @@ def read_buckets(path: Path | None) -> dict[str, Any]:
 
 
 def promised(cpus: int | None, memory_mib: int | None) -> dict[str, int]:
-    """Fields of the agent's settings that say what its machines may be promised; what the host has where none is said."""
+    """Fields of the agent's settings that say what its machines may be promised; else what the host has."""
     return {name: value for name, value in (("cpus", cpus), ("memory_mib", memory_mib)) if value is not None}
 
 

@@ -80,8 +80,11 @@ class UpdateMachine(_Mutation, tag="update", frozen=True, kw_only=True):
 
 
 class StartMachine(_Mutation, tag="start", frozen=True, kw_only=True):
+    """`stands_for`: the machine whose host is lost, for which this standby takes over; nobody asked for that."""
+
     machine_id: str
     nonce: str = ""
+    stands_for: str = ""
 
 
 class StopMachine(_Mutation, tag="stop", frozen=True, kw_only=True):
