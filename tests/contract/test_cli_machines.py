@@ -47,7 +47,7 @@ async def test_suspend_wait_signal(cli: Cli, made: FakeMachine) -> None:
 
 async def test_update_adds_and_keeps_the_rest(cli: Cli, made: FakeMachine) -> None:
     first = made.instance_id
-    await cli.ok("m", "update", made.id, "-e", "B=2", "-m", "role=web", "--vm-memory", "512", "--yes", "-a", "shop")
+    await cli.ok("m", "update", made.id, "-e", "B=2", "-m", "role=web", "--vm-memory", "512mb", "--yes", "-a", "shop")
     assert made.config.env == {"A": "1", "B": "2"}
     assert made.config.metadata == {"role": "web"}
     assert made.config.guest is not None

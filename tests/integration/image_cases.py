@@ -107,6 +107,16 @@ case(
     fails='the command "/bin/sh" was not found: there is no file /bin/sh',
 )
 shows("busybox", script="echo $0; echo hello from $(busybox whoami)", says=["/bin/sh", "hello from root"])
+for _to in ("usr/bin", "/usr/bin"):
+    case(
+        f"bin is a link to {_to}, with more in a later layer",
+        lambda to=_to: i.image(
+            i.tar(folder("usr"), folder("usr/bin"), program("usr/bin/busybox", i.busybox()), link("bin", to)),
+            i.tar(folder("usr"), folder("usr/bin"), link("usr/bin/sh", "/bin/busybox")),
+            run={"Cmd": ["/bin/sh", "-c", "busybox readlink /bin; busybox ls /bin"]},
+        ),
+        says=[_to, "busybox", "sh"],
+    )
 case("no layers", lambda: i.image(run={"Cmd": ["/x"]}), refused="has no layers", lies=True)
 shows("an empty layer", EMPTY, script="echo works", says=["works"])
 shows("the same layer three times", NOTE, EMPTY, NOTE, EMPTY, NOTE, script="cat /note", says=["here"])

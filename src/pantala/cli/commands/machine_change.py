@@ -6,6 +6,7 @@ import time
 
 import click
 
+from pantala.cli.commands.machine_options import Size
 from pantala.cli.commands.machine_parts import WAIT_S, named
 from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, emit_table, say
@@ -22,10 +23,10 @@ STATES = ("created", "started", "stopped", "suspended", "destroyed", "failed", "
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Added to what it has.")
 @click.option("-m", "--metadata", multiple=True, metavar="NAME=VALUE", help="Added to what it has.")
 @click.option("-C", "--command", metavar="COMMAND", help="What it runs instead of the image's command.")
-@click.option("--vm-memory", type=int, metavar="MIB")
-@click.option("--vm-cpus", type=int, metavar="N")
+@click.option("--vm-memory", "--memory", type=Size(), metavar="SIZE", help="512, 512mb, 1gb.")
+@click.option("--vm-cpus", "--cpus", type=int, metavar="N")
 @click.option("--vm-size", metavar="SIZE", help="A preset such as shared-cpu-2x.")
-@click.option("--restart", type=click.Choice(["no", "always", "on-fail"]), default=None)
+@click.option("--restart", type=click.Choice(["no", "always", "on-failure", "on-fail"]), default=None)
 @click.option("--schedule", metavar="WHEN", help="hourly, daily, weekly, monthly, cron fields; '' for none any more.")
 @click.option("--skip-start", is_flag=True, help="Leave it stopped.")
 @yes_option
