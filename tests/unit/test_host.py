@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from pantala.agent.settings import AgentSettings
 from pantala.box.places import tuned
 from pantala.errors import InvalidRequest
 from pantala.host import bus, systemd
 from pantala.host.builds import Builds
 from pantala.host.join import decode_token
 from pantala.host.place import Place
-from pantala.host.settings import Tuning, changed
+from pantala.host.settings import Tuning, changed, promised
 from pantala.host.supervisor import Process
 from pantala.wire.feed import MeshSettings
 from pantala.wire.hosts import BusAccess, Joined, TokenText
@@ -131,6 +132,13 @@ def test_a_field_that_is_not_there_or_of_another_type_is_refused(fields: dict[st
     with pytest.raises(InvalidRequest, match="--settings"):
         changed(mesh, fields)
     assert changed(mesh, {"ping_interval_ms": 9}) == msgspec.structs.replace(mesh, ping_interval_ms=9)
+
+
+def test_what_a_host_promises_is_the_operator_s_word_else_what_it_has() -> None:
+    said = promised(16, 65_536)
+    assert said == {"cpus": 16, "memory_mib": 65_536}
+    assert promised(None, None) == {}
+    assert said.keys() <= set(AgentSettings.__struct_fields__)
 
 
 # -- builds ----------------------------------------------------------------------------------------------------------
