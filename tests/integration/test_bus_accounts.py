@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -170,11 +171,12 @@ async def test_a_node_cannot_listen_to_the_calls_and_answers_of_another(hub: Hub
 async def test_whoever_is_not_the_operators_is_refused(hub: Hub, tmp_path: Path) -> None:
     url = f"nats://127.0.0.1:{hub.port}"
     stranger = BusAccounts(tmp_path / "other", SystemClock())
-    for access in (
+    ways: list[dict[str, Any]] = [
         {"credentials": hub.credentials("iad-1", issuer=stranger)},
         {"user": "pantala", "password": "x"},
         {},
-    ):
+    ]
+    for access in ways:
         with pytest.raises(TimeoutError):
             async with connect(url, wait_s=1, **access):
                 pass

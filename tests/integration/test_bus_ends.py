@@ -1,4 +1,4 @@
-"""A bus that ends leaves no task behind, whatever its server was doing at that moment."""
+"""A bus that ends leaves no task behind, whatever its server was doing; who wants no echo hears none."""
 
 from __future__ import annotations
 
@@ -66,3 +66,22 @@ async def test_nothing_is_left_of_a_bus_that_ends_while_it_connects_again(
             await anyio.sleep(0.1)
     left = [task for task in asyncio.all_tasks() - before if not task.done()]
     assert left == []
+
+
+async def test_an_owner_without_echo_hears_others_and_not_itself(server: tuple[str, Callable[[], None]]) -> None:
+    url, _ = server
+    heard: list[bytes] = []
+
+    async def hear(subject: str, payload: bytes) -> None:
+        del subject
+        heard.append(payload)
+
+    async with connect(url, wait_s=WITHIN_S, echo=False) as own, connect(url, wait_s=WITHIN_S) as other:
+        await own.serve("beats", hear)
+        await own.publish("beats", b"of its own")
+        await own.serve("others", hear)  # returns once the server has taken what came before
+        await other.publish("beats", b"of another")
+        with anyio.fail_after(WITHIN_S):
+            while not heard:
+                await anyio.sleep(0.01)
+        assert heard == [b"of another"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pantala.errors import InvalidRequest
 from pantala.kit import ids, request_ids
+from pantala.kit.clock import until_tick
 from pantala.kit.sealing import Opener, Signer, seal, verify
 from pantala.kit.secret import Secret
 from pantala.kit.units import format_go_duration, parse_go_duration
@@ -19,6 +20,15 @@ from pantala.testing.bus import matches
 )
 def test_go_durations(text: str, seconds: float) -> None:
     assert parse_go_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("at_s", "every_s", "left_s"),
+    [(0, 1, 1), (0.25, 1, 0.75), (7.5, 5, 2.5), (0.9999, 1, 1.0001), (2.0, 1, 1), (0.015, 0.02, 0.005)],
+    ids=["at the start", "in between", "longer", "woken a little early", "woken in time", "short"],
+)
+def test_tasks_that_tick_alike_wake_together(at_s: float, every_s: float, left_s: float) -> None:
+    assert until_tick(at_s, every_s) == pytest.approx(left_s)
 
 
 @pytest.mark.parametrize("text", ["", "10", "s", "10 s", "-5s", "1m x"])

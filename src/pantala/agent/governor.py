@@ -86,7 +86,11 @@ class Governor:
         self._load()
         try:
             while True:
-                await self._clock.sleep(self.look())
+                pause_s = self.look()
+                if pause_s < SEEN_WITHIN_S:
+                    await self._clock.sleep(pause_s)
+                else:
+                    await self._clock.tick(SEEN_WITHIN_S)
                 if self._unsaved and self._now_us() - self._saved_at_us >= SAVE_EVERY_S * 1e6:
                     await anyio.to_thread.run_sync(self._write, self._encoded())
         finally:

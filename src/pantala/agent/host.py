@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import anyio
 import msgspec
@@ -66,6 +66,9 @@ class Host:
         self.context = context
         self.capacity = capacity
         self.machines: dict[str, MachineTask] = {}
+        self.revision = 0
+        """Another one after each change of a record (`agent/subset.py`)."""
+        self._used: tuple[int, dict[str, guests.Size]] = (-1, {})
         self._tasks = tasks
         self._proxy = proxy
         self._pool4 = pool4
@@ -85,6 +88,7 @@ class Host:
         for record in await self.context.journal.live():
             newest = await self.context.journal.events(record.id, 1)
             self.machines[record.id] = self._task(record, newest[0].id if newest else "")
+        self._written()
         await self._fence_known()
         running = sum(task.record.state is State.STARTED for task in self.machines.values())
         for task in self.machines.values():
@@ -130,11 +134,16 @@ class Host:
 
     def _task(self, record: MachineRecord, last_event_id: str) -> MachineTask:
         keeper = Keeper(self.context, record, last_event_id)
+        keeper.written = self._written
         return MachineTask(self.context, keeper, self._proxy, self._tasks, self.callers)
+
+    def _written(self) -> None:
+        self.revision += 1
 
     async def _run(self, task: MachineTask) -> None:
         await task.run()
         self.machines.pop(task.record.id, None)
+        self._written()
         await self.tidy_rows()
 
     async def tidy_rows(self) -> None:
@@ -192,6 +201,7 @@ class Host:
             )
             task = self._task(record, launched.id)
             self.machines[record.id] = task
+            self._written()
         await task.keeper.publish()
         self._service_keys |= {row.key for row in task.keeper.rows() if row.key.startswith("svc/")}
         self._tasks.start_soon(self._run, task)
@@ -319,15 +329,18 @@ class Host:
 
     def used(self, *, without: str = "") -> tuple[float, int]:
         """CPUs and MiB that started machines, those about to start and suspended ones are promised."""
-        cpus, memory_mib = 0.0, 0
+        if self._used[0] != self.revision:
+            self._used = (
+                self.revision,
+                {task.record.id: guests.resolve(task.record.version.config) for task in self._holding()},
+            )
+        sizes = [size for machine_id, size in self._used[1].items() if machine_id != without]
+        return sum(size.cpu_share for size in sizes), sum(size.memory_mb for size in sizes)
+
+    def _holding(self) -> Iterator[MachineTask]:
         for task in self.machines.values():
-            record = task.record
-            if record.id == without or (record.state not in _HOLDS_ROOM and record.desired.goal != "started"):
-                continue
-            size = guests.resolve(record.version.config)
-            cpus += size.cpu_share
-            memory_mib += size.memory_mb
-        return cpus, memory_mib
+            if task.record.state in _HOLDS_ROOM or task.record.desired.goal == "started":
+                yield task
 
     def check_isolation(self, size: guests.Size) -> None:
         """A machine is never kept apart by less than it asks for."""

@@ -13,6 +13,7 @@ from pantala.agent import holds, leases, view
 from pantala.agent.feed import Feed
 from pantala.agent.host import Host
 from pantala.agent.machine import MachineTask
+from pantala.agent.subset import Subset
 from pantala.domain import validate
 from pantala.domain.machine import State, Verb
 from pantala.domain.process import process_group
@@ -43,10 +44,11 @@ class Idle:
         self._mode: Literal["all_idle", "one_per_pass"] = mode
         self._pass_every_s = pass_every_s
         self._sleeping: set[str] = set()
+        self._started = Subset(host, lambda record: record.state is State.STARTED)
 
     async def run(self, tasks: TaskGroup) -> None:
         while True:
-            await self._host.context.clock.sleep(self._pass_every_s)
+            await self._host.context.clock.tick(self._pass_every_s)
             for choice in self.choose():
                 if choice.machine not in self._sleeping:
                     self._sleeping.add(choice.machine)
@@ -55,7 +57,7 @@ class Idle:
     def choose(self) -> list[autostop.Candidate]:
         """Which machines may sleep now. None while no proxy says what it serves."""
         groups: defaultdict[tuple[str, str], list[tuple[MachineTask, autostop.Candidate]]] = defaultdict(list)
-        for task in self._host.machines.values():
+        for task in self._started.tasks():
             if (candidate := self._awake(task)) is not None:
                 groups[task.record.app.name, _group(task.record)].append((task, candidate))
         chosen: list[autostop.Candidate] = []

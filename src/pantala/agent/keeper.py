@@ -39,6 +39,7 @@ class Keeper:
         self.turn = anyio.Lock()
         self._context = context
         self.accepted: Callable[[Verb], None] = lambda verb: None
+        self.written: Callable[[], None] = lambda: None
         self._changed = anyio.Event()
 
     def now_ms(self) -> int:
@@ -94,6 +95,7 @@ class Keeper:
             )
         )
         self.record = record
+        self.written()
         if events:
             self.last_event_id = events[-1].id
         if before != record.state:

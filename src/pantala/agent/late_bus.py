@@ -54,6 +54,7 @@ class LateBus:
                     inbox=settings.inbox,
                     name=name,
                     wait_s=CONNECT_WAIT_S,
+                    echo=False,
                 ) as bus:
                     await self.use(bus)
                     await anyio.sleep_forever()

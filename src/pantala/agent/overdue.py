@@ -12,6 +12,7 @@ import structlog
 from pantala.agent.events import event
 from pantala.agent.host import Host
 from pantala.agent.machine import MachineTask
+from pantala.agent.subset import Subset
 from pantala.domain import signals
 from pantala.domain.machine import State
 from pantala.errors import PantalaError
@@ -35,16 +36,16 @@ class Overdue:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._told: dict[str, int] = {}
+        self._on_their_way = Subset(host, lambda record: record.state in _THEN)
 
     async def run(self) -> None:
         while True:
-            await self._host.context.clock.sleep(LOOK_EVERY_S)
+            await self._host.context.clock.tick(LOOK_EVERY_S)
             await self.look()
 
     async def look(self) -> None:
-        tasks = list(self._host.machines.values())
         self._told = {key: since for key, since in self._told.items() if key in self._host.machines}
-        for task in tasks:
+        for task in self._on_their_way.tasks():
             record = task.record
             may_last_s = may_last(record)
             late = may_last_s and record.state_since_ms and self._now_ms() - record.state_since_ms > may_last_s * 1000

@@ -6,7 +6,7 @@ Cancelling `run` leaves every machine running: nothing of theirs lives in this p
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -36,6 +36,7 @@ from pantala.agent.schedules import Schedules
 from pantala.agent.settings import AgentSettings
 from pantala.agent.ssh import SshDoors
 from pantala.agent.streams import Streams
+from pantala.agent.subset import Subset
 from pantala.agent.wakes import Wakes
 from pantala.catalogue import Publisher, Replica, Trust, View
 from pantala.catalogue.store import CatalogueStore
@@ -187,7 +188,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         ]
 
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
-    governor = Governor(driver, clock, subjects=lambda: _subjects(host), file=settings.run_dir / "cpu-balances.json")
+    governor = Governor(driver, clock, subjects=_subjects(host), file=settings.run_dir / "cpu-balances.json")
     queries = Queries(
         host,
         read_logs=read_logs,
@@ -247,14 +248,16 @@ async def _greet(bus: LateBus, publisher: Publisher, replica: Replica) -> None:
     replica.hurry()
 
 
-def _subjects(host: Host) -> Iterator[Subject]:
+def _subjects(host: Host) -> Callable[[], Iterator[Subject]]:
     """Machines whose processes are there and have been started."""
-    for task in host.machines.values():
-        record = task.keeper.record
-        if record.runtime == "running":
-            yield Subject(
-                record.id, record.runtime_instance, record.version.config, record.state is not State.SUSPENDED
-            )
+    running = Subset(host, lambda record: record.runtime == "running")
+
+    def subjects() -> Iterator[Subject]:
+        for record in (task.record for task in running.tasks()):
+            is_awake = record.state is not State.SUSPENDED
+            yield Subject(record.id, record.runtime_instance, record.version.config, is_awake)
+
+    return subjects
 
 
 def _capacity(settings: AgentSettings) -> Capacity:
@@ -309,7 +312,7 @@ async def _keep_node_row(
 ) -> None:
     """What is free changes with the machines; placement may learn it a little later."""
     while True:
-        await host.context.clock.sleep(5.0)
+        await host.context.clock.tick(5.0)
         said = _node_row(settings, queries.node(), verify_key, said=said)
         try:
             await _announce(host, said)

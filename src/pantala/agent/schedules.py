@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from pantala.agent.events import event
 from pantala.agent.host import Host
 from pantala.agent.machine import MachineTask
+from pantala.agent.subset import Subset
 from pantala.domain import guests, schedule
 from pantala.domain.machine import State, Verb
 from pantala.errors import CapacityError, Conflict, PantalaError
@@ -39,21 +40,21 @@ class Schedules:
     def __init__(self, host: Host, *, catch_up_s: float) -> None:
         self._host = host
         self._catch_up_ms = int(catch_up_s * 1000)
+        self._scheduled = Subset(host, _has_schedule)
 
     async def run(self) -> None:
         while True:
             await self.look()
-            await self._host.context.clock.sleep(LOOK_EVERY_S)
+            await self._host.context.clock.tick(LOOK_EVERY_S)
 
     async def look(self) -> None:
-        for task in list(self._host.machines.values()):
-            record = task.record
-            if not (record.version.config.schedule or record.schedule) or record.hidden or record.desired.ends:
+        for task in self._scheduled.tasks():
+            if not _has_schedule(task.record):  # it changed while another one was looked at
                 continue
             try:
                 await self._look_at(task)
             except PantalaError as error:
-                log.warning("schedule not kept; looked at again", machine=record.id, error=error.message)
+                log.warning("schedule not kept; looked at again", machine=task.record.id, error=error.message)
 
     async def _look_at(self, task: MachineTask) -> None:
         record, now_ms = task.record, unix_ms(self._host.context.clock.now())
@@ -123,6 +124,10 @@ class Schedules:
             )
 
         await task.keeper.admit(Verb.START, want, source="flyd", guard=guard, events=_told(begun, now_ms))
+
+
+def _has_schedule(record: MachineRecord) -> bool:
+    return bool(record.version.config.schedule or record.schedule) and not record.hidden and not record.desired.ends
 
 
 def _after(known: ScheduleRecord, runs: list[RunRecord], now_ms: int) -> ScheduleRecord:

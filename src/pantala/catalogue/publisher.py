@@ -144,7 +144,7 @@ class Publisher:
             if self._outrun_by:
                 await self._start_over()
             await self.beat()
-            await self._clock.sleep(self._beat_s)
+            await self._clock.tick(self._beat_s)
 
     async def beat(self) -> None:
         if not self.silent:

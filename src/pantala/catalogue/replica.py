@@ -230,7 +230,7 @@ class Replica:
     async def _gossip(self) -> None:
         """An owner that is away cannot beat: without this, who missed its last words would never know."""
         while True:
-            await self._clock.sleep(self._gossip_s)
+            await self._clock.tick(self._gossip_s)
             answer = await self._holders.exchange()
             if answer is not None:
                 self._compare(answer)

@@ -91,11 +91,13 @@ async def connect(
     inbox: str = "",
     name: str = "",
     wait_s: float = 30.0,
+    echo: bool = True,
 ) -> AsyncGenerator[NatsBus]:
     """A connected bus; waits up to `wait_s` for the server at first, reconnects for ever afterwards.
 
     `credentials`: a NATS credentials file instead of user and password, read again at each connection, so that a
-    renewed one is used. `inbox`: answers are heard on `_INBOX.<inbox>.>` only.
+    renewed one is used. `inbox`: answers are heard on `_INBOX.<inbox>.>` only. Without `echo` nothing comes back that
+    was said over this connection itself: an owner does not read its own beats.
     """
 
     async def failed(error: Exception) -> None:
@@ -119,6 +121,7 @@ async def connect(
                     signature_cb=signature if credentials else None,
                     inbox_prefix=f"_INBOX.{inbox}" if inbox else "_INBOX",
                     name=name,
+                    no_echo=not echo,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
                     ping_interval=5,

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import anyio
 
+EARLY_MAX = 0.05
+
 
 class Clock(Protocol):
     def now(self) -> datetime:
@@ -20,8 +22,16 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float) -> None: ...
 
+    async def tick(self, every_s: float) -> None:
+        """Sleep until the next multiple of `every_s` on this clock. Tasks of one process that look at something about
+        that often all look when one of them does: what an idle process costs is how often it is woken."""
+        ...
+
 
 class SystemClock:
+    def __init__(self) -> None:
+        self._origin = time.monotonic()  # processes that share a machine do not wake all at once
+
     def now(self) -> datetime:
         return datetime.now(UTC)
 
@@ -30,6 +40,15 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+    async def tick(self, every_s: float) -> None:
+        await anyio.sleep(until_tick(self.monotonic() - self._origin, every_s))
+
+
+def until_tick(at_s: float, every_s: float) -> float:
+    """A timer may end a little early: that tick is over then."""
+    left_s = every_s - at_s % every_s
+    return left_s if left_s > every_s * EARLY_MAX else left_s + every_s
 
 
 def unix_ms(moment: datetime) -> int:

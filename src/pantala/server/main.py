@@ -58,6 +58,7 @@ async def serve(settings: ServerSettings, join: Callable[..., AbstractAsyncConte
             credentials=where.credentials,
             inbox=where.inbox,
             name=settings.id,
+            echo=False,
         ) as bus:
             context = make_context(
                 db=db, bus=bus, clock=clock, key=key, settings=read_settings.control_settings(settings)

@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import anyio
 
+from pantala.kit.clock import until_tick
+
 
 class ManualClock:
     """`advance` wakes every sleeper whose time has come, in order."""
@@ -28,6 +30,9 @@ class ManualClock:
         event = anyio.Event()
         self._sleepers.append((self._elapsed_s + seconds, event))
         await event.wait()
+
+    async def tick(self, every_s: float) -> None:
+        await self.sleep(until_tick(self._elapsed_s, every_s))
 
     async def advance(self, seconds: float) -> None:
         target = self._elapsed_s + seconds

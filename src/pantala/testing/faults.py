@@ -38,6 +38,9 @@ class FastClock:
         self._elapsed_s += max(seconds, 0.0)
         await anyio.lowlevel.checkpoint()
 
+    async def tick(self, every_s: float) -> None:
+        await self.sleep(every_s)
+
     def advance(self, seconds: float) -> None:
         self._elapsed_s += seconds
 
