@@ -28,7 +28,9 @@ so its clients work.
   `app_deletions_per_min_max`, `app_deletions_burst`).
 - **Overload**: 64 requests are served at once, besides 1000 that wait for something (`wait`, `exec`, logs, builds), and
   of one host 16 at once with 32 in line for a second; what comes on top gets 429 with `Retry-After` before anything of
-  it is done (`requests_at_once_max`, `waits_at_once_max`).
+  it is done (`requests_at_once_max`, `waits_at_once_max`). The head of a request may take 10 s, then the connection is
+  closed; a body 10 s, then 408 (an upload may pause for 30 s); an answer that is not read for 30 s is dropped. At most
+  128 bodies are on their way at once, and 4096 connections open; then 429.
 - **Durations** are Go's (`"1m30s"`) or nanoseconds in bodies; `timeout` in a query also takes seconds. `exec` counts
   whole seconds.
 - **Leases**: while somebody holds one, changes need its nonce in `fly-machine-lease-nonce`, else 409.

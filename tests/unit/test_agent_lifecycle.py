@@ -12,6 +12,7 @@ import pytest
 
 from pantala.agent.wakes import Wakes
 from pantala.journal import Journal
+from pantala.kit.clock import unix_ms
 from pantala.kit.sealing import seal
 from pantala.testing.agent import APP, FAST, IMAGE, NodeFailure, RunningAgent, World, config, service
 from pantala.testing.driver import Behaviour
@@ -314,6 +315,18 @@ async def test_what_does_not_fit_is_refused_and_nothing_is_done(world: World) ->
         assert (caught.value.error.kind, caught.value.error.http_code) == ("CapacityError", 422)
         with pytest.raises(NodeFailure, match="machine not found"):
             await agent.get("ffffffffffffff")
+
+
+async def test_a_request_that_nobody_waits_for_any_more_makes_nothing(world: World) -> None:
+    async with world.agent() as agent:
+        now_ms = unix_ms(world.clock.now())
+        with pytest.raises(NodeFailure, match="too late") as caught:
+            await agent.create(expires_at_ms=now_ms - 1)
+        assert caught.value.error.kind == "NodeUnreachable"
+        with pytest.raises(NodeFailure, match="machine not found"):
+            await agent.get()
+        await agent.create(expires_at_ms=now_ms + 60_000)
+        await agent.wait("started")
 
 
 async def test_started_and_suspended_machines_hold_room_and_stopped_ones_none(world: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pantala.catalogue import Publisher, Replica, View, frames
 from pantala.catalogue.store import CatalogueStore
-from pantala.kit.clock import SystemClock
+from pantala.kit.clock import SystemClock, unix_ms
 from pantala.kit.rows import Row
 from pantala.kit.sealing import Signer
 from pantala.testing.bus import MemoryBus
@@ -314,3 +314,13 @@ async def test_run_catches_up_by_itself(tmp_path: Path) -> None:
                 await told.wait()
             tasks.cancel_scope.cancel()
         assert set(shown(view)) == {("routes", "app/a")}
+
+
+async def test_a_beat_says_what_its_owners_clock_shows(tmp_path: Path) -> None:
+    bus = MemoryBus()
+    async with reader(tmp_path, bus) as (_, replica), owner(tmp_path, bus, "n1") as first:
+        clock = SystemClock()
+        earliest_ms = unix_ms(clock.now()) - int(clock.monotonic() * 1000)
+        await first.publisher.beat()
+        latest_ms = unix_ms(clock.now()) - int(clock.monotonic() * 1000)
+        assert earliest_ms - 2 <= replica.ahead_ms["n1"] <= latest_ms + 2

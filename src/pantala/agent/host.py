@@ -17,8 +17,9 @@ from pantala.agent.keeper import Keeper, Outcome
 from pantala.agent.machine import MachineTask
 from pantala.domain import guests, validate
 from pantala.domain.machine import TERMINAL, State
-from pantala.errors import CapacityError, Conflict, DriverBusy, NotFound, PantalaError
+from pantala.errors import CapacityError, Conflict, DriverBusy, NodeUnreachable, NotFound, PantalaError
 from pantala.journal import Change, Desired, LeaseRecord, MachineRecord, Version
+from pantala.kit.clock import unix_ms
 from pantala.kit.ids import ulid
 from pantala.kit.rows import Row
 from pantala.kit.sealing import seal
@@ -172,11 +173,12 @@ class Host:
     async def create(self, request: CreateMachine, make_outcome: MakeOutcome) -> MachineRecord:
         """Journal a new machine and give it its task; one that is known already is left as it is, without an outcome.
 
-        Raises InvalidRequest, CapacityError; nothing is then done.
+        Raises InvalidRequest, CapacityError, NodeUnreachable (too late); nothing is then done.
         """
         validate.validate_config(request.config)
         async with self._creating:
             self._check_generation(request)
+            self._check_in_time(request)
             known = await self.context.journal.find(request.machine_id)
             if known is not None and (known.generation >= request.generation or known.state not in TERMINAL):
                 if known.generation < request.generation:
@@ -304,6 +306,12 @@ class Host:
             raise Conflict(f"{self.context.node} belongs to this cluster no more")
         if request.generation < (floor := self._floor(request.machine_id)):
             raise Conflict(f"{request.machine_id} was placed elsewhere since (generation {floor})")
+
+    def _check_in_time(self, request: CreateMachine) -> None:
+        """This process stood still, or the request was long on its way: the machine may be on another host by now."""
+        late_ms = unix_ms(self.context.clock.now()) - request.expires_at_ms
+        if request.expires_at_ms and late_ms > 0:
+            raise NodeUnreachable(f"{self.context.node} got to the request {late_ms / 1000:.1f} s too late")
 
     async def publish(self, machine_id: str, generation: int, outcome: Outcome) -> None:
         """Show a machine that was created hidden."""

@@ -252,7 +252,12 @@ class Publisher:
 
     def _position(self) -> Beat:
         return Beat(
-            owner=self.owner, epoch=self.epoch, seq=self.seq, count=self._digest.count, digest=self._digest.text
+            owner=self.owner,
+            epoch=self.epoch,
+            seq=self.seq,
+            count=self._digest.count,
+            digest=self._digest.text,
+            at_ms=self._now_ms(),
         )
 
     def _signed(self, row: OwnedRow) -> OwnedRow:

@@ -95,6 +95,8 @@ class Replica:
         self._nudged = anyio.Event()
         self.heard_at: dict[str, float] = {}
         """Monotonic time of the newest word that each owner said itself, since this process runs."""
+        self.ahead_ms: dict[str, int] = {}
+        """What each owner's clock shows more than our monotonic one, by its newest beat: less by the way it took."""
         self.refused = 0
 
     async def open(self) -> None:
@@ -145,6 +147,7 @@ class Replica:
         async with self._turn:
             self._missing.pop(owner, None)
             self.heard_at.pop(owner, None)
+            self.ahead_ms.pop(owner, None)
             if self._owners.pop(owner, None) is not None:
                 await self._store.forget_owner(owner)
                 self._view.apply(owner, [], replace=True)
@@ -188,6 +191,8 @@ class Replica:
         async with self._turn:
             known = self._owners.get(beat.owner)
             self._hear(beat.owner, beat.epoch, beat.seq)
+            if beat.at_ms:
+                self.ahead_ms[beat.owner] = beat.at_ms - int(self._clock.monotonic() * 1000)
             if known is None or beat.epoch > known.state.epoch:
                 self._ask(beat.owner, whole=True)
             elif (beat.epoch, beat.seq) < (known.state.epoch, known.state.seq):

@@ -41,6 +41,10 @@ class Sightings:
         """Monotonic time; None when it has said nothing since this process runs."""
         return self._replica.heard_at.get(node_id)
 
+    def ahead_ms(self, node_id: str) -> int | None:
+        """What the node's clock shows more than our monotonic one; None while it has not said."""
+        return self._replica.ahead_ms.get(node_id)
+
     def listen(self, on_change: Callable[[str], None]) -> None:
         self._listeners.append(on_change)
 

@@ -23,6 +23,8 @@ from pantala.wire.node import NodeError, NodeRequest
 CALL_TIMEOUT_S = 10.0
 ATTEMPTS_MAX = 3
 RETRY_AFTER_S = 0.1
+SILENT_RETRY_S = 5.0
+"""When to ask again for what a silent host has: it may be back by then."""
 AT_ONCE_MAX, IN_LINE_MAX, IN_LINE_S = 16, 32, 1.0
 """Calls that one node works on, and those in line behind them: a slow node holds up those who ask it, nobody else."""
 WAITS_AT_ONCE_MAX = 128
@@ -94,30 +96,37 @@ class NodeClient:
         self._clock = clock or SystemClock()
         self._lines: dict[str, _Line] = {}
 
-    async def call(self, node: str, request: NodeRequest, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+    async def call(
+        self, node: str, request: NodeRequest, *, timeout_s: float = CALL_TIMEOUT_S, once: bool = False
+    ) -> Any:
         """The result, of the type that `wire.node.RESULTS` gives. Raises what the agent raised, NodeUnreachable, or
-        RateLimited when too many others ask the same node.
+        RateLimited when too many others ask the same node. A mutation is sent `ATTEMPTS_MAX` times within `timeout_s`
+        (`once`: it is not): a message may be lost together with a connection.
 
         NodeUnreachable after a mutation means *not known*: it may have been done.
         """
         line = self._lines.setdefault(node, _Line(node))
         try:
             async with line.turn(waits=isinstance(request, _WAITS)):
-                return await self._call(node, request, timeout_s)
+                return await self._call(node, request, timeout_s, once=once)
         finally:
             if line.is_idle and self._lines.get(node) is line:
                 del self._lines[node]
 
-    async def _call(self, node: str, request: NodeRequest, timeout_s: float) -> Any:
+    async def _call(self, node: str, request: NodeRequest, timeout_s: float, *, once: bool) -> Any:
         payload = msgspec.json.encode(request)
-        attempts = ATTEMPTS_MAX if isinstance(request, wire.MUTATIONS) else 1
+        attempts = ATTEMPTS_MAX if isinstance(request, wire.MUTATIONS) and not once else 1
+        # What waits there for something to happen is not sent again while it waits.
+        patience_s = timeout_s if isinstance(request, _WAITS) else timeout_s / attempts
         for attempt in range(1, attempts + 1):
+            begun = self._clock.monotonic()
             try:
-                answer = await self._bus.request(subject(node), payload, timeout_s=timeout_s)
+                answer = await self._bus.request(subject(node), payload, timeout_s=patience_s)
                 return decode_reply(request, answer)
             except NodeUnreachable as error:
-                if attempt == attempts:
-                    raise NodeUnreachable(f"the host {node} does not answer") from error
+                waited = isinstance(request, _WAITS) and self._clock.monotonic() - begun >= patience_s
+                if attempt == attempts or waited:
+                    raise NodeUnreachable(f"the host {node} does not answer", retry_after_s=SILENT_RETRY_S) from error
                 await self._clock.sleep(RETRY_AFTER_S)
         raise AssertionError("the loop above returns or raises")
 

@@ -38,7 +38,10 @@ from pantala.wire.node import AppRef, CreateMachine, DestroyMachine, GetMachine,
 log = structlog.get_logger()
 
 NODES_TRIED_MAX = 5
-CREATE_TIMEOUT_S = 15.0
+CREATE_WITHIN_S, PATIENCE_S, PATIENCE_LEAST_S = 10.0, 5.0, 1.0
+"""How long hosts are asked for a new machine altogether, and how long one message waits for its answer."""
+ASKED_MAX, ASK_AGAIN_S = 3, 0.1
+HOLDER_WITHIN_S = 5.0
 LEASE_TTL_S_MAX = 3600
 MACHINE_NOT_FOUND = "machine not found"
 NO_ROOM = "could not reserve resource for machine"
@@ -77,21 +80,22 @@ class Machines:
         images = await self._images.resolve_all(principal, request.config)
         launch = _Launch(principal, app, request, config, images)
         ask = await self._ask(app, request, wanted)
-        full: DiskFull | None = None
+        by = self._context.clock.monotonic() + CREATE_WITHIN_S
+        why: DiskFull | NodeUnreachable | None = None
         for attempt in range(1, NODES_TRIED_MAX + 1):
             try:
                 node = await self._nodes.choose(ask)
             except CapacityError as error:
-                if full is not None:
-                    raise full from error
+                if why is not None:
+                    raise why from error
                 raise
             try:
                 with self._nodes.sent(node.id, _held(ask, request)):
-                    return await self._create_on(node, launch)
+                    return await self._create_on(node, launch, by)
             except (CapacityError, NodeUnreachable, DiskFull) as error:
-                full = error if isinstance(error, DiskFull) else full
                 log.info("node passed over", node=node.id, app=app.name, reason=error.message)
-                if attempt == NODES_TRIED_MAX:
+                why = why if isinstance(error, CapacityError) else error
+                if attempt == NODES_TRIED_MAX or self._left_s(by) <= 0:
                     raise
                 ask = msgspec.structs.replace(ask, refused=ask.refused | {node.id})
         raise AssertionError("the loop above returns or raises")
@@ -134,7 +138,7 @@ class Machines:
             nonce=nonce,
         )
         try:
-            machine: Machine = await self._context.nodes.call(placement.node, call, timeout_s=CREATE_TIMEOUT_S)
+            machine: Machine = await self._context.nodes.call(placement.node, call)
         except CapacityError as error:
             # flyctl replaces the machine elsewhere when it reads this text.
             told = error.message.startswith(NO_ROOM)
@@ -192,7 +196,7 @@ class Machines:
             present=present,
         )
 
-    async def _create_on(self, node: Candidate, launch: _Launch) -> Document:
+    async def _create_on(self, node: Candidate, launch: _Launch, by: float) -> Document:
         app, request = launch.app, launch.request
         given = None if request.skip_secrets else await self._secrets.sealed_for(app.id, node.id)
         machine_id, name = await self._place(app, node, request.name, launch.config)
@@ -216,7 +220,7 @@ class Machines:
         )
         answered = False
         try:
-            machine: Machine = await self._context.nodes.call(node.id, call, timeout_s=CREATE_TIMEOUT_S)
+            machine = await self._ask_node(node.id, call, by)
             document = await self._keep(launch, "machine.create", machine, given)
             answered = True
         finally:
@@ -225,6 +229,26 @@ class Machines:
                 with anyio.CancelScope(shield=True):
                     await self._give_up(machine_id)
         return document
+
+    async def _ask_node(self, node_id: str, call: CreateMachine, by: float) -> Machine:
+        """A message expires when its answer is waited for no longer: a host that stood still does not begin then what
+        another one was asked for meanwhile. Raises NodeUnreachable."""
+        attempt = 0
+        while True:
+            attempt, patience_s = attempt + 1, max(min(PATIENCE_S, self._left_s(by)), PATIENCE_LEAST_S)
+            sent = msgspec.structs.replace(call, expires_at_ms=self._nodes.clock_ms(node_id, in_s=patience_s))
+            try:
+                return await self._context.nodes.call(node_id, sent, timeout_s=patience_s, once=True)
+            except NodeUnreachable as error:
+                if attempt == ASKED_MAX or self._left_s(by) <= 0 or self._nodes.is_silent(node_id):
+                    self._nodes.avoid(node_id)
+                    raise NodeUnreachable(
+                        f"{error.message}; nothing was created", retry_after_s=error.retry_after_s
+                    ) from error
+                await self._context.clock.sleep(ASK_AGAIN_S)
+
+    def _left_s(self, by: float) -> float:
+        return by - self._context.clock.monotonic()
 
     async def _give_up(self, machine_id: str) -> None:
         now_ms = self._context.now_ms()
@@ -289,7 +313,8 @@ class Machines:
         if holder is None:
             return
         try:
-            machine: Machine = await self._context.nodes.call(holder.node, GetMachine(machine_id=holder.machine_id))
+            call = GetMachine(machine_id=holder.machine_id)
+            machine: Machine = await self._context.nodes.call(holder.node, call, timeout_s=HOLDER_WITHIN_S)
             gone = machine.state == "destroyed"
         except NotFound:
             gone = holder.phase == "placed"

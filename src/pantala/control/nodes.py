@@ -9,7 +9,7 @@ checks again and may refuse.
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 
 import anyio
@@ -39,8 +39,13 @@ leaves a node closed to other orgs for so long at most, unless a machine found n
 SENT_KEPT_S = 10.0
 """A node whose figures did not change says nothing; what was sent to it counts no longer than this."""
 LOOKED_AT_MAX = 16
-LOOK_WITHIN_S, LOOK_EVERY_S = 2.0, 0.5
-"""Nodes that are asked what they have free when none seems to have room, and how often a node is."""
+LOOK_WITHIN_S, LOOK_EVERY_S, LOOK_AGAIN_S = 2.0, 0.5, 10.0
+"""Nodes that are asked what they have free when none seems to have room: how long they have, how often one is asked,
+and when one is that did not answer."""
+SILENT_S, SILENT_BEATS = 3.0, 3.0
+"""A node that owes an answer and said nothing for so long, and so many beats, while others did, is not waited for."""
+AVOIDED_S = 10.0
+"""A node that did not answer a creation is asked for the next ones only where no other fits."""
 
 
 class _Sent:
@@ -62,8 +67,11 @@ class Nodes:
         self._orgs: dict[str, set[int]] = {}
         self._answering: dict[str, bool] = {}
         self._sent: dict[str, list[_Sent]] = {}
-        self._looked: dict[str, tuple[float, NodeInfo | None]] = {}
+        self._told: dict[str, NodeInfo] = {}
+        """What nodes answered since their newest row."""
+        self._look_due: dict[str, float] = {}
         self._looking = anyio.Lock()
+        self._avoided: dict[str, float] = {}
         beat_s = context.settings.beat_s
         self._fresh_s = max(FRESH_S, FRESH_BEATS * beat_s)
         self._unheard_s = max(UNHEARD_S, UNHEARD_BEATS * beat_s)
@@ -83,8 +91,9 @@ class Nodes:
 
     async def choose(self, ask: Ask) -> Candidate:
         """The best node for a machine. Raises CapacityError, then by what was counted and said lately."""
+        await self.fleet()
         try:
-            return (await self.fleet()).choose(ask)
+            return self._best(ask)
         except CapacityError as error:
             stale = self._orgs_read_at is not None and self._now() - self._orgs_read_at > SQL_FRESH_S
             if error.excluded.get("isolation") and stale:
@@ -93,7 +102,16 @@ class Nodes:
                 await self._look_for_room(ask)
             else:
                 raise
-        return (await self.fleet()).choose(ask)
+        await self.fleet()
+        return self._best(ask)
+
+    def _best(self, ask: Ask) -> Candidate:
+        now = self._now()
+        self._avoided = {node_id: until for node_id, until in self._avoided.items() if until > now}
+        if self._avoided:
+            with suppress(CapacityError):
+                return self._fleet.choose(replace(ask, refused=ask.refused | self._avoided.keys()))
+        return self._fleet.choose(ask)
 
     @contextmanager
     def sent(self, node_id: str, ask: Ask) -> Generator[None]:
@@ -114,6 +132,22 @@ class Nodes:
                 one.until = self._now() + SENT_KEPT_S
                 self._orgs.setdefault(node_id, set()).add(ask.org)
             self._put(node_id)
+
+    def avoid(self, node_id: str) -> None:
+        """It did not answer a creation."""
+        self._avoided[node_id] = self._now() + AVOIDED_S
+
+    def is_silent(self, node_id: str) -> bool:
+        """It says nothing at all while others do (we may be slow to listen ourselves): an answer that it owes will not
+        come either."""
+        heard = {other: self._sightings.heard_at(other) or self._started_at for other in {node_id, *self._members}}
+        behind_s = max(heard.values()) - heard[node_id]
+        return behind_s > max(SILENT_S, SILENT_BEATS * self._context.settings.beat_s)
+
+    def clock_ms(self, node_id: str, *, in_s: float) -> int:
+        """What the node's own clock will show in so many seconds; 0 when it has not said what it shows."""
+        ahead_ms = self._sightings.ahead_ms(node_id)
+        return 0 if ahead_ms is None else ahead_ms + int((self._now() + in_s) * 1000)
 
     def changed(self) -> None:
         """The table nodes was written: read it before the next choice."""
@@ -157,29 +191,27 @@ class Nodes:
 
     async def _look_for_room(self, ask: Ask) -> None:
         """Ask nodes that seem to have too little left what they have now."""
-
-        async def look(node_id: str) -> None:
-            told = [one for one in self._sent.get(node_id, []) if one.until is not None]
-            try:
-                info: NodeInfo = await self._context.nodes.call(node_id, GetNode(), timeout_s=LOOK_WITHIN_S)
-            except PantalaError as error:
-                log.info("what a node has free is not known", node=node_id, reason=error.message)
-                return
-            self._sent[node_id] = [one for one in self._sent.get(node_id, []) if one not in told]
-            self._looked[node_id] = (now, info)
-            self._put(node_id)
-
+        asked_at = self._now()
         async with self._looking:  # who comes second finds what the first one was told
-            now = self._now()
-            due = (node_id for node_id in self._members if now - self._looked_at(node_id) >= LOOK_EVERY_S)
+            due = (node_id for node_id in self._members if self._look_due.get(node_id, 0.0) <= asked_at)
             short = (one for one in due if excluded_by(ask, self._fleet.get(one)) in {"cpu", "memory"})
             async with anyio.create_task_group() as tasks:
                 for node_id in list(islice(short, LOOKED_AT_MAX)):
-                    self._looked[node_id] = (now, None)
-                    tasks.start_soon(look, node_id)
+                    tasks.start_soon(self._look, node_id)
 
-    def _looked_at(self, node_id: str) -> float:
-        return self._looked[node_id][0] if node_id in self._looked else -LOOK_EVERY_S
+    async def _look(self, node_id: str) -> None:
+        """What an earlier look told stays when this one fails."""
+        told = [one for one in self._sent.get(node_id, []) if one.until is not None]
+        try:
+            info: NodeInfo = await self._context.nodes.call(node_id, GetNode(), timeout_s=LOOK_WITHIN_S)
+        except PantalaError as error:
+            log.info("what a node has free is not known", node=node_id, reason=error.message)
+            self._look_due[node_id] = self._now() + LOOK_AGAIN_S
+            return
+        self._look_due[node_id] = self._now() + LOOK_EVERY_S
+        self._told[node_id] = info
+        self._sent[node_id] = [one for one in self._sent.get(node_id, []) if one not in told]
+        self._put(node_id)
 
     # -- keeping up ----------------------------------------------------------------------------------------------------
 
@@ -212,7 +244,7 @@ class Nodes:
 
     def _hear(self, node_id: str) -> None:
         """A node said what it has free now."""
-        self._looked.pop(node_id, None)
+        self._told.pop(node_id, None)
         waiting = [one for one in self._sent.pop(node_id, []) if one.until is None]
         if waiting:
             self._sent[node_id] = waiting
@@ -253,12 +285,13 @@ class Nodes:
         if node is None:
             self._fleet.remove(node_id)
             self._answering.pop(node_id, None)
-            self._looked.pop(node_id, None)
+            self._told.pop(node_id, None)
+            self._look_due.pop(node_id, None)
             return
         answers = self._answering[node_id] = self._answers(node_id)
         row = self._sightings.node(node_id) if answers else None
-        if row is not None and (looked := self._looked.get(node_id, (0.0, None))[1]) is not None:
-            row = replace(row, cpus_free=looked.cpus_free, memory_mib_free=looked.memory_mib_free)
+        if row is not None and (told := self._told.get(node_id)) is not None:
+            row = replace(row, cpus_free=told.cpus_free, memory_mib_free=told.memory_mib_free)
         self._fleet.put(_candidate(node, row, self._orgs.get(node_id, set())))
         for one in self._sent.get(node_id, []):
             self._fleet.take(node_id, one.ask)

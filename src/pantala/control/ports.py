@@ -70,6 +70,10 @@ class Sightings(Protocol):
         """Monotonic time of the newest word of a node; None: none since this process runs."""
         ...
 
+    def ahead_ms(self, node_id: str) -> int | None:
+        """What the node's clock shows more than our monotonic one, in milliseconds; None: it has not said."""
+        ...
+
     def listen(self, on_change: Callable[[str], None]) -> None:
         """Called with a node's id when its row changes or is gone."""
         ...
@@ -85,6 +89,9 @@ class NothingSeen:
         return None
 
     def heard_at(self, node_id: str) -> float | None:
+        return None
+
+    def ahead_ms(self, node_id: str) -> int | None:
         return None
 
     def listen(self, on_change: Callable[[str], None]) -> None:

@@ -83,6 +83,19 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     took_ms: int
 
 
+def not_isolated(driver: str) -> Isolation:
+    """Of a driver that runs nothing for real."""
+    return Isolation(
+        driver=driver,
+        boundary="none",
+        kernel="",
+        seccomp="",
+        capabilities=[],
+        user_mapping="",
+        no_new_privileges=False,
+    )
+
+
 class Driver(Protocol):
     name: str
     isolation: Literal["vm", "container", "none"]

@@ -24,10 +24,10 @@ from pantala.control.idempotency import KeptAnswer
 from pantala.control.service import Control
 from pantala.errors import InternalError, InvalidRequest, PantalaError
 from pantala.kit import ids
-from pantala.server import openapi
+from pantala.server import bodies, openapi
 from pantala.server.endpoint import BYTES, Call, Endpoint, Raw, Stream, decode_body
 from pantala.server.limits import RateLimits
-from pantala.server.overload import bounded
+from pantala.server.overload import BODIES_AT_ONCE_MAX, bounded
 from pantala.server.routes import all_endpoints
 from pantala.server.routes.ssh import make_tunnel
 from pantala.wire.api import ErrorBody
@@ -41,7 +41,14 @@ MUTATING = ("POST", "PUT", "PATCH", "DELETE")
 
 
 def make_app(
-    control: Control, limits: RateLimits, *, at_once: int = AT_ONCE_MAX, waits: int = WAITS_AT_ONCE_MAX
+    control: Control,
+    limits: RateLimits,
+    *,
+    at_once: int = AT_ONCE_MAX,
+    waits: int = WAITS_AT_ONCE_MAX,
+    bodies_at_once: int = BODIES_AT_ONCE_MAX,
+    body_within_s: float = bodies.WITHIN_S,
+    upload_silent_s: float = bodies.SILENT_S,
 ) -> ASGIApp:
     app = Litestar(
         route_handlers=[
@@ -55,7 +62,15 @@ def make_app(
         logging_config=None,
     )
     # Outside, so that they see refused routes too.
-    return _observed(bounded(app, at_once=at_once, waits=waits), control.context.settings.default_region)
+    bounds = bounded(
+        app,
+        at_once=at_once,
+        waits=waits,
+        bodies_at_once=bodies_at_once,
+        body_within_s=body_within_s,
+        upload_silent_s=upload_silent_s,
+    )
+    return _observed(bounds, control.context.settings.default_region)
 
 
 def _route(endpoint: Endpoint, control: Control, limits: RateLimits) -> HTTPRouteHandler:

@@ -16,10 +16,10 @@ from pantala.auth.grants import Principal
 from pantala.control.service import Control
 from pantala.domain.durations import seconds
 from pantala.errors import InvalidRequest, NotOffered
+from pantala.server import bodies
 
 Rate = Literal["action", "machine_read", "app_deletion"]
 BYTES = "application/octet-stream"
-BODY_BYTES_MAX = 1024 * 1024
 _TRUE, _FALSE = ("true", "1", "t", "yes"), ("false", "0", "f", "no", "")
 
 
@@ -164,7 +164,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     bytes_too: bool = False
     upload: bool = False
     upload_type: str = "application/gzip"
-    body_bytes_max: int = BODY_BYTES_MAX
+    body_bytes_max: int = bodies.BYTES_MAX
     later: str = ""
 
 

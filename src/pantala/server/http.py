@@ -10,6 +10,7 @@ import uvicorn
 from litestar.types import ASGIApp
 
 from pantala.errors import InvalidRequest
+from pantala.server.connections import Bounds, Ended, made
 
 GRACE_S = 10
 BACKLOG = 1024
@@ -19,10 +20,12 @@ WS_BYTES_MAX = 1024 * 1024
 class HttpServer(uvicorn.Server):
     """Listens as soon as it is made; `run` answers. `stop` lets requests in flight end, for `GRACE_S` at most."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, bounds: Bounds = Bounds()) -> None:  # noqa: B008  # frozen
+        self.ended = Ended()
         super().__init__(
             uvicorn.Config(
                 app,  # pyright: ignore[reportArgumentType]  # Litestar's and uvicorn's ASGI types differ in name only
+                http=made(bounds, self.ended),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

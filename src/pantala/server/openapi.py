@@ -103,6 +103,8 @@ _REFUSALS = {
 def refusals(endpoint: Endpoint) -> list[int]:
     """Every code with which it may refuse."""
     codes = {400, 429, 500, *endpoint.codes}
+    if endpoint.body is not None or endpoint.upload:
+        codes.add(408)  # it did not come in time
     if not endpoint.public:
         codes.add(401)
     if "{" in endpoint.path or endpoint.query or endpoint.body is not None:

@@ -13,7 +13,7 @@ import anyio.lowlevel
 import msgspec
 
 from pantala.domain.runtime import CPUUsage, ListenSocket, MemoryUsage, ProcessInfo
-from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
+from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime, not_isolated
 from pantala.errors import DriverError
 from pantala.wire.guest import ContainerState, Exec, Executed, ExitRecord, Start
 from pantala.wire.machine import Isolation
@@ -70,15 +70,7 @@ class ScriptedDriver:
 
     def isolated(self, uid_base: int) -> Isolation:
         del uid_base
-        return Isolation(
-            driver=self.name,
-            boundary="none",
-            kernel="",
-            seccomp="",
-            capabilities=[],
-            user_mapping="",
-            no_new_privileges=False,
-        )
+        return not_isolated(self.name)
 
     # -- what a test does to machines -------------------------------------------------------------------------------
 

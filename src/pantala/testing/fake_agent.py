@@ -29,6 +29,7 @@ from pantala.errors import (
     DriverBusy,
     InvalidRequest,
     LeaseHeld,
+    NodeUnreachable,
     NotFound,
     PantalaError,
     RequestTimeout,
@@ -39,71 +40,20 @@ from pantala.kit.bus import Bus
 from pantala.kit.clock import Clock, SystemClock, rfc3339, unix_ms
 from pantala.kit.sealing import Opener
 from pantala.testing.echo_streams import EchoStreams
+from pantala.testing.fake_machine import FakeMachine
 from pantala.testing.relayed_streams import RelayedStreams
 from pantala.wire import node as wire
 from pantala.wire.api import Lease, ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
 from pantala.wire.feed import MachineRow, TraceRecord
 from pantala.wire.machine import (
-    CheckStatus,
     Event,
     EventRequest,
     ExitEvent,
-    ImageRef,
     LeaseView,
     Machine,
-    MachineConfig,
 )
 
 _REQUEST = msgspec.json.Decoder(wire.NodeRequest)
-
-
-class FakeMachine:
-    """One machine of the fake agent; tests may look at it and change it."""
-
-    def __init__(self, call: wire.CreateMachine, *, node: str, ip: str, now: str) -> None:
-        self.id = call.machine_id
-        self.app = call.app
-        self.name = call.name
-        self.region = call.region
-        self.node = node
-        self.ip = ip
-        self.generation = call.generation
-        self.config: MachineConfig = call.config
-        self.image: ImageRef = call.image
-        self.instance_id = ids.ulid()
-        self.older: list[MachineVersion] = []
-        self.signals: list[int] = []
-        self.memory_mib = 0
-        self.state = State.CREATED
-        self.cordoned = call.cordoned
-        self.hidden = False
-        self.created_at = self.updated_at = now
-        self.events: list[Event] = []
-        self.checks: list[CheckStatus] = []
-        self.lease: Lease | None = None
-        self.secrets: dict[str, str] = {}
-
-    def document(self, *, nonce: str | None = None) -> Machine:
-        return Machine(
-            id=self.id,
-            name=self.name,
-            state=self.state.value,
-            region=self.region,
-            instance_id=self.instance_id,
-            version=self.instance_id,
-            private_ip=self.ip,
-            created_at=self.created_at,
-            updated_at=self.updated_at,
-            image_ref=self.image,
-            events=list(self.events),
-            checks=list(self.checks),
-            host_status="ok",
-            cordoned=self.cordoned,
-            config=self.config,
-            nonce=nonce,
-            node=self.node,
-            isolation="none",
-        )
 
 
 class FakeAgent:
@@ -135,6 +85,7 @@ class FakeAgent:
         self.secret_versions: dict[str, int] = {}
         self.silent = False
         self.lose_answers = False
+        self.clock_ahead_ms = 0
         self.hold: anyio.Event | None = None
         self.fail_next: dict[type, PantalaError] = {}
         self.accepts = True
@@ -174,7 +125,7 @@ class FakeAgent:
         except PantalaError as error:
             reply = wire.NodeReply(error=encode_error(error))
         answer = msgspec.json.encode(reply)
-        if request_id is not None:
+        if request_id is not None and reply.error is None:
             self._outcomes[request_id] = answer
             self.on_change()
         return None if self.lose_answers else answer
@@ -283,6 +234,8 @@ class FakeAgent:
 
     def _create(self, request: wire.CreateMachine) -> Machine:
         self._check_generation(request)
+        if request.expires_at_ms and self.now_ms() > request.expires_at_ms:
+            raise NodeUnreachable(f"{self.node} got to the request too late")
         known = self.machines.get(request.machine_id)
         if known is not None and known.generation >= request.generation:
             return known.document()
@@ -602,6 +555,9 @@ class FakeAgent:
         )
         self._changed.set()
         self._changed = anyio.Event()
+
+    def now_ms(self) -> int:
+        return unix_ms(self._clock.now()) + self.clock_ahead_ms
 
     def _now(self) -> str:
         return rfc3339(self._clock.now())

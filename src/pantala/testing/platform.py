@@ -129,6 +129,10 @@ class FakeSightings:
             return None
         return self._clock.monotonic() - (60.0 if agent.silent else 0.0)
 
+    def ahead_ms(self, node_id: str) -> int | None:
+        agent = self.agents.get(node_id)
+        return None if agent is None else agent.now_ms() - int(self._clock.monotonic() * 1000)
+
     def listen(self, on_change: Callable[[str], None]) -> None:
         self._listeners.append(on_change)
 

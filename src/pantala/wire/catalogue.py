@@ -44,13 +44,15 @@ class CatalogueFrame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` and `digest` of the live rows let a reader find a silent difference."""
+    """`count` and `digest` of the live rows let a reader find a silent difference. `at_ms`: the owner's clock when it
+    said so; 0 from owners of an older version."""
 
     owner: str
     epoch: int
     seq: int
     count: int
     digest: str
+    at_ms: int = 0
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):

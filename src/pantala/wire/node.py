@@ -44,7 +44,8 @@ class SealedSecrets(msgspec.Struct, frozen=True, kw_only=True):
 
 class CreateMachine(_Mutation, tag="create", frozen=True, kw_only=True):
     """`generation` counts the hosts that a machine was placed on; a host refuses one below what it knows of. `hidden`:
-    it runs, but nobody is told until `PublishMachine`."""
+    it runs, but nobody is told until `PublishMachine`. `expires_at_ms`, by the node's own clock: when nobody waits for
+    the answer any more; a node that gets to it later does nothing. 0: never."""
 
     machine_id: str
     generation: int
@@ -62,6 +63,7 @@ class CreateMachine(_Mutation, tag="create", frozen=True, kw_only=True):
     lease_ttl_s: int = 0
     owner: str = ""
     hidden: bool = False
+    expires_at_ms: int = 0
 
 
 class UpdateMachine(_Mutation, tag="update", frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ import anyio
 
 from pantala.domain.runtime import CPUUsage, MemoryUsage, ProcessInfo
 from pantala.drivers.fake.world import SIGKILL, Due, FakeApp, FakeMachine, FakeWorld
-from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime
+from pantala.drivers.protocol import LogRecord, PrepareSpec, Probe, Runtime, not_isolated
 from pantala.errors import DriverError
 from pantala.kit.clock import unix_ms
 from pantala.wire.guest import ContainerState, Exec, Executed, Start
@@ -36,15 +36,7 @@ class FakeDriver:
 
     def isolated(self, uid_base: int) -> Isolation:
         del uid_base
-        return Isolation(
-            driver=self.name,
-            boundary="none",
-            kernel="",
-            seccomp="",
-            capabilities=[],
-            user_mapping="",
-            no_new_privileges=False,
-        )
+        return not_isolated(self.name)
 
     async def probe(self) -> Probe:
         return Probe(ok=True, detail="nothing is run for real", took_ms=0)
