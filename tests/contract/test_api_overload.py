@@ -8,7 +8,7 @@ import anyio
 import httpx2
 import pytest
 
-from pantala.client.node import AT_ONCE_MAX, IN_LINE_MAX
+from pantala.client.node import AT_ONCE_MAX, IN_LINE_MAX, WAITS_AT_ONCE_MAX
 from pantala.server.app import make_app
 from pantala.server.limits import RateLimits
 from pantala.testing.fake_agent import FakeAgent
@@ -104,3 +104,18 @@ async def test_requests_that_wait_leave_room_for_those_that_do_not(platform: Tes
             assert (await http.get(machine)).status_code == 200
             assert (await http.post(f"{machine}/stop")).status_code == 200
         assert await asked.codes() == {429: 2, 200: 3}
+
+
+async def test_more_waits_than_one_host_takes_are_refused_and_its_other_work_goes_on(platform: TestPlatform) -> None:
+    await platform.create_app("web")
+    machine = f"/v1/apps/web/machines/{(await platform.create_machine('web'))['id']}"
+    asked = Asked()
+    async with client(platform, at_once=200, waits=1000) as http:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(WAITS_AT_ONCE_MAX + 5):
+                tasks.start_soon(asked.get, http, f"{machine}/wait?state=stopped&timeout=30")
+            await until(asked.codes, lambda codes: codes[429] == 5, within_s=10)
+            assert (await http.get(machine)).status_code == 200
+            assert (await http.post(f"{machine}/stop")).status_code == 200
+        assert await asked.codes() == {429: 5, 200: WAITS_AT_ONCE_MAX}
+        assert all("retry-after" in answer.headers for answer in asked.answers if answer.status_code == 429)

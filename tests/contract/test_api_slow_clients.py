@@ -53,11 +53,12 @@ class Client:
             f"content-type: application/json\r\ncontent-length: {body_bytes}\r\n\r\n"
         )
 
-    async def hears(self, *, until: bytes = b"the end of the connection") -> bytes:
+    async def hears(self, *, until: bytes = b"the end of the connection", some: bool = False) -> bytes:
+        """`some`: more may come after `until`."""
         heard = bytearray()
         with anyio.fail_after(WITHIN_S):
             try:
-                while not heard.endswith(until):
+                while not (until in heard if some else heard.endswith(until)):
                     heard += await self._stream.receive()
             except (anyio.EndOfStream, anyio.BrokenResourceError):
                 pass
@@ -151,3 +152,22 @@ async def test_connections_above_the_bound_are_told_so(platform: TestPlatform) -
             await second.says("GET ")
             assert await answers(server, platform) == 429
         await until(lambda: code_of(server, platform), lambda code: code == 201, within_s=WITHIN_S)
+
+
+async def test_log_streams_above_the_bound_are_refused_until_one_ends(platform: TestPlatform) -> None:
+    await platform.create_app("web")
+    follow = f"GET /v1/apps/web/logs?follow=true HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {platform.token}\r\n\r\n"
+
+    async def begun(server: HttpServer) -> bytes:
+        async with client(server, platform) as one:
+            await one.says(follow)
+            return (await one.hears(until=b"\r\n\r\n", some=True))[:12]
+
+    async with serving(platform, Bounds(), waits=2) as server:
+        async with client(server, platform) as first, client(server, platform) as second:
+            for stream in (first, second):
+                await stream.says(follow)
+                assert (await stream.hears(until=b"\r\n\r\n", some=True)).startswith(b"HTTP/1.1 200 ")
+            assert await begun(server) == b"HTTP/1.1 429"
+            assert await answers(server, platform) == 201
+        await until(lambda: begun(server), lambda head: head == b"HTTP/1.1 200", within_s=WITHIN_S)

@@ -28,6 +28,8 @@ from pantala.testing.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
+ENDED_WITHIN_S = 30.0
+
 # The composition that the tests use: real bus and store, a table for rows, a registry that resolves everything.
 SERVE = """
 import sys
@@ -227,3 +229,36 @@ async def test_wrong_settings_end_the_process_with_one_clear_line(place: Place) 
     assert done.returncode == 1
     assert "listen" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+async def test_clients_that_stop_in_the_middle_are_ended_and_others_served(place: Place) -> None:
+    def unfinished(text: str) -> bytes:
+        """What the server says to it until it ends the connection."""
+        with socket.create_connection(("127.0.0.1", place.port), timeout=ENDED_WITHIN_S) as client:
+            client.sendall(text.encode())
+            said = b""
+            while piece := client.recv(65536):
+                said += piece
+            return said
+
+    head = f"POST /v1/apps HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {place.made['token']}\r\n"
+    said: dict[str, bytes] = {}
+
+    async def ask(name: str, text: str) -> None:
+        said[name] = await anyio.to_thread.run_sync(unfinished, text)
+
+    server = await anyio.to_thread.run_sync(place.serve)
+    begun = time.monotonic()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, "nothing", "")
+        tasks.start_soon(ask, "half a head", head)
+        tasks.start_soon(ask, "half a body", head + 'content-length: 99\r\n\r\n{"app_name"')
+        async with httpx2.AsyncClient(
+            base_url=place.url, headers={"authorization": f"Bearer {place.made['token']}"}
+        ) as http:
+            made = await http.post("/v1/apps", json={"app_name": "web", "org_slug": "acme"})
+            assert made.status_code == 201
+            assert time.monotonic() - begun < ENDED_WITHIN_S
+    assert (said["nothing"], said["half a head"]) == (b"", b"")
+    assert said["half a body"].startswith(b"HTTP/1.1 408 ")
+    assert server.poll() is None

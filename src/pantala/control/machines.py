@@ -91,7 +91,7 @@ class Machines:
                 raise
             try:
                 with self._nodes.sent(node.id, _held(ask, request)):
-                    return await self._create_on(node, launch, by)
+                    return await self._create_on(node, ask, launch, by)
             except (CapacityError, NodeUnreachable, DiskFull) as error:
                 log.info("node passed over", node=node.id, app=app.name, reason=error.message)
                 why = why if isinstance(error, CapacityError) else error
@@ -196,7 +196,7 @@ class Machines:
             present=present,
         )
 
-    async def _create_on(self, node: Candidate, launch: _Launch, by: float) -> Document:
+    async def _create_on(self, node: Candidate, ask: Ask, launch: _Launch, by: float) -> Document:
         app, request = launch.app, launch.request
         given = None if request.skip_secrets else await self._secrets.sealed_for(app.id, node.id)
         machine_id, name = await self._place(app, node, request.name, launch.config)
@@ -220,7 +220,7 @@ class Machines:
         )
         answered = False
         try:
-            machine = await self._ask_node(node.id, call, by)
+            machine = await self._ask_node(node.id, ask, call, by)
             document = await self._keep(launch, "machine.create", machine, given)
             answered = True
         finally:
@@ -230,9 +230,9 @@ class Machines:
                     await self._give_up(machine_id)
         return document
 
-    async def _ask_node(self, node_id: str, call: CreateMachine, by: float) -> Machine:
+    async def _ask_node(self, node_id: str, ask: Ask, call: CreateMachine, by: float) -> Machine:
         """A message expires when its answer is waited for no longer: a host that stood still does not begin then what
-        another one was asked for meanwhile. Raises NodeUnreachable."""
+        another one was asked for meanwhile. Raises NodeUnreachable, early where another host might do it."""
         attempt = 0
         while True:
             attempt, patience_s = attempt + 1, max(min(PATIENCE_S, self._left_s(by)), PATIENCE_LEAST_S)
@@ -240,7 +240,7 @@ class Machines:
             try:
                 return await self._context.nodes.call(node_id, sent, timeout_s=patience_s, once=True)
             except NodeUnreachable as error:
-                if attempt == ASKED_MAX or self._left_s(by) <= 0 or self._nodes.is_silent(node_id):
+                if attempt == ASKED_MAX or self._left_s(by) <= 0 or self._nodes.is_better_left(node_id, ask):
                     self._nodes.avoid(node_id)
                     raise NodeUnreachable(
                         f"{error.message}; nothing was created", retry_after_s=error.retry_after_s

@@ -137,12 +137,17 @@ class Nodes:
         """It did not answer a creation."""
         self._avoided[node_id] = self._now() + AVOIDED_S
 
-    def is_silent(self, node_id: str) -> bool:
-        """It says nothing at all while others do (we may be slow to listen ourselves): an answer that it owes will not
-        come either."""
+    def is_better_left(self, node_id: str, ask: Ask) -> bool:
+        """It says nothing at all while others do (we may be slow to listen ourselves), so an answer that it owes will
+        not come either; and another one has room."""
         heard = {other: self._sightings.heard_at(other) or self._started_at for other in {node_id, *self._members}}
         behind_s = max(heard.values()) - heard[node_id]
-        return behind_s > max(SILENT_S, SILENT_BEATS * self._context.settings.beat_s)
+        if behind_s <= max(SILENT_S, SILENT_BEATS * self._context.settings.beat_s):
+            return False
+        with suppress(CapacityError):
+            self._fleet.choose(replace(ask, refused=ask.refused | {node_id}))
+            return True
+        return False
 
     def clock_ms(self, node_id: str, *, in_s: float) -> int:
         """What the node's own clock will show in so many seconds; 0 when it has not said what it shows."""
