@@ -9,6 +9,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod facts;
 mod guest;
 mod host;
 mod probe;

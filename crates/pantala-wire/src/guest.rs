@@ -62,6 +62,8 @@ pub struct Start {
     pub ssh: Option<Ssh>,
     #[serde(default)]
     pub containers: Vec<GuestContainer>,
+    #[serde(default)]
+    pub cpus: Vec<usize>,
 }
 
 /// Who may log in; see `wire/guest.py`.
@@ -470,6 +472,7 @@ mod tests {
             processes: vec![process.clone()],
             api_socket: "/.fly/api".into(),
             ssh: Some(ssh.clone()),
+            cpus: Vec::new(),
             containers: vec![container.clone()],
         };
         assert_matches("SSH", &serde_json::to_value(&ssh).unwrap());

@@ -100,6 +100,7 @@ class Body:
                 f"secrets version {version.min_secrets_version} has not reached this host "
                 f"(it has {sealed.version if sealed else 'none'})"
             )
+        size = guests.resolve(version.config)
         identity = process.Identity(
             app=record.app.name,
             machine_id=record.id,
@@ -107,11 +108,15 @@ class Body:
             region=record.region,
             image=version.image,
             private_ip=record.ip6,
-            memory_mb=guests.resolve(version.config).memory_mb,
+            memory_mb=size.memory_mb,
         )
         message = containers.start_message(image, version.config, identity, secrets)
-        doors = self._context.ssh
-        return message if doors is None else msgspec.structs.replace(message, ssh=doors.of(record))
+        doors, seating = self._context.ssh, self._context.seating
+        return msgspec.structs.replace(
+            message,
+            ssh=doors.of(record) if doors is not None else None,
+            cpus=seating.take(record.id, size) if seating is not None else [],
+        )
 
     async def start(self, message: Start) -> None:
         async with self._deadline(self._context.pace.start_s, "starting the app"):

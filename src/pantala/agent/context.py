@@ -11,6 +11,7 @@ import msgspec
 
 from pantala.agent.policies import Policies
 from pantala.agent.ports import ImageStore, Network
+from pantala.agent.seating import Seating
 from pantala.agent.ssh import SshDoors
 from pantala.drivers.protocol import Driver
 from pantala.journal import Journal, MachineRecord
@@ -117,7 +118,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """`node_key` opens what was sealed to this node. `nameserver` answers the machines' DNS questions. `ssh` says how
     one may log in to them; None: nobody may. `policies`: of their networks; None: there are none. `preparing`: turns of
-    sleeping machines that are made ready for a wake."""
+    sleeping machines that are made ready for a wake. `seating` gives starts their CPUs; None: they may run on all."""
 
     node: str
     region: str
@@ -135,3 +136,4 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     ssh: SshDoors | None = None
     policies: Policies | None = None
     preparing: anyio.Semaphore
+    seating: Seating | None = None

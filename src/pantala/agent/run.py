@@ -33,6 +33,7 @@ from pantala.agent.policies import Policies
 from pantala.agent.prober import SocketProber
 from pantala.agent.queries import Queries
 from pantala.agent.schedules import Schedules
+from pantala.agent.seating import Seating
 from pantala.agent.settings import AgentSettings
 from pantala.agent.ssh import SshDoors
 from pantala.agent.streams import Streams
@@ -133,6 +134,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     policies.take(view.all())
     view.listen(lambda _, rows: policies.take(rows))
     network = parts.network(settings, clock)
+    seating = Seating(driver, clock, subjects=lambda: _subjects(host))
     context = Context(
         node=settings.node,
         region=settings.region,
@@ -150,6 +152,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         ssh=SshDoors(view, ensure_key(settings.state_dir / "keys" / "ssh")),
         policies=policies,
         preparing=anyio.Semaphore(max(2, os.cpu_count() or 1)),
+        seating=seating,
     )
 
     async def on_wake(machine_id: str, deadline_s: float) -> feed.WakeResult:
@@ -220,6 +223,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     tasks.start_soon(policies.run, network, clock, lambda: list(host.machines.values()))
     tasks.start_soon(fencing.run, host)
     tasks.start_soon(governor.run)
+    tasks.start_soon(seating.run)
 
     await tasks.start(proxy.serve, settings.socket)
     tasks.start_soon(bus.run, settings.bus, f"agent-{settings.node}")

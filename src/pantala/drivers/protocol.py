@@ -172,6 +172,14 @@ class Driver(Protocol):
         the machine is not."""
         ...
 
+    def cpus(self, machine_id: str) -> frozenset[int] | None:
+        """On which of the host's CPUs PID 1 runs, and all that it begins from now on; None where there is none."""
+        ...
+
+    def move_cpus(self, machine_id: str, old: frozenset[int], new: frozenset[int]) -> None:
+        """What runs on exactly `old` goes on on `new`. Nothing where the machine is not."""
+        ...
+
     async def memory(self, machine_id: str) -> MemoryUsage | None:
         """None where there is none."""
         ...

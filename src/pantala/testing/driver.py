@@ -222,6 +222,12 @@ class ScriptedDriver:
     def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
         pass
 
+    def cpus(self, machine_id: str) -> frozenset[int] | None:
+        return frozenset({0}) if machine_id in self.machines else None
+
+    def move_cpus(self, machine_id: str, old: frozenset[int], new: frozenset[int]) -> None:
+        pass
+
     async def memory(self, machine_id: str) -> MemoryUsage | None:
         machine = self.machines.get(machine_id)
         if machine is None:

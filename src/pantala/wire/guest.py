@@ -1,10 +1,11 @@
 """The guest API: agent and `pantala-init` (PID 1 of a machine).
 
-Init inherits three descriptors and nothing else ties it to the agent, which may die and come back:
+Init inherits some descriptors and nothing else ties it to the agent, which may die and come back:
 
     3  a listening unix stream socket (the agent made it on the host; init accepts)
     4  the ring file for the app's stdout and stderr (`RING_*` below)
     5  the exit record file, written and synced by init before it ends
+    6  and on: for what it serves as `/proc/meminfo` (`crates/pantala-init/src/facts/mod.rs`), where there is FUSE
 
 Over the socket: one JSON document a line, `GuestRequest` in, `GuestReply` out, any number per connection, several
 connections one after the other or at once. Before `start` the machine is *prepared*: mounts and network are in
@@ -20,7 +21,7 @@ cut at `RING_LINE_BYTES_MAX`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -146,6 +147,7 @@ class Start(_Guest, tag="start", frozen=True, kw_only=True):
     `argv[0]` is searched in the PATH of `env`. A missing `cwd` is made.
     Who connects to `api_socket` calls the platform. Answered by `Started` or `Failed`.
     With `containers` those run instead of `argv`, and `stop` ends them in reverse order, each by its own signal.
+    All of it runs on the host's CPUs `cpus`; on any where there are none.
     """
 
     argv: list[str]
@@ -159,6 +161,7 @@ class Start(_Guest, tag="start", frozen=True, kw_only=True):
     containers: list[GuestContainer] = []
     ssh: SSH | None = None
     api_socket: str = ""
+    cpus: list[Annotated[int, msgspec.Meta(ge=0)]] = []
 
 
 class Stop(_Guest, tag="stop", frozen=True, kw_only=True):

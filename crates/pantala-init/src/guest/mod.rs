@@ -32,6 +32,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pantala_wire::guest::ExitRecord;
 
+use crate::facts::Facts;
 use crew::Crew;
 use door::Door;
 use lines::LineReader;
@@ -98,6 +99,8 @@ struct Init {
     door: Option<Door>,
     /// Instead of an app: containers.
     crew: Option<Crew>,
+    /// What the machine is told of itself, unless the host can only say it once.
+    facts: Option<Facts>,
     started_at_ms: u64,
     kill_at: Option<Instant>,
     stop_requested: bool,
@@ -144,6 +147,7 @@ impl Init {
             calls: calls::Calls::default(),
             door: None,
             crew: None,
+            facts: Facts::inherit(),
             started_at_ms: unix_ms(),
             kill_at: None,
             stop_requested: false,
@@ -159,6 +163,7 @@ impl Init {
             self.wait_for_anything()?;
             self.take_signals()?;
             self.reap();
+            self.tell_facts();
             self.pump();
             self.take_requests();
             self.finish_runs();
@@ -190,6 +195,11 @@ impl Init {
             self.peers
                 .iter()
                 .map(|peer| PollFd::new(peer.socket.as_fd(), PollFlags::POLLIN)),
+        );
+        fds.extend(
+            self.facts
+                .iter()
+                .map(|facts| PollFd::new(facts.fd(), PollFlags::POLLIN)),
         );
         fds.extend(self.pipes.iter().map(|pipe| PollFd::new(pipe.fd(), PollFlags::POLLIN)));
         fds.extend(self.runs.iter().flat_map(exec::Run::poll_fds));
@@ -272,6 +282,12 @@ impl Init {
         } else if self.kill_at.is_none() {
             self.running.iter().for_each(|&pid| send(pid, libc::SIGTERM));
             self.kill_at = Some(Instant::now() + GRACE_OF_OTHERS);
+        }
+    }
+
+    fn tell_facts(&mut self) {
+        if self.facts.as_mut().is_some_and(|facts| facts.answer().is_err()) {
+            self.facts = None;
         }
     }
 

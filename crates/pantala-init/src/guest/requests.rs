@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use pantala_wire::guest::{Exec, GUEST_PROTOCOL, GuestReply, GuestRequest, Phase, Ssh, Start, Statics};
 
 use super::command::{CODE_CANNOT_RUN, CannotRun};
@@ -118,6 +120,7 @@ impl Init {
 
     /// The app and what is beside it, or containers; the pid of the first.
     fn bring_up(&mut self, start: Start) -> Result<i32, CannotRun> {
+        self.take_cpus(&start.cpus);
         // Before the app, which may call at once.
         if !start.api_socket.is_empty()
             && let Err(error) = self.calls.listen(Path::new(&start.api_socket))
@@ -142,6 +145,19 @@ impl Init {
         self.app_cwd = start.cwd;
         self.started_at_ms = unix_ms();
         Ok(self.app_pid)
+    }
+
+    /// All that the machine will run is begun by PID 1, and has its CPUs. An empty list: all of them.
+    fn take_cpus(&mut self, cpus: &[usize]) {
+        if cpus.is_empty() {
+            return;
+        }
+        let mut set = CpuSet::new();
+        let taken = cpus.iter().try_for_each(|&cpu| set.set(cpu));
+        if let Err(error) = taken.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
+            // Of a host that has lost one of them since; its quota holds it to its size all the same.
+            self.tell(&format!("the machine runs on all CPUs of its host: {error}"));
+        }
     }
 
     /// An app that has the port itself keeps it; so that nobody can log in is only told.

@@ -6,7 +6,7 @@
 //! device included.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::os::unix::net::UnixListener;
@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde::Deserialize;
 
 use super::containers::{self, ContainerPlan, VolumePlan};
+use super::facts::{self, FactsPlan, Stand};
 use super::{Doing, HostError, Result, loops, mounts, namespaces, plan};
 
 #[derive(Deserialize)]
@@ -53,6 +54,7 @@ struct Plan {
     config: serde_json::Value,
     /// Small files for the machine, by name below `enclosure/files`.
     files: Vec<(String, String)>,
+    facts: FactsPlan,
     #[serde(default)]
     containers: Vec<ContainerPlan>,
     #[serde(default)]
@@ -74,8 +76,11 @@ pub fn run() -> Result<()> {
     let sources = Sources::open(&plan)?;
     let inherited = Inherited::make(&plan)?;
     enter_own_mounts(&plan)?;
-    build(&plan, &sources, &inherited.run)?;
+    let stand = build(&plan, &sources, &inherited)?;
     let pid = run_runtime(&plan, &inherited)?;
+    if let Some(stand) = stand {
+        stand.down();
+    }
     record_pid(&inherited.run, pid)
 }
 
@@ -156,11 +161,12 @@ impl Sources {
     }
 }
 
-/// What PID 1 gets at 3, 4 and 5, and where its own words go.
+/// What PID 1 gets at 3, 4, 5 and from there on, and where its own words go.
 struct Inherited {
     listener: UnixListener,
     ring: File,
     exit_record: File,
+    facts: Option<facts::Sources>,
     console: File,
     run: OwnedFd,
 }
@@ -174,17 +180,24 @@ impl Inherited {
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
             options.open(path).doing(|| format!("open {}", path.display()))
         };
+        let console = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open("console")
+            .doing(|| "open console".to_owned())?;
+        let facts = facts::Sources::open(&plan.facts, plan.uid_base);
+        if let Err(error) = &facts {
+            // It still has its size; only what it uses of that is not told.
+            let _ = writeln!(&console, "the machine is not told what it uses: {error}");
+        }
         Ok(Inherited {
             // A relative name: the absolute one may be longer than a socket address holds.
             listener: UnixListener::bind("init.sock").doing(|| "bind init.sock".to_owned())?,
             ring: read_write(&plan.ring)?,
             exit_record: read_write(&plan.exit_record)?,
-            console: OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open("console")
-                .doing(|| "open console".to_owned())?,
+            facts: facts.ok(),
+            console,
             run: File::open(".").doing(|| "open the run folder".to_owned())?.into(),
         })
     }
@@ -212,7 +225,9 @@ fn enter_own_mounts(plan: &Plan) -> Result<()> {
 }
 
 /// The root filesystem and its sources, below the enclosure (the current directory).
-fn build(plan: &Plan, sources: &Sources, run: &OwnedFd) -> Result<()> {
+/// Afterwards the files that PID 1 will serve are served for it.
+fn build(plan: &Plan, sources: &Sources, inherited: &Inherited) -> Result<Option<Stand>> {
+    let run = &inherited.run;
     let folder = |path: &str, mode: u32| {
         DirBuilder::new()
             .recursive(true)
@@ -254,7 +269,8 @@ fn build(plan: &Plan, sources: &Sources, run: &OwnedFd) -> Result<()> {
         fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
         chown(&path, owner, owner).doing(|| format!("give {} to the machine", path.display()))?;
     }
-    fs::write("bundle/config.json", plan.config.to_string()).doing(|| "write config.json".to_owned())
+    fs::write("bundle/config.json", plan.config.to_string()).doing(|| "write config.json".to_owned())?;
+    facts::build(&plan.facts, inherited.facts.as_ref(), plan.uid_base)
 }
 
 /// sysfs at `sys`, showing the devices of a namespace that the machine does not own and so cannot mount itself.
@@ -286,12 +302,22 @@ fn run_runtime(plan: &Plan, inherited: &Inherited) -> Result<i32> {
     };
     let at = |path: &str| plan.enclosure.join(path);
     let console = |what: &str| inherited.console.try_clone().doing(|| what.to_owned());
+    let descriptors: Vec<RawFd> = [
+        inherited.listener.as_raw_fd(),
+        inherited.ring.as_raw_fd(),
+        inherited.exit_record.as_raw_fd(),
+    ]
+    .into_iter()
+    .chain(inherited.facts.iter().flat_map(facts::Sources::descriptors))
+    .collect();
+    let _filled = fill_below(FIRST_FD + descriptors.len() as RawFd)?;
     let mut command = Command::new(program);
     command
         .args(options)
         .arg("--root")
         .arg(at("state"))
-        .args(["run", "--detach", "--preserve-fds", "3", "--pid-file"])
+        .args(["run", "--detach", "--preserve-fds", &descriptors.len().to_string()])
+        .arg("--pid-file")
         .arg(at("pid"))
         .arg("--bundle")
         .arg(at("bundle"))
@@ -299,13 +325,9 @@ fn run_runtime(plan: &Plan, inherited: &Inherited) -> Result<i32> {
         .stdin(Stdio::null())
         .stdout(console("share the console")?)
         .stderr(console("share the console")?);
-    let descriptors = [
-        inherited.listener.as_raw_fd(),
-        inherited.ring.as_raw_fd(),
-        inherited.exit_record.as_raw_fd(),
-    ];
+    let mut high = vec![0; descriptors.len()];
     // SAFETY: only system calls between fork and exec, on descriptors that stay open in the parent.
-    unsafe { command.pre_exec(move || hand_over(descriptors)) };
+    unsafe { command.pre_exec(move || hand_over(&descriptors, &mut high)) };
     let status = command.status().doing(|| format!("run {program}"))?;
     if !status.success() {
         let said =
@@ -321,19 +343,33 @@ fn run_runtime(plan: &Plan, inherited: &Inherited) -> Result<i32> {
         .map_err(|_| HostError::Runtime(format!("{program} wrote {text:?} for a pid")))
 }
 
-/// Move the descriptors to 3, 4, 5 in the child. By way of high numbers, since they may be among the three. What `Command`
-/// needs itself lies higher: `Sources` holds at least three descriptors open, opened first.
-fn hand_over(descriptors: [RawFd; 3]) -> io::Result<()> {
+const FIRST_FD: RawFd = 3;
+
+/// No descriptor that is opened from now on is below `bound`: what `Command` opens for itself must not be where the child
+/// will have something else.
+fn fill_below(bound: RawFd) -> Result<Vec<File>> {
+    let mut fill = Vec::new();
+    loop {
+        let file = File::open("/dev/null").doing(|| "open /dev/null".to_owned())?;
+        if file.as_raw_fd() >= bound {
+            return Ok(fill);
+        }
+        fill.push(file);
+    }
+}
+
+/// Move the descriptors to 3, 4, 5 and so on in the child. By way of high numbers (`high` has room for as many), since
+/// they may be among these.
+fn hand_over(descriptors: &[RawFd], high: &mut [RawFd]) -> io::Result<()> {
     const ABOVE: libc::c_int = 64;
-    let mut high = [0; 3];
-    for (slot, fd) in high.iter_mut().zip(descriptors) {
+    for (slot, &fd) in high.iter_mut().zip(descriptors) {
         // SAFETY: duplicates a descriptor; no memory is involved.
         *slot = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, ABOVE) };
         if *slot < 0 {
             return Err(io::Error::last_os_error());
         }
     }
-    for (target, fd) in (3..).zip(high) {
+    for (target, &fd) in (FIRST_FD..).zip(&*high) {
         // SAFETY: as above; the new descriptor survives exec.
         if unsafe { libc::dup2(fd, target) } < 0 {
             return Err(io::Error::last_os_error());

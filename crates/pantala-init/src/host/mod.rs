@@ -5,6 +5,7 @@
 
 pub mod containers;
 pub mod enclose;
+mod facts;
 mod loops;
 mod mounts;
 mod namespaces;

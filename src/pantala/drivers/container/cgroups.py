@@ -26,6 +26,22 @@ CONTROLLERS_V2 = ("memory", "cpu", "pids")
 # Under contention machines get CPU as they were promised it: a shared CPU a sixteenth of a performance one.
 SHARES_PER_CPU = {"shared": 64, "performance": 1024}
 WEIGHT_PER_CPU = {"shared": 10, "performance": 160}
+COUNTERS_V1 = {
+    "memory_used": ("memory", "memory.usage_in_bytes"),
+    "memory_limit": ("memory", "memory.limit_in_bytes"),
+    "memory_stat": ("memory", "memory.stat"),
+    "cpu": ("cpuacct", "cpuacct.stat"),
+    "swap_used": ("memory", "memory.memsw.usage_in_bytes"),
+    "swap_limit": ("memory", "memory.memsw.limit_in_bytes"),
+}
+COUNTERS_V2 = {
+    "memory_used": ("", "memory.current"),
+    "memory_limit": ("", "memory.max"),
+    "memory_stat": ("", "memory.stat"),
+    "cpu": ("", "cpu.stat"),
+    "swap_used": ("", "memory.swap.current"),
+    "swap_limit": ("", "memory.swap.max"),
+}
 MIB = 1024 * 1024
 GONE_WITHIN_S = 10.0
 # Memory of a machine that PID 1, the page tables and the kernel's own objects need beside the app.
@@ -142,6 +158,26 @@ class Cgroups:
         for base in self._bases.values():
             with contextlib.suppress(OSError):
                 found |= {int(pid) for pid in (base / machine_id / "cgroup.procs").read_text().split()}
+        return found
+
+    def threads(self, machine_id: str) -> set[int]:
+        base = next(iter(self._bases.values()))
+        try:
+            return {int(tid) for tid in (base / machine_id / self._threads_file).read_text().split()}
+        except OSError:
+            return set()
+
+    @property
+    def _threads_file(self) -> str:
+        return "cgroup.threads" if self.is_unified else "tasks"
+
+    def counters(self, machine_id: str) -> dict[str, Path]:
+        """Files of a machine's groups by what they count (`facts/counters.rs`); some hosts do not have all of them."""
+        names = COUNTERS_V2 if self.is_unified else COUNTERS_V1
+        found: dict[str, Path] = {}
+        for counter, (controller, name) in names.items():
+            base = self._bases.get("unified" if self.is_unified else controller, Path("/nonexistent"))
+            found[counter] = base / machine_id / name
         return found
 
     def oom_killed(self, machine_id: str) -> bool:

@@ -33,9 +33,9 @@ from pantala.domain.runtime import (
     VolumeRoot,
 )
 from pantala.drivers import guest, ring
-from pantala.drivers.container import processes
+from pantala.drivers.container import affinity, facts, processes
 from pantala.drivers.container import spec as oci
-from pantala.drivers.container.cgroups import Cgroups
+from pantala.drivers.container.cgroups import OVERHEAD_MIB, Cgroups
 from pantala.drivers.container.disk import DiskTemplates
 from pantala.drivers.container.isolation import describe
 from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile, open_pidfd
@@ -202,7 +202,14 @@ class ContainerDriver:
                 ("hosts", attempt.hosts),
                 ("resolv.conf", attempt.resolv_conf),
                 ("hostname", f"{attempt.hostname}\n"),
+                *facts.files(attempt.limits),
             ],
+            "facts": facts.plan(
+                attempt.limits,
+                counters=self._cgroups.counters(attempt.machine_id),
+                unified=self._cgroups.is_unified,
+                beside_mib=OVERHEAD_MIB,
+            ),
             "containers": [
                 {"name": one.name, "layers": [str(layer) for layer in one.layers]} for one in attempt.containers
             ],
@@ -387,6 +394,13 @@ class ContainerDriver:
 
     def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
         self._cgroups.set_cpu_quota(machine_id, quota_us)
+
+    def cpus(self, machine_id: str) -> frozenset[int] | None:
+        recorded = self._folder(machine_id).read_pid()
+        return affinity.cpus_of(recorded.pid) if recorded is not None else None
+
+    def move_cpus(self, machine_id: str, old: frozenset[int], new: frozenset[int]) -> None:
+        affinity.move(lambda: self._cgroups.threads(machine_id), old, new)
 
     async def memory(self, machine_id: str) -> MemoryUsage | None:
         group = self._cgroups.memory(machine_id)

@@ -14,6 +14,7 @@ from pantala.kit.clock import Clock
 FROZEN_WITHIN_S = 5.0
 FIRST_LOOK_S = 0.0005
 LAST_LOOK_S = 0.02
+AGAIN_S = 0.1
 
 
 class Freezer:
@@ -37,11 +38,18 @@ class Freezer:
         """Returns once nothing of it runs. What cannot be frozen in time goes on, and DriverError says so."""
         self._write("1" if self._unified else "FROZEN")
         deadline = self._clock.monotonic() + FROZEN_WITHIN_S
+        again_at = self._clock.monotonic() + AGAIN_S
         pause_s = FIRST_LOOK_S
         while not self._is_frozen():
             if self._clock.monotonic() > deadline:
                 self.thaw()
                 raise DriverError(f"the processes could not be frozen within {FROZEN_WITHIN_S:g} s")
+            if self._clock.monotonic() > again_at:
+                # One of them waits for PID 1, which is frozen and cannot answer (it reads /proc/meminfo): let both.
+                self.thaw()
+                await self._clock.sleep(LAST_LOOK_S)
+                self._write("1" if self._unified else "FROZEN")
+                again_at, pause_s = self._clock.monotonic() + AGAIN_S, FIRST_LOOK_S
             await self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, LAST_LOOK_S)
             if not self._unified:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pantala.domain.containers import ROOTS
 from pantala.domain.runtime import ContainerRoot
-from pantala.drivers.container import seccomp
+from pantala.drivers.container import facts, seccomp
 from pantala.wire.guest import API_SOCKET
 
 # Covered by a tmpfs in the mount namespace of the helper only; exists everywhere and anyone may pass through.
@@ -152,4 +152,8 @@ def _mounts(*, owns_network: bool, cgroup_mount: bool) -> list[dict[str, Any]]:
         mounts.append(_mount("/sys/fs/cgroup", "cgroup", "cgroup", *quiet, "relatime", "ro"))
     for name in ("hosts", "resolv.conf", "hostname"):
         mounts.append(_mount(f"/etc/{name}", "bind", f"{ENCLOSURE}/files/{name}", "bind", "rw", *quiet))
+    for name, path in facts.WRITTEN.items():
+        mounts.append(_mount(path, "bind", f"{ENCLOSURE}/files/{name}", "bind", "ro", *quiet))
+    for name in facts.SERVED:
+        mounts.append(_mount(f"/proc/{name}", "bind", f"{ENCLOSURE}/facts/{name}", "bind", "ro", *quiet))
     return mounts

@@ -75,6 +75,7 @@ class FakeDriver:
             world.finish(machine, Due(at=0.0, exit_code=app.exit_code or 127), reason=app.refusal)
             raise DriverError(app.refusal, guest_fault=True)
         machine.start, machine.app = start, app
+        machine.cpus = frozenset(start.cpus) or world.cpus
         machine.started_at_ms = unix_ms(world.clock.now())
         world.started.append(machine_id)
         for line in app.output:
@@ -230,6 +231,15 @@ class FakeDriver:
     def set_cpu_quota(self, machine_id: str, quota_us: int) -> None:
         if (machine := self._world.machines.get(machine_id)) is not None:
             machine.cpu_quota_us = quota_us
+
+    def cpus(self, machine_id: str) -> frozenset[int] | None:
+        machine = self._world.machines.get(machine_id)
+        return machine.cpus if machine is not None else None
+
+    def move_cpus(self, machine_id: str, old: frozenset[int], new: frozenset[int]) -> None:
+        machine = self._world.machines.get(machine_id)
+        if machine is not None and machine.cpus == old:
+            machine.cpus = new
 
     async def memory(self, machine_id: str) -> MemoryUsage | None:
         machine = self._world.machines.get(machine_id)

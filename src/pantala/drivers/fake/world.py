@@ -70,6 +70,7 @@ class FakeMachine:
         self.cpu_throttled_us = 0
         self.cpu_quota_us: int | None = None
         self.memory_limit_mib = 0
+        self.cpus: frozenset[int] = frozenset()
         self.records: list[LogRecord] = []
         self.watchers: set[anyio.Event] = set()
 
@@ -88,6 +89,7 @@ class FakeWorld:
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
         self.machines: dict[str, FakeMachine] = {}
+        self.cpus = frozenset({0})
         self.apps: dict[tuple[str, ...], FakeApp] = {}
         self.app_of: dict[str, FakeApp] = {}
         self.failures: dict[Operation, list[Exception]] = {}

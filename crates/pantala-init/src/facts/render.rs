@@ -1,0 +1,141 @@
+//! Files as the kernel would write them for a computer of the machine's size. Pure; formats: proc(5).
+
+use std::fmt::Write;
+
+use super::counters::{Cpu, Memory};
+
+/// What the kernel counts only for a whole host (free lists, page tables of version 1 …) is 0 or left out.
+pub fn meminfo(memory: &Memory) -> String {
+    let part = |name: &str| memory.parts.get(name).copied().unwrap_or(0);
+    let free = memory.total.saturating_sub(memory.used);
+    let (file, shmem, anon) = (part("file"), part("shmem"), part("anon"));
+    let slab = part("slab_reclaimable");
+    // As the kernel estimates it: what is free and what would be given back for the asking.
+    let available = (free + part("active_file") + part("inactive_file") + slab).min(memory.total);
+    let lines = [
+        ("MemTotal", memory.total),
+        ("MemFree", free),
+        ("MemAvailable", available),
+        ("Buffers", 0),
+        ("Cached", file),
+        ("SwapCached", 0),
+        ("Active", part("active_anon") + part("active_file")),
+        ("Inactive", part("inactive_anon") + part("inactive_file")),
+        ("Active(anon)", part("active_anon")),
+        ("Inactive(anon)", part("inactive_anon")),
+        ("Active(file)", part("active_file")),
+        ("Inactive(file)", part("inactive_file")),
+        ("Unevictable", part("unevictable")),
+        ("Mlocked", 0),
+        ("SwapTotal", memory.swap_total),
+        ("SwapFree", memory.swap_total.saturating_sub(memory.swap_used)),
+        ("Dirty", part("file_dirty")),
+        ("Writeback", part("file_writeback")),
+        ("AnonPages", anon),
+        ("Mapped", part("file_mapped")),
+        ("Shmem", shmem),
+        ("KReclaimable", slab),
+        ("Slab", slab + part("slab_unreclaimable")),
+        ("SReclaimable", slab),
+        ("SUnreclaim", part("slab_unreclaimable")),
+        ("KernelStack", part("kernel_stack")),
+        ("PageTables", part("pagetables")),
+        ("CommitLimit", memory.total / 2 + memory.swap_total),
+        ("Committed_AS", anon + shmem),
+    ];
+    let mut text = String::new();
+    for (name, bytes) in lines {
+        let _ = writeln!(text, "{:<16}{:>8} kB", format!("{name}:"), bytes / 1024);
+    }
+    text
+}
+
+pub fn swaps(memory: &Memory) -> String {
+    let mut text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".to_owned();
+    if memory.swap_total > 0 {
+        let (total, used) = (memory.swap_total / 1024, memory.swap_used / 1024);
+        let _ = writeln!(text, "{:<40}partition\t{total}\t\t{used}\t\t-2", "/dev/swap");
+    }
+    text
+}
+
+/// `lived` in hundredths of a second. Which of its CPUs was busy nobody counts: each was as much as the others.
+/// `booted_s` is that of the host, since start times of processes count from there.
+pub fn stat(cpus: u32, cpu: &Cpu, lived: u64, booted_s: u64) -> String {
+    let count = u64::from(cpus.max(1));
+    let idle = (lived * count).saturating_sub(cpu.user + cpu.system);
+    let line = |name: &str, part: &dyn Fn(u64) -> u64| {
+        let (user, system, idle) = (part(cpu.user), part(cpu.system), part(idle));
+        format!("{name} {user} 0 {system} {idle} 0 0 0 0 0 0\n")
+    };
+    let mut text = line("cpu ", &|whole| whole);
+    for index in 0..count {
+        // The first ones have what is left over, so that the sum is the whole.
+        text += &line(&format!("cpu{index}"), &|whole| {
+            whole / count + u64::from(index < whole % count)
+        });
+    }
+    let rest = "processes 0\nprocs_running 1\nprocs_blocked 0\nsoftirq 0 0 0 0 0 0 0 0 0 0 0\n";
+    let _ = write!(text, "intr 0\nctxt 0\nbtime {booted_s}\n{rest}");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn value(text: &str, name: &str) -> u64 {
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}:"))).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn memory_in_use_is_not_free_and_files_are_available() {
+        let parts = [("file", 60), ("active_file", 30), ("inactive_file", 20), ("anon", 40)];
+        let memory = Memory {
+            total: 256 * MIB,
+            used: 100 * MIB,
+            swap_total: 64 * MIB,
+            swap_used: 16 * MIB,
+            parts: parts.map(|(name, mib)| (name.to_owned(), mib * MIB)).into(),
+        };
+        let text = meminfo(&memory);
+        assert_eq!(text.lines().next().unwrap(), "MemTotal:          262144 kB");
+        let seen = ["MemFree", "MemAvailable", "Cached", "SwapTotal", "SwapFree"].map(|name| value(&text, name) / 1024);
+        assert_eq!(seen, [156, 206, 60, 64, 48]);
+        assert!(swaps(&memory).contains("partition\t65536\t\t16384"));
+    }
+
+    #[test]
+    fn a_machine_over_its_size_has_nothing_free_and_less_than_nothing_is_never_said() {
+        let memory = Memory {
+            total: MIB,
+            used: 5 * MIB,
+            parts: [("active_file".to_owned(), 9 * MIB)].into(),
+            ..Memory::default()
+        };
+        let text = meminfo(&memory);
+        assert_eq!((value(&text, "MemFree"), value(&text, "MemAvailable")), (0, 1024));
+        assert_eq!(swaps(&memory).lines().count(), 1);
+    }
+
+    #[test]
+    fn its_cpus_add_up_to_the_whole() {
+        let text = stat(3, &Cpu { user: 10, system: 5 }, 100, 1_700_000_000);
+        let numbers = |line: &str| -> Vec<u64> {
+            let fields = line.split_whitespace().skip(1);
+            fields.map(|field| field.parse().unwrap()).collect()
+        };
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("cpu")).collect();
+        assert_eq!(lines.len(), 4);
+        assert_eq!(numbers(lines[0])[..4], [10, 0, 5, 285]);
+        for field in 0..4 {
+            let sum: u64 = lines[1..].iter().map(|line| numbers(line)[field]).sum();
+            assert_eq!(sum, numbers(lines[0])[field]);
+        }
+        assert!(text.contains("btime 1700000000\n"));
+        assert!(stat(1, &Cpu { user: 900, system: 0 }, 100, 0).starts_with("cpu  900 0 0 0 "));
+    }
+}
