@@ -320,7 +320,7 @@ impl fmt::Debug for Exec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum GuestRequest {
-    Start(Start),
+    Start(Box<Start>),
     Exec(Exec),
     #[serde(rename = "take_calls")]
     TakeCalls,
@@ -489,7 +489,7 @@ mod tests {
         assert_matches("Statics", &serde_json::to_value(&statics).unwrap());
         assert_matches("GuestFile", &serde_json::to_value(&file).unwrap());
         for (name, request) in [
-            ("Start", GuestRequest::Start(start)),
+            ("Start", GuestRequest::Start(Box::new(start))),
             (
                 "Stop",
                 GuestRequest::Stop {
@@ -564,6 +564,6 @@ mod tests {
     #[test]
     fn secrets_do_not_print() {
         let start: Start = serde_json::from_value(json!({"argv": ["x", "hunter2"], "env": {"A": "hunter2"}})).unwrap();
-        assert!(!format!("{:?}", GuestRequest::Start(start)).contains("hunter2"));
+        assert!(!format!("{:?}", GuestRequest::Start(Box::new(start))).contains("hunter2"));
     }
 }

@@ -102,7 +102,7 @@ mod tests {
             parts: parts.map(|(name, mib)| (name.to_owned(), mib * MIB)).into(),
         };
         let text = meminfo(&memory);
-        assert_eq!(text.lines().next().unwrap(), "MemTotal:          262144 kB");
+        assert_eq!(text.lines().next().unwrap(), "MemTotal:         262144 kB");
         let seen = ["MemFree", "MemAvailable", "Cached", "SwapTotal", "SwapFree"].map(|name| value(&text, name) / 1024);
         assert_eq!(seen, [156, 206, 60, 64, 48]);
         assert!(swaps(&memory).contains("partition\t65536\t\t16384"));

@@ -57,7 +57,7 @@ impl Init {
                 containers: self.crew.as_ref().map_or_else(Vec::new, Crew::states),
             },
             GuestRequest::Start(_) if self.phase() != Phase::Prepared => refused("the app was started before"),
-            GuestRequest::Start(start) => self.start(start),
+            GuestRequest::Start(start) => self.start(*start),
             GuestRequest::Stop { signal, grace_ms } => self.stop(signal, grace_ms),
             GuestRequest::Signal { signal } => self.pass_on(signal),
         };
