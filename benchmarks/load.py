@@ -30,8 +30,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """CPU of the proxy for a request, and how long each took when the case has a rate, without the first of each client:
-    that one opens its connection."""
+    """CPU of the proxy for a request, and how long each took when the case has a rate. The first of each client, which
+    opens its connection, is left out."""
 
     cpu_us: float
     took_us: list[int] = []
