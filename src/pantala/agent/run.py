@@ -134,7 +134,11 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     policies.take(view.all())
     view.listen(lambda _, rows: policies.take(rows))
     network = parts.network(settings, clock)
-    seating = Seating(driver, clock, subjects=lambda: running())
+
+    def running() -> Iterator[Subject]:
+        return subjects()
+
+    seating = Seating(driver, clock, subjects=running)
     context = Context(
         node=settings.node,
         region=settings.region,
@@ -174,7 +178,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     view.listen(lambda revision, rows: proxy.push(revision, certificates.changed(rows)))
     host = Host(context, tasks, proxy, capacity=_capacity(settings), pool4=settings.pool4, newest=fencing.newest)
     wakes = Wakes(host)
-    running = _subjects(host)
+    subjects = _subjects(host)
 
     async def read_logs(request: node.ReadLogs) -> list[LogLine]:
         limit = min(max(request.limit, 1), 5_000)
@@ -192,7 +196,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         ]
 
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
-    governor = Governor(driver, clock, subjects=running, file=settings.run_dir / "cpu-balances.json")
+    governor = Governor(driver, clock, subjects=subjects, file=settings.run_dir / "cpu-balances.json")
     queries = Queries(
         host,
         read_logs=read_logs,
