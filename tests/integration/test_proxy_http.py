@@ -4,50 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from mesh_rig import Reader, talk
-from proxy_rig import Rig, app_rows, machine_row, running, service_row
+from app_rig import Talk, app
+from mesh_rig import HOST, Reader, talk
+from proxy_rig import Rig, running
 
 from pantala.testing.poll import until
-from pantala.testing.ports import free_port
-from pantala.wire.machine import HTTPOptions, Port
+from pantala.wire.machine import HTTPOptions
 
 pytestmark = pytest.mark.anyio
-HOST = "web.apps.test"
-IP = "127.0.5.1"
 HEAD = f"Host: {HOST}\r\n"
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     async with running(tmp_path) as rig:
         yield rig
-
-
-@contextlib.asynccontextmanager
-async def app(rig: Rig, serve: Talk, options: HTTPOptions | None = None) -> AsyncGenerator[None]:
-    """An app that speaks for itself, byte by byte; each connection is one call."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    port = free_port()
-    async with await asyncio.start_server(converse, IP, port):
-        ports = [Port(port=rig.ports.http, handlers=["http"], http_options=options)]
-        await rig.agent.rows(
-            *app_rows("web", HOST), service_row(rig.ports, "web", port, ports=ports), machine_row("web", "m1", IP)
-        )
-        yield
 
 
 def client(rig: Rig) -> contextlib.AbstractAsyncContextManager[Reader]:

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from app_rig import app
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, InformationalResponseReceived, ResponseReceived, StreamEnded, StreamReset
 from http2_rig import Speaker, connected, text
 from mesh_rig import HOST
-from proxy_rig import WITHIN_S, Rig, app_rows, machine_row, row, running, service_row
+from proxy_rig import WITHIN_S, Rig, row, running
 
 from pantala.testing.poll import until
-from pantala.testing.ports import free_port
 from pantala.wire.feed import Load
-from pantala.wire.machine import HTTPOptions, Port
+from pantala.wire.machine import HTTPOptions
 
 pytestmark = pytest.mark.anyio
-IP = "127.0.5.3"
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PART = bytes(64 * 1024)
 LARGE = 24 * 1024 * 1024
 """More than all sockets and buffers on the way hold."""
 PAGE = ("accept", "text/html")
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.fixture
@@ -36,26 +32,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     async with running(tmp_path) as rig:
         await rig.agent.rows(row("certs", "cert/web", rig.ca.issue(HOST)))
         yield rig
-
-
-@contextlib.asynccontextmanager
-async def app(rig: Rig, serve: Talk, options: HTTPOptions | None = None) -> AsyncGenerator[None]:
-    """An app that speaks for itself, byte by byte; each connection is one call."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    port = free_port()
-    async with await asyncio.start_server(converse, IP, port):
-        ports = [Port(port=rig.ports.https, handlers=["tls", "http"], http_options=options)]
-        service = service_row(rig.ports, "web", port, ports=ports)
-        await rig.agent.rows(*app_rows("web", HOST), service, machine_row("web", "m1", IP))
-        yield
 
 
 async def others(one: Speaker) -> None:
