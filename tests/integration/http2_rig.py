@@ -73,6 +73,13 @@ class Speaker:
         """The other end closed the connection."""
         return self._over
 
+    async def heard(self) -> list[Event]:
+        return self._events
+
+    def raw(self, frames: bytes) -> None:
+        """As they are, past h2."""
+        self._writer.write(frames)
+
     async def left(self) -> list[int]:
         return self.goaways
 

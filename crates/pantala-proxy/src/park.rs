@@ -53,10 +53,10 @@ pub async fn park<S: Park>(shared: &Shared, conversation: &Conversation, stream:
     Parked::Over
 }
 
-struct Counted<'a>(&'a Metrics);
+pub struct Counted<'a>(&'a Metrics);
 
 impl Counted<'_> {
-    fn new(metrics: &Metrics) -> Counted<'_> {
+    pub fn new(metrics: &Metrics) -> Counted<'_> {
         metrics.connections_parked.fetch_add(1, Relaxed);
         Counted(metrics)
     }

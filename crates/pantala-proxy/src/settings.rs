@@ -122,6 +122,14 @@ fn check(wire: ProxySettings) -> Result<Settings, SettingsError> {
             "at least 524288, what is under way to a machine",
         ));
     }
+    for (field, ms) in [
+        ("client_ping_after_ms", wire.client_ping_after_ms),
+        ("client_ping_timeout_ms", wire.client_ping_timeout_ms),
+    ] {
+        if ms == 0 {
+            return Err(wrong(field, "0", "at least 1"));
+        }
+    }
     let admin_listen = optional("admin_listen", &wire.admin_listen)?;
     let mesh_listen = wire.mesh.as_ref().map(mesh).transpose()?;
     for (field, value) in [
@@ -243,6 +251,7 @@ mod tests {
             (json!({"api_listen": ["fdaa::3"]}), "api_forward"),
             (json!({"admin_listen": "here"}), "admin_listen"),
             (json!({"replay_body_bytes_max": 1000}), "replay_body_bytes_max"),
+            (json!({"client_ping_after_ms": 0}), "client_ping_after_ms"),
             (json!({"region": "i d"}), "region"),
             (
                 json!({"mesh": {"listen": "x", "certificate": "/c", "key": "/k", "authority": "/a"}}),

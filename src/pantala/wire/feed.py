@@ -414,7 +414,9 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     `handshakes_max`: TLS handshakes at once; those per second count for each /24 or /64 of clients and for each name
     (0: no limit).
     `replay_body_bytes_max`: what of a request's body is kept, so that it can be sent again or be replayed.
-    `trace_mib_max`: memory for records of requests, which are kept for ten minutes at most (0: none are)."""
+    `trace_mib_max`: memory for records of requests, which are kept for ten minutes at most (0: none are).
+    `client_ping_after_ms`: a client of HTTP/2 that says nothing for so long is asked for a sign of life;
+    `client_ping_timeout_ms`: it is closed when it gives none."""
 
     node: str
     region: str
@@ -442,3 +444,5 @@ class ProxySettings(msgspec.Struct, frozen=True, kw_only=True):
     handshakes_per_name_per_s_max: int = 1_000
     replay_body_bytes_max: int = 1024 * 1024
     trace_mib_max: int = 32
+    client_ping_after_ms: int = 40_000
+    client_ping_timeout_ms: int = 20_000

@@ -220,7 +220,7 @@ pub async fn ask(
     let response = answered.map_err(|error| Unanswered { error, unsent: false })?;
     let (head, receive) = response.into_parts();
     if let Some(send) = send.take().filter(|_| head.status.is_success()) {
-        let tunnel = Some(Tunnel::new(send, receive).on(share));
+        let tunnel = Some(Tunnel::new(send, receive, None).on(share));
         let response = Response::from_parts(head, Coming::Nothing);
         return Ok(Answer { response, tunnel });
     }

@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::CONTENT_LENGTH;
 
 use super::client::Rest;
+use crate::conversation::Reading;
 use crate::hints::Early;
 
 pub struct Received {
@@ -23,10 +24,17 @@ pub struct Received {
     waits: Option<Arc<Early>>,
     /// of an answer
     rest: Option<Rest>,
+    /// the client's connection is not parked until this is gone
+    _reading: Option<Reading>,
 }
 
 impl Received {
-    pub fn new(stream: RecvStream, headers: &HeaderMap, waits: Option<Arc<Early>>) -> Received {
+    pub fn new(
+        stream: RecvStream,
+        headers: &HeaderMap,
+        waits: Option<Arc<Early>>,
+        reading: Option<Reading>,
+    ) -> Received {
         let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         Received {
             stream,
@@ -34,11 +42,12 @@ impl Received {
             left: announced.and_then(|length| length.parse().ok()),
             waits,
             rest: None,
+            _reading: reading,
         }
     }
 
     pub fn of_answer(stream: RecvStream, headers: &HeaderMap, rest: Rest) -> Received {
-        let mut received = Received::new(stream, headers, None);
+        let mut received = Received::new(stream, headers, None, None);
         received.rest = Some(rest);
         received
     }

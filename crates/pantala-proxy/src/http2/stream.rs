@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::received::Received;
 use super::tunnel::Tunnel;
 use crate::body::{BodyError, Coming, OutBody};
-use crate::conversation::{Conversation, Limits};
+use crate::conversation::{Conversation, Limits, Reading};
 use crate::headers::Client;
 use crate::hints::{self, Early, Hints};
 use crate::service::{self, Worker};
@@ -58,7 +58,7 @@ pub async fn carry<F: Future<Output = Response<OutBody>>>(
     let hinted = hints::wanted(&request);
     let waits = !request.body().is_end_stream() && expect::wanted(request.headers());
     let early = (hinted || waits).then(Early::new);
-    let (mut request, opening) = opened(request, early.as_ref().filter(|_| waits));
+    let (mut request, opening) = opened(request, early.as_ref().filter(|_| waits), &conversation);
     if let Some(early) = early.as_ref().filter(|_| hinted) {
         request.extensions_mut().insert(Hints::OnStream(early.clone()));
     }
@@ -96,22 +96,31 @@ pub async fn carry<F: Future<Output = Response<OutBody>>>(
 /// The other half of a CONNECT: what becomes a tunnel once it is answered.
 struct Opening {
     receive: RecvStream,
+    reading: Reading,
     promise: oneshot::Sender<Tunnel>,
 }
 
 impl Opening {
     fn open(self, send: SendStream<Bytes>) {
         // Whoever waited may have given up; the stream ends then.
-        let _ = self.promise.send(Tunnel::new(send, self.receive));
+        let _ = self.promise.send(Tunnel::new(send, self.receive, Some(self.reading)));
     }
 }
 
 /// `waits`: the client sends its body once it is told to.
-fn opened(request: Request<RecvStream>, waits: Option<&Arc<Early>>) -> (Request<Coming>, Option<(Upgrade, Opening)>) {
+fn opened(
+    request: Request<RecvStream>,
+    waits: Option<&Arc<Early>>,
+    conversation: &Arc<Conversation>,
+) -> (Request<Coming>, Option<(Upgrade, Opening)>) {
     let (parts, receive) = request.into_parts();
     if parts.method == Method::CONNECT {
         let (promise, promised) = oneshot::channel();
-        let opening = Opening { receive, promise };
+        let opening = Opening {
+            receive,
+            reading: conversation.body(),
+            promise,
+        };
         return (
             Request::from_parts(parts, Coming::Nothing),
             Some((Upgrade::OfStream(promised), opening)),
@@ -119,7 +128,12 @@ fn opened(request: Request<RecvStream>, waits: Option<&Arc<Early>>) -> (Request<
     }
     let body = match receive.is_end_stream() {
         true => Coming::Nothing,
-        false => Coming::OnStream(Received::new(receive, &parts.headers, waits.cloned())),
+        false => Coming::OnStream(Received::new(
+            receive,
+            &parts.headers,
+            waits.cloned(),
+            Some(conversation.body()),
+        )),
     };
     (Request::from_parts(parts, body), None)
 }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Share;
 use super::stream::room;
+use crate::conversation::Reading;
 
 pub struct Tunnel {
     send: SendStream<Bytes>,
@@ -19,16 +20,19 @@ pub struct Tunnel {
     shut: bool,
     /// of a connection to another host; its end is what counts
     _share: Option<Share>,
+    /// the client's connection is not parked until this is gone
+    _reading: Option<Reading>,
 }
 
 impl Tunnel {
-    pub fn new(send: SendStream<Bytes>, receive: RecvStream) -> Tunnel {
+    pub fn new(send: SendStream<Bytes>, receive: RecvStream, reading: Option<Reading>) -> Tunnel {
         Tunnel {
             send,
             receive,
             ahead: Bytes::new(),
             shut: false,
             _share: None,
+            _reading: reading,
         }
     }
 

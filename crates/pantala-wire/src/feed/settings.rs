@@ -75,6 +75,14 @@ fn trace_mib_max() -> usize {
     32
 }
 
+fn client_ping_after_ms() -> u64 {
+    40_000
+}
+
+fn client_ping_timeout_ms() -> u64 {
+    20_000
+}
+
 fn drain_max_ms() -> u64 {
     3_600_000
 }
@@ -173,4 +181,8 @@ pub struct ProxySettings {
     pub replay_body_bytes_max: usize,
     #[serde(default = "trace_mib_max")]
     pub trace_mib_max: usize,
+    #[serde(default = "client_ping_after_ms")]
+    pub client_ping_after_ms: u64,
+    #[serde(default = "client_ping_timeout_ms")]
+    pub client_ping_timeout_ms: u64,
 }
