@@ -112,7 +112,7 @@ fn summary(shared: &Shared) -> String {
 
 fn metrics(shared: &Shared) -> String {
     let m = &shared.metrics;
-    let counters: [(&str, &str, &AtomicU64); 15] = [
+    let counters: [(&str, &str, &AtomicU64); 16] = [
         (
             "pantala_proxy_connections_total",
             "client connections accepted",
@@ -122,6 +122,11 @@ fn metrics(shared: &Shared) -> String {
             "pantala_proxy_handshakes_failed_total",
             "TLS handshakes that failed",
             &m.handshakes_failed,
+        ),
+        (
+            "pantala_proxy_http2_broken_total",
+            "HTTP/2 connections whose client broke the protocol or never spoke it",
+            &m.http2_broken,
         ),
         ("pantala_proxy_requests_total", "requests received", &m.requests),
         (

@@ -212,6 +212,7 @@ pub struct Metrics {
     /// of the open ones, those that are quiet
     pub connections_parked: AtomicU64,
     pub handshakes_failed: AtomicU64,
+    pub http2_broken: AtomicU64,
     pub requests: AtomicU64,
     pub refused: AtomicU64,
     pub failed: AtomicU64,

@@ -16,6 +16,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ async fn speak<S: Park>(
 ) -> Spoken {
     let begun = match known {
         true => Box::pin(resume(wire)).await.map(|connection| (connection, false)),
-        false => Box::pin(greet(wire, over.as_mut())).await,
+        false => Box::pin(greet(worker, wire, over.as_mut())).await,
     };
     let Some((mut connection, mut leaving)) = begun else {
         return Spoken::Over;
@@ -103,7 +104,11 @@ async fn speak<S: Park>(
                     spawn_local(stream::serve(worker, client, conversation, request, respond));
                 }
                 // Its streams learn of it by themselves.
-                Some(Err(_)) | None => return Spoken::Over,
+                Some(Err(error)) => {
+                    count_broken(worker, &error);
+                    return Spoken::Over;
+                }
+                None => return Spoken::Over,
             },
             // What was opened as a tunnel goes on; new streams go to another connection.
             () = over.as_mut(), if !leaving => {
@@ -136,18 +141,33 @@ fn builder() -> server::Builder {
 /// Answers whether the connection is to end as soon as it begins. A client that is just saying its first words may have
 /// asked for something in them; one that never says them is as idle as any other.
 async fn greet<S: Park>(
+    worker: &Worker,
     wire: &Wire<S>,
     over: Pin<&mut impl Future<Output = ()>>,
 ) -> Option<(Connection<Wire<S>, Bytes>, bool)> {
     let mut greeting = builder().handshake(wire.clone());
     tokio::select! {
         biased;
-        greeted = &mut greeting => Some((greeted.ok()?, false)),
+        greeted = &mut greeting => {
+            let connection = greeted.inspect_err(|error| count_broken(worker, error)).ok()?;
+            Some((connection, false))
+        }
         () = over => {
-            let mut connection = timeout(GOODBYE_MAX, greeting).await.ok()?.ok()?;
+            let Ok(greeted) = timeout(GOODBYE_MAX, greeting).await else {
+                worker.shared.metrics.http2_broken.fetch_add(1, Relaxed);
+                return None;
+            };
+            let mut connection = greeted.inspect_err(|error| count_broken(worker, error)).ok()?;
             connection.graceful_shutdown();
             Some((connection, true))
         }
+    }
+}
+
+/// Those that left are none.
+fn count_broken(worker: &Worker, error: &h2::Error) {
+    if !error.is_io() && !error.is_remote() {
+        worker.shared.metrics.http2_broken.fetch_add(1, Relaxed);
     }
 }
 

@@ -255,6 +255,7 @@ impl Said {
                 }
             }
             WINDOW_UPDATE if head.stream == 0 => self.room += increment(payload)?,
+            GOAWAY => return None, // the client is leaving
             _ => {}
         }
         (head.length <= PAYLOAD_MAX).then_some(())

@@ -1,7 +1,7 @@
 //! The client's end of a connection of HTTP/2, which outlives the [`h2`] connection that uses it: what is read and written is
 //! read along by [`Past`], and can be told to the next one.
 
-use std::cell::{Ref, RefCell, RefMut};
+use std::cell::{RefCell, RefMut};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -53,7 +53,7 @@ impl<S: Park> Wire<S> {
 
     /// The connection that uses this can be given up: another one may take its place.
     pub fn rests(&self) -> bool {
-        let line = Ref::map(self.0.borrow(), |line| line);
+        let line = self.0.borrow();
         !line.unflushed && line.past.rests()
     }
 
