@@ -79,8 +79,8 @@ async def serves(one: Speaker) -> None:
 
 @pytest.mark.parametrize("ping_after_ms", [300, 2_500], ids=["not yet parked", "parked"])
 async def test_a_client_that_gives_no_sign_of_life_is_given_up(tmp_path: Path, ping_after_ms: int) -> None:
-    settings = {"client_ping_after_ms": ping_after_ms, "client_ping_timeout_ms": 700}
-    async with proxy(tmp_path, **settings) as rig, connected(rig) as alive, agreed(rig) as (reader, writer):
+    short = proxy(tmp_path, client_ping_after_ms=ping_after_ms, client_ping_timeout_ms=700)
+    async with short as rig, connected(rig) as alive, agreed(rig) as (reader, writer):
         await serves(alive)
         writer.write(first_words())
         if ping_after_ms > 2_000:
