@@ -266,7 +266,7 @@ fn settings_match_the_schema() {
             "api_forward": "127.0.0.1:4280", "api_listen": ["[fdaa::3]:4280"], "admin_listen": "127.0.0.1:9",
             "wake_hold_ms": 1, "wake_timeout_ms": 2, "queue_timeout_ms": 3, "queue_per_app_max": 4, "waiting_max": 8,
             "drain_max_ms": 5, "lame_duck_ms": 6, "app_domain": "apps.test", "replay_body_bytes_max": 7,
-            "trace_mib_max": 12}),
+            "trace_mib_max": 12, "client_ping_after_ms": 13, "client_ping_timeout_ms": 14}),
     );
 }
 
