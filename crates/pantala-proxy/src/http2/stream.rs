@@ -35,6 +35,7 @@ pub async fn serve(
 ) {
     let _busy = conversation.request();
     let by_host = client.by_host.then(|| conversation.clone());
+    let of = conversation.clone();
     let served = |request, upgrade| async move {
         let mut response = service::serve(worker, client, by_host, request, upgrade).await;
         if let Some(limits) = response.extensions_mut().remove::<Limits>() {
@@ -45,20 +46,21 @@ pub async fn serve(
         }
         response
     };
-    carry(request, respond, served).await;
+    carry(request, respond, Some(&of), served).await;
 }
 
-/// `serve` makes the answer, of which nothing is about connections.
+/// `serve` makes the answer, of which nothing is about connections. `conversation`: the client's, where it is one.
 pub async fn carry<F: Future<Output = Response<OutBody>>>(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
+    conversation: Option<&Arc<Conversation>>,
     serve: impl FnOnce(Request<Coming>, Option<Upgrade>) -> F,
 ) {
     let of_head = request.method() == Method::HEAD;
     let hinted = hints::wanted(&request);
     let waits = !request.body().is_end_stream() && expect::wanted(request.headers());
     let early = (hinted || waits).then(Early::new);
-    let (mut request, opening) = opened(request, early.as_ref().filter(|_| waits), &conversation);
+    let (mut request, opening) = opened(request, early.as_ref().filter(|_| waits), conversation);
     if let Some(early) = early.as_ref().filter(|_| hinted) {
         request.extensions_mut().insert(Hints::OnStream(early.clone()));
     }
@@ -96,14 +98,14 @@ pub async fn carry<F: Future<Output = Response<OutBody>>>(
 /// The other half of a CONNECT: what becomes a tunnel once it is answered.
 struct Opening {
     receive: RecvStream,
-    reading: Reading,
+    reading: Option<Reading>,
     promise: oneshot::Sender<Tunnel>,
 }
 
 impl Opening {
     fn open(self, send: SendStream<Bytes>) {
         // Whoever waited may have given up; the stream ends then.
-        let _ = self.promise.send(Tunnel::new(send, self.receive, Some(self.reading)));
+        let _ = self.promise.send(Tunnel::new(send, self.receive, self.reading));
     }
 }
 
@@ -111,14 +113,14 @@ impl Opening {
 fn opened(
     request: Request<RecvStream>,
     waits: Option<&Arc<Early>>,
-    conversation: &Arc<Conversation>,
+    conversation: Option<&Arc<Conversation>>,
 ) -> (Request<Coming>, Option<(Upgrade, Opening)>) {
     let (parts, receive) = request.into_parts();
     if parts.method == Method::CONNECT {
         let (promise, promised) = oneshot::channel();
         let opening = Opening {
             receive,
-            reading: conversation.body(),
+            reading: conversation.map(Conversation::body),
             promise,
         };
         return (
@@ -132,7 +134,7 @@ fn opened(
             receive,
             &parts.headers,
             waits.cloned(),
-            Some(conversation.body()),
+            conversation.map(Conversation::body),
         )),
     };
     (Request::from_parts(parts, body), None)

@@ -128,7 +128,7 @@ async fn converse(worker: &Rc<Worker>, mesh: &Arc<Mesh>, node: Arc<str>, stream:
                 Some(Ok((request, respond))) => {
                     let (worker, mesh, node) = (worker.clone(), mesh.clone(), node.clone());
                     let serve = |request, upgrade| serve::serve(worker, mesh, node, request, upgrade);
-                    spawn_local(stream::carry(request, respond, serve));
+                    spawn_local(stream::carry(request, respond, None, serve));
                 }
                 Some(Err(_)) | None => return,
             },
