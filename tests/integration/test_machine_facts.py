@@ -196,6 +196,13 @@ async def test_readers_who_never_finish_take_no_place_from_others(harness: h.Con
     assert (await machine.meminfo())["MemTotal"] == 256 * MIB_KB
 
 
+async def test_a_file_that_is_copied_while_others_look_at_it_ends_where_it_ends(harness: h.ContainerHarness) -> None:
+    machine = await start(harness, h.shell("for i in 1 2 3 4; do while :; do [ -s /proc/meminfo ]; done & done; wait"))
+    copies = "i=0; while [ $i -lt 300 ]; do cat /proc/meminfo; i=$((i+1)); done"
+    seen = await machine.shell(f"({copies}) | tr '\\000' '#' | grep -c '#' || true")
+    assert seen == "0"
+
+
 async def test_a_machine_moves_to_another_cpu_with_all_that_it_has_begun(harness: h.ContainerHarness) -> None:
     machine = await start(harness, h.shell("sleep 1000 & sleep 1000 & wait"))
     old, new = frozenset({HOST[-1]}), frozenset({HOST[0]})

@@ -19,10 +19,9 @@ const ROOT: u64 = 1;
 /// Names never change: the kernel asks once and remembers.
 const FOREVER_S: u64 = u32::MAX as u64;
 /// Every read comes to us. Only what is copied in the kernel (sendfile) goes by its cache, which each `open` empties, and
-/// by the size of the file, which it takes for the length of what was read last: so that is asked for each time.
+/// by the size of the file, which is asked for each time. It has to be the very length: what is missing would be NULs.
 const SIZE_VALID_S: u64 = 0;
 const FOPEN_DIRECT_IO: u32 = 1;
-const FILE_BYTES: u64 = 4096;
 /// Readers whose file stays as it was when they began to read it; of more than these each read is made anew.
 const OPEN_MAX: usize = 64;
 
@@ -46,6 +45,8 @@ pub struct Server {
     /// What a reader has begun to read, by its handle.
     begun: BTreeMap<u64, Vec<u8>>,
     last_handle: u64,
+    /// Of what was made last.
+    lengths: BTreeMap<usize, usize>,
 }
 
 /// What one request is answered with: an error number, or bytes. None: the kernel expects nothing.
@@ -60,6 +61,7 @@ impl Server {
             owner,
             begun: BTreeMap::new(),
             last_handle: 0,
+            lengths: BTreeMap::new(),
         }
     }
 
@@ -98,8 +100,8 @@ impl Server {
         match opcode {
             FORGET | BATCH_FORGET | INTERRUPT | DESTROY => None,
             INIT => Some(begin(body)),
-            LOOKUP => Some(self.look_up(node, body)),
-            GETATTR => Some(self.attributes(node).map(|attributes| {
+            LOOKUP => Some(self.look_up(node, body, content)),
+            GETATTR => Some(self.attributes(node, content).map(|attributes| {
                 let mut out = [SIZE_VALID_S.to_le_bytes(), [0; 8]].concat();
                 out.extend(attributes);
                 out
@@ -121,7 +123,12 @@ impl Server {
         }
     }
 
-    fn look_up(&self, node: u64, body: &[u8]) -> Result<Vec<u8>, Errno> {
+    fn look_up(
+        &mut self,
+        node: u64,
+        body: &[u8],
+        content: &mut impl FnMut(usize) -> Vec<u8>,
+    ) -> Result<Vec<u8>, Errno> {
         let name = body.split(|&byte| byte == 0).next().unwrap_or_default();
         let found = self.names.iter().position(|known| known.as_bytes() == name);
         let (ROOT, Some(file)) = (node, found) else {
@@ -129,17 +136,21 @@ impl Server {
         };
         let node = node_of(file);
         let mut out = [node, 0, FOREVER_S, SIZE_VALID_S, 0].map(u64::to_le_bytes).concat();
-        out.extend(self.attributes(node)?);
+        out.extend(self.attributes(node, content)?);
         Ok(out)
     }
 
-    fn attributes(&self, node: u64) -> Result<Vec<u8>, Errno> {
-        let (mode, links) = match node {
-            ROOT => (libc::S_IFDIR | 0o555, 2),
-            _ => (libc::S_IFREG | 0o444, self.file(node).map(|_| 1)?),
+    fn attributes(&mut self, node: u64, content: &mut impl FnMut(usize) -> Vec<u8>) -> Result<Vec<u8>, Errno> {
+        let (mode, links, length) = match node {
+            ROOT => (libc::S_IFDIR | 0o555, 2, 0),
+            _ => {
+                let file = self.file(node)?;
+                let length = *self.lengths.entry(file).or_insert_with(|| content(file).len());
+                (libc::S_IFREG | 0o444, 1, length)
+            }
         };
-        // More than can be read. No times.
-        let mut out = [node, FILE_BYTES, 0, 0, 0, 0].map(u64::to_le_bytes).concat();
+        // No times.
+        let mut out = [node, length as u64, 0, 0, 0, 0].map(u64::to_le_bytes).concat();
         out.extend(
             [0, 0, 0, mode, links, self.owner, self.owner, 0, 4096, 0]
                 .map(u32::to_le_bytes)
@@ -169,6 +180,7 @@ impl Server {
             return Ok(part(whole));
         }
         let whole = content(file);
+        self.lengths.insert(file, whole.len());
         let answer = part(&whole);
         if self.begun.len() < OPEN_MAX || self.begun.contains_key(&handle) {
             self.begun.insert(handle, whole);
@@ -245,6 +257,7 @@ mod tests {
         let mut server = server();
         let found = ask(&mut server, LOOKUP, ROOT, b"second\0", "").unwrap().unwrap();
         assert_eq!((found.len(), u64_at(&found, 0)), (128, Some(3)));
+        assert_eq!(u64_at(&found, 40 + 8), Some(2), "its length");
         assert_eq!(u32_at(&found, 40 + 60), Some(libc::S_IFREG | 0o444));
         assert_eq!(u32_at(&found, 40 + 68), Some(7));
         assert_eq!(
@@ -278,6 +291,8 @@ mod tests {
             assert_eq!(answer.unwrap().unwrap(), b"0 text");
         }
         assert_eq!(server.begun.len(), OPEN_MAX);
+        let seen = ask(&mut server, GETATTR, 2, &[], "longer").unwrap().unwrap();
+        assert_eq!(u64_at(&seen, 16 + 8), Some(6), "of what was read last");
         assert_eq!(
             ask(&mut server, READ, 2, &read_body(999, 2, 100), "text")
                 .unwrap()

@@ -103,7 +103,7 @@ impl Facts {
             description,
             began,
         } = self;
-        server.answer(|file| description.content(file, *began).into_bytes())
+        server.answer(|file| render::even(description.content(file, *began)).into_bytes())
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use super::counters::{Cpu, Memory};
 
+const LENGTH_STEP: usize = 256;
+
 /// What the kernel counts only for a whole host (free lists, page tables of version 1 …) is 0 or left out.
 pub fn meminfo(memory: &Memory) -> String {
     let part = |name: &str| memory.parts.get(name).copied().unwrap_or(0);
@@ -80,6 +82,13 @@ pub fn stat(cpus: u32, cpu: &Cpu, lived: u64, booted_s: u64) -> String {
     text
 }
 
+/// To a length that seldom changes, by blanks at the end: the kernel learns the length and the text one after the other.
+pub fn even(mut text: String) -> String {
+    text.pop();
+    let length = (text.len() + 1).next_multiple_of(LENGTH_STEP);
+    format!("{text:<width$}\n", width = length - 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +128,14 @@ mod tests {
         let text = meminfo(&memory);
         assert_eq!((value(&text, "MemFree"), value(&text, "MemAvailable")), (0, 1024));
         assert_eq!(swaps(&memory).lines().count(), 1);
+    }
+
+    #[test]
+    fn a_length_changes_seldom() {
+        let text = even("a 1\nb 2\n".to_owned());
+        assert_eq!((text.len(), text.trim_end()), (LENGTH_STEP, "a 1\nb 2"));
+        assert_eq!(text.lines().count(), 2);
+        assert_eq!(even("x".repeat(LENGTH_STEP) + "\n").len(), 2 * LENGTH_STEP);
     }
 
     #[test]
