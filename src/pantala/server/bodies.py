@@ -11,6 +11,7 @@ import msgspec
 from litestar.types import HTTPReceiveMessage, HTTPScope, Message, Receive, Send, WebSocketReceiveMessage
 
 from pantala.errors import RequestTimeout
+from pantala.server.refusals import refuse
 from pantala.wire.api import ErrorBody
 
 WITHIN_S = 10.0
@@ -92,10 +93,4 @@ def closing(send: Send) -> Send:
 
 
 async def refuse_slow(send: Send) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(_TOO_SLOW)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 408, "headers": headers})
-    await send({"type": "http.response.body", "body": _TOO_SLOW, "more_body": False})
+    await refuse(send, 408, _TOO_SLOW, [(b"connection", b"close")])

@@ -16,6 +16,7 @@ import structlog
 from litestar.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pantala.server.refusals import refuse
 from pantala.wire.api import ErrorBody
 
 log = structlog.get_logger()
@@ -132,11 +133,4 @@ def made(bounds: Bounds, ended: Ended) -> type[Connection]:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
     del scope, receive
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(_FULL)).encode()),
-        (b"retry-after", str(RETRY_AFTER_S).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 429, "headers": headers})
-    await send({"type": "http.response.body", "body": _FULL, "more_body": False})
+    await refuse(send, 429, _FULL, [(b"retry-after", str(RETRY_AFTER_S).encode()), (b"connection", b"close")])

@@ -13,6 +13,7 @@ import msgspec
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from pantala.server import bodies
+from pantala.server.refusals import refuse
 from pantala.wire.api import ErrorBody
 
 RETRY_AFTER_S = 1
@@ -96,10 +97,4 @@ async def _refuse(receive: Receive, send: Send) -> None:
             if message["type"] != "http.request":
                 return  # the client is gone
             size, more = size + len(message["body"]), message["more_body"]
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(_REFUSAL)).encode()),
-        (b"retry-after", str(RETRY_AFTER_S).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 429, "headers": headers})
-    await send({"type": "http.response.body", "body": _REFUSAL, "more_body": False})
+    await refuse(send, 429, _REFUSAL, [(b"retry-after", str(RETRY_AFTER_S).encode())])

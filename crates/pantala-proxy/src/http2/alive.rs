@@ -22,16 +22,24 @@ pub async fn lost(
         if heard.replace(false) || !wanted() {
             continue;
         }
-        let mut pong = std::pin::pin!(pings.ping(Ping::opaque()));
-        loop {
-            tokio::select! {
-                biased;
-                answered = pong.as_mut() => match answered {
-                    Ok(_) => break,
-                    Err(_) => return std::future::pending().await, // the connection ends by itself
-                },
-                () = sleep(sign) => if !heard.replace(false) { return },
-            }
+        if !gives_sign(&mut pings, sign, || heard.replace(false)).await {
+            return;
+        }
+    }
+}
+
+/// Asks the other end for a sign of life. Does not return when the connection ends by itself meanwhile. `heard`: whether
+/// anything came since this was last asked.
+pub async fn gives_sign(pings: &mut PingPong, sign: Duration, heard: impl Fn() -> bool) -> bool {
+    let mut pong = std::pin::pin!(pings.ping(Ping::opaque()));
+    loop {
+        tokio::select! {
+            biased;
+            answered = pong.as_mut() => match answered {
+                Ok(_) => return true,
+                Err(_) => return std::future::pending().await,
+            },
+            () = sleep(sign) => if !heard() { return false },
         }
     }
 }

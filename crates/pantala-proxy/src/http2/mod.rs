@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{self, Connection, SendResponse};
-use h2::{Ping, PingPong, Reason, RecvStream};
+use h2::{PingPong, Reason, RecvStream};
 use hyper::{Request, Response};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
@@ -253,16 +253,8 @@ async fn lost<S: Park>(worker: &Worker, pings: Option<PingPong>, wire: &Wire<S>,
             }
             asks.set(true);
         }
-        let mut pong = std::pin::pin!(pings.ping(Ping::opaque()));
-        loop {
-            tokio::select! {
-                biased;
-                answered = pong.as_mut() => match answered {
-                    Ok(_) => break,
-                    Err(_) => return std::future::pending().await, // the connection ends by itself
-                },
-                () = sleep(sign_max) => if !wire.heard() { return },
-            }
+        if !alive::gives_sign(&mut pings, sign_max, || wire.heard()).await {
+            return;
         }
         asks.set(false);
     }
