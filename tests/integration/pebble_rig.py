@@ -187,7 +187,7 @@ class EdgeFeed(RowTable):
 
     def _told(self, row: Row) -> FeedRow:
         value: dict[str, Any] | None = None if row.value is None else dict(row.value)
-        if value is not None and row.stream == "certs" and self.opener is not None:
+        if value is not None and "sealed_key" in value and self.opener is not None:
             opened = self.opener.open(value.pop("sealed_key"))
             value |= {"key": b64(opened)} if row.key.startswith("ticket/") else {"key_pem": opened.decode()}
         return FeedRow(stream=row.stream, key=row.key, value=value)

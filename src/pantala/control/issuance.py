@@ -204,14 +204,16 @@ class Issuance:
     async def _carry(self, record: HostnameRecord, order: OrderRecord) -> str:
         try:
             with anyio.fail_after(ORDER_WITHIN_S):
-                return await self._to_its_end(record, order)
+                key_pem, chain_pem = await self._to_its_end(record, order)
+            return await self._keep(record, key_pem, chain_pem)  # what is kept is published: no deadline in between
         except Refused as error:
             return await self._failed(record, error)
         except TimeoutError:
             await self._look_again(record.hostname, self._context.now_ms() + AGAIN_MS)
             return "the authority has not decided yet"
 
-    async def _to_its_end(self, record: HostnameRecord, order: OrderRecord) -> str:
+    async def _to_its_end(self, record: HostnameRecord, order: OrderRecord) -> tuple[bytes, str]:
+        """Key and chain, both PEM."""
         authority = await self._account.client(order.directory)
         key_pem = self._context.key.open(order.kept_key)
         request = signing_request(load_key(key_pem), record.hostname)
@@ -233,7 +235,7 @@ class Issuance:
                 await authority.finalize(state, request)
                 finalized = True
             elif state.status == "valid":
-                return await self._keep(record, key_pem, await authority.download(state))
+                return key_pem, await authority.download(state)
             elif state.status == "invalid":
                 raise state.refusal or Refused("the authority gave no reason", code="invalid")
             else:
