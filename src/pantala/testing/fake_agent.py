@@ -12,6 +12,7 @@ processes finds another one.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +79,7 @@ class FakeAgent:
         self.details: dict[str, dict[str, Any]] = {}
         """Fields of the answer for one machine, by its id."""
         self.machines: dict[str, FakeMachine] = {}
+        self._of_app: defaultdict[str, dict[str, FakeMachine]] = defaultdict(dict)
         self.calls: list[wire.NodeRequest] = []
         self.logs: list[LogLine] = []
         self.traces: dict[str, list[TraceRecord]] = {}
@@ -205,12 +207,9 @@ class FakeAgent:
                 known = self._machine(request.machine_id)
                 return msgspec.structs.replace(self._shown(known), **self.details.get(known.id, {}))
             case wire.ListMachines():
-                return [
-                    self._shown(machine)
-                    for machine in self.machines.values()
-                    if request.app in (None, machine.app.name)
-                    and (request.include_deleted or machine.state != State.DESTROYED)
-                ]
+                gone = None if request.include_deleted else State.DESTROYED
+                asked = self.machines if request.app is None else self._of_app[request.app]
+                return [self._shown(machine) for machine in asked.values() if machine.state != gone]
             case wire.WaitMachine():
                 return await self._wait(request)
             case wire.ListEvents():
@@ -248,7 +247,7 @@ class FakeAgent:
         network = f"fdaa:{request.app.network >> 16:x}:{request.app.network & 0xFFFF:x}"
         machine = FakeMachine(request, node=self.node, ip=f"{network}:a7b:1:0:{slot:x}:2", now=self._now())
         machine.hidden = request.hidden
-        self.machines[machine.id] = machine
+        self.machines[machine.id] = self._of_app[machine.app.name][machine.id] = machine
         self._record(machine, "launch", State.CREATED)
         if not request.skip_launch:
             self._start(machine, "start")
