@@ -18,6 +18,7 @@ from pantala.kit.clock import SystemClock, unix_ms
 from pantala.kit.rows import Row
 from pantala.kit.sealing import Signer
 from pantala.testing.bus import MemoryBus
+from pantala.testing.clock import ManualClock
 from pantala.wire.catalogue import CatalogueFrame, OwnedRow, Signed
 
 pytestmark = pytest.mark.anyio
@@ -323,4 +324,43 @@ async def test_a_beat_says_what_its_owners_clock_shows(tmp_path: Path) -> None:
         earliest_ms = unix_ms(clock.now()) - int(clock.monotonic() * 1000)
         await first.publisher.beat()
         latest_ms = unix_ms(clock.now()) - int(clock.monotonic() * 1000)
-        assert earliest_ms - 2 <= replica.ahead_ms["n1"] <= latest_ms + 2
+        ahead_ms = replica.ahead_ms("n1")
+        assert ahead_ms is not None
+        assert earliest_ms - 2 <= ahead_ms <= latest_ms + 2
+        assert replica.ahead_ms("n2") is None
+
+
+async def test_a_busy_reader_does_not_take_its_own_lateness_for_a_slow_clock(tmp_path: Path) -> None:
+    bus, theirs, ours = MemoryBus(), ManualClock(), ManualClock()
+    async with (
+        CatalogueStore.open(tmp_path / "n1.db") as store,
+        CatalogueStore.open(tmp_path / "reader.db") as kept,
+    ):
+        publisher = Publisher(store, View(control="control"), bus, SIGNERS["n1"], theirs, owner="n1", epoch=1)
+        await publisher.open()
+        await publisher.replace_all([])
+        replica = Replica(kept, View(control="control"), bus, ours, KEYS.get)
+        said: list[bytes] = []
+
+        async def late(subject: str, payload: bytes) -> None:
+            said.append(payload)
+
+        await bus.serve(frames.beat_subject("*"), late)
+
+        async def beats(number: int, *, late_s: float = 0.0) -> None:
+            for _ in range(number):
+                await theirs.advance(1)
+                await ours.advance(1)
+                await publisher.beat()
+                await ours.advance(late_s)
+                await replica.on_beat("", said.pop())
+                await theirs.advance(late_s)
+
+        await beats(3)
+        right = replica.ahead_ms("n1")
+        await beats(3, late_s=7)
+        assert replica.ahead_ms("n1") == right
+        await theirs.advance(-3600)
+        await beats(65)
+        assert right is not None
+        assert replica.ahead_ms("n1") == right - 3_600_000, "a clock that was set back"

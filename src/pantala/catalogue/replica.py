@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from pantala.catalogue import frames
+from pantala.catalogue.ahead import Ahead
 from pantala.catalogue.holders import Holders
 from pantala.catalogue.store import CatalogueStore, OwnerState
 from pantala.catalogue.view import View
@@ -95,8 +96,7 @@ class Replica:
         self._nudged = anyio.Event()
         self.heard_at: dict[str, float] = {}
         """Monotonic time of the newest word that each owner said itself, since this process runs."""
-        self.ahead_ms: dict[str, int] = {}
-        """What each owner's clock shows more than our monotonic one, by its newest beat: less by the way it took."""
+        self._ahead: dict[str, Ahead] = {}
         self.refused = 0
 
     async def open(self) -> None:
@@ -147,7 +147,7 @@ class Replica:
         async with self._turn:
             self._missing.pop(owner, None)
             self.heard_at.pop(owner, None)
-            self.ahead_ms.pop(owner, None)
+            self._ahead.pop(owner, None)
             if self._owners.pop(owner, None) is not None:
                 await self._store.forget_owner(owner)
                 self._view.apply(owner, [], replace=True)
@@ -192,7 +192,7 @@ class Replica:
             known = self._owners.get(beat.owner)
             self._hear(beat.owner, beat.epoch, beat.seq)
             if beat.at_ms:
-                self.ahead_ms[beat.owner] = beat.at_ms - int(self._clock.monotonic() * 1000)
+                self._ahead.setdefault(beat.owner, Ahead()).hear(beat.at_ms, self._clock.monotonic())
             if known is None or beat.epoch > known.state.epoch:
                 self._ask(beat.owner, whole=True)
             elif (beat.epoch, beat.seq) < (known.state.epoch, known.state.seq):
@@ -208,6 +208,10 @@ class Replica:
                     self._missing.pop(beat.owner)
         if behind:
             await self._send(frames.outrun_subject(beat.owner), behind)
+
+    def ahead_ms(self, owner: str) -> int | None:
+        """What its clock shows more than our monotonic one; None while it has not said."""
+        return ahead.ms if (ahead := self._ahead.get(owner)) is not None else None
 
     def _hear(self, owner: str, epoch: int, seq: int) -> None:
         """What is older than what is known may have been said long ago."""

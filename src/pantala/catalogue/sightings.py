@@ -43,7 +43,7 @@ class Sightings:
 
     def ahead_ms(self, node_id: str) -> int | None:
         """What the node's clock shows more than our monotonic one; None while it has not said."""
-        return self._replica.ahead_ms.get(node_id)
+        return self._replica.ahead_ms(node_id)
 
     def listen(self, on_change: Callable[[str], None]) -> None:
         self._listeners.append(on_change)
