@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from pantala.server.routes.later import ENDPOINTS
-from pantala.testing.platform import TestPlatform, serve_http
+from pantala.testing.platform import TestPlatform, running, serve_http
 
 pytestmark = pytest.mark.anyio
 
@@ -224,3 +225,13 @@ async def test_limits_count_an_action_on_one_machine(platform: TestPlatform) -> 
         assert (await http.post(f"/{second}/cordon")).status_code == 200
         over = await http.post(f"/{first}/cordon")
         assert (over.json()["status"], int(over.headers["retry-after"]) >= 1) == ("rate_limited", True)
+
+
+async def test_platforms_in_one_process_share_nothing_but_their_routes(platform: TestPlatform, tmp_path: Path) -> None:
+    await platform.create_app("web")
+    async with running(tmp_path / "other") as other:
+        await other.create_app("shop")
+        for mine, theirs, app in ((platform, other, "web"), (other, platform, "shop")):
+            listed = await mine.http.get("/v1/apps?org_slug=acme", headers=mine.auth)
+            assert [found["name"] for found in listed.json()["apps"]] == [app]
+            assert (await mine.http.get("/v1/apps?org_slug=acme", headers=theirs.auth)).status_code == 401

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncGenerator
+from functools import cache
 from typing import Any, cast
 
 import msgspec
@@ -29,7 +30,8 @@ from pantala.server.endpoint import BYTES, Call, Endpoint, Raw, Stream, decode_b
 from pantala.server.limits import RateLimits
 from pantala.server.overload import BODIES_AT_ONCE_MAX, bounded
 from pantala.server.routes import all_endpoints
-from pantala.server.routes.ssh import make_tunnel
+from pantala.server.routes.ssh import TUNNEL
+from pantala.server.served import served, serving
 from pantala.wire.api import ErrorBody
 from pantala.wire.server import AT_ONCE_MAX, WAITS_AT_ONCE_MAX
 
@@ -50,20 +52,9 @@ def make_app(
     body_within_s: float = bodies.WITHIN_S,
     upload_silent_s: float = bodies.SILENT_S,
 ) -> ASGIApp:
-    app = Litestar(
-        route_handlers=[
-            *(_route(endpoint, control, limits) for endpoint in all_endpoints()),
-            make_tunnel(control, limits),
-            _document("/openapi.json", openapi.document()),
-        ],
-        exception_handlers={HTTPException: _framework_error},
-        openapi_config=None,
-        request_max_body_size=None,  # bounded below, for each kind of endpoint
-        logging_config=None,
-    )
     # Outside, so that they see refused routes too.
     bounds = bounded(
-        app,
+        serving(_routes(), control, limits),
         at_once=at_once,
         waits=waits,
         bodies_at_once=bodies_at_once,
@@ -73,10 +64,26 @@ def make_app(
     return _observed(bounds, control.context.settings.default_region)
 
 
-def _route(endpoint: Endpoint, control: Control, limits: RateLimits) -> HTTPRouteHandler:
+@cache
+def _routes() -> Litestar:
+    """Every route, once a process: to make them takes a tenth of a second. Whom they serve is in a request's scope."""
+    return Litestar(
+        route_handlers=[
+            *(_route(endpoint) for endpoint in all_endpoints()),
+            TUNNEL,
+            _document("/openapi.json", openapi.document()),
+        ],
+        exception_handlers={HTTPException: _framework_error},
+        openapi_config=None,
+        request_max_body_size=None,  # bounded below, for each kind of endpoint
+        logging_config=None,
+    )
+
+
+def _route(endpoint: Endpoint) -> HTTPRouteHandler:
     async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
         try:
-            return await _serve(endpoint, control, limits, request)
+            return await _serve(endpoint, request)
         except PantalaError as error:
             return error_response(error)
         except msgspec.MsgspecError as error:
@@ -88,9 +95,8 @@ def _route(endpoint: Endpoint, control: Control, limits: RateLimits) -> HTTPRout
     return HTTPRouteHandler(path, http_method=cast(HttpMethod, endpoint.method), status_code=200)(handle)
 
 
-async def _serve(
-    endpoint: Endpoint, control: Control, limits: RateLimits, request: Request[Any, Any, Any]
-) -> Response[Any]:
+async def _serve(endpoint: Endpoint, request: Request[Any, Any, Any]) -> Response[Any]:
+    control, limits = served(request)
     authorization = request.headers.get("authorization")
     principal = None if endpoint.public else await control.access.authenticate(authorization)
     who = hashlib.sha256((authorization or "").encode()).hexdigest()

@@ -12,12 +12,11 @@ from litestar.handlers import WebsocketRouteHandler
 
 from pantala.auth.grants import Principal
 from pantala.control.context import request_id
-from pantala.control.service import Control
 from pantala.control.ssh import Way
 from pantala.errors import PantalaError
 from pantala.kit import ids
 from pantala.server.endpoint import Call, Endpoint
-from pantala.server.limits import RateLimits
+from pantala.server.served import served
 from pantala.wire.node import STREAM_BYTES_MAX
 from pantala.wire.ssh import CLOSE_ERROR, CLOSE_REASON_BYTES_MAX, Certificate, CertificateRequest
 
@@ -44,27 +43,25 @@ ENDPOINTS = [
 ]
 
 
-def make_tunnel(control: Control, limits: RateLimits) -> WebsocketRouteHandler:
-    async def tunnel(socket: WebSocket[Any, Any, Any]) -> None:
-        request_id.set(f"{ids.ulid()}-{control.context.settings.default_region}")
-        await socket.accept()
-        code, reason = NORMAL, ""
-        try:
-            await _carry(control, limits, socket)
-        except PantalaError as error:
-            code, reason = CLOSE_ERROR + min(error.http_code, 999), error.sentence()
-        except WebSocketDisconnect:
-            return
-        text = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
-        try:
-            await socket.close(code=code, reason=text)
-        except (RuntimeError, WebSocketDisconnect):
-            log.info("the client was gone before the end", path=socket.url.path)
-
-    return WebsocketRouteHandler(PATH)(tunnel)
+async def tunnel(socket: WebSocket[Any, Any, Any]) -> None:
+    request_id.set(f"{ids.ulid()}-{served(socket).control.context.settings.default_region}")
+    await socket.accept()
+    code, reason = NORMAL, ""
+    try:
+        await _carry(socket)
+    except PantalaError as error:
+        code, reason = CLOSE_ERROR + min(error.http_code, 999), error.sentence()
+    except WebSocketDisconnect:
+        return
+    text = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
+    try:
+        await socket.close(code=code, reason=text)
+    except (RuntimeError, WebSocketDisconnect):
+        log.info("the client was gone before the end", path=socket.url.path)
 
 
-async def _carry(control: Control, limits: RateLimits, socket: WebSocket[Any, Any, Any]) -> None:
+async def _carry(socket: WebSocket[Any, Any, Any]) -> None:
+    control, limits = served(socket)
     authorization = socket.headers.get("authorization")
     app, machine = str(socket.path_params["app"]), str(socket.path_params["machine"])
 
@@ -107,3 +104,6 @@ async def _both_ways(way: Way, socket: WebSocket[Any, Any, Any]) -> PantalaError
         for work in (from_machine, from_client, way.watch):
             tasks.start_soon(guarded, work)
     return failures[0] if failures else None
+
+
+TUNNEL = WebsocketRouteHandler(PATH)(tunnel)
