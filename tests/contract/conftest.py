@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from deploying import Deploying
 
 from pantala.client.api import connect
 from pantala.kit.secret import Secret
+from pantala.testing.forks import Forks, commands
 from pantala.testing.platform import TestPlatform, running, serve_http
 
 
@@ -27,10 +28,16 @@ async def deploying(platform: TestPlatform) -> AsyncGenerator[Deploying]:
         yield Deploying(client, platform)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Generator[Forks]:
+    with commands() as made:
+        yield made
+
+
 @pytest.fixture
-async def cli(platform: TestPlatform, tmp_path: Path) -> AsyncGenerator[Cli]:
+async def cli(platform: TestPlatform, tmp_path: Path, forks: Forks) -> AsyncGenerator[Cli]:
     """Commands in a project's directory."""
     folder = tmp_path / "shop"
     folder.mkdir()
     async with serve_http(platform) as url:
-        yield Cli(platform, url, folder)
+        yield Cli(platform, url, folder, forks)

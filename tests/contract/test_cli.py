@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 
+import anyio
 import pytest
 from commands import Cli
 
@@ -18,12 +19,17 @@ primary_region = "iad"
 
 [build]
 image = "{IMAGE}"
+
+[http_service]
+internal_port = 8080
 """
+SERVICE = {"protocol": "tcp", "internal_port": 8080, "ports": [{"port": 443, "handlers": ["http", "tls"]}]}
+"""A version that answers is well at once; one that is not asked has to stay up for seconds first."""
 
 
 @pytest.fixture
 async def web(cli: Cli) -> Cli:
-    """An app with a fly.toml and two machines of version 1."""
+    """An app with a fly.toml and two machines of version 1, which answer over HTTP."""
     await cli.platform.create_app("web")
     cli.write("fly.toml", FLY_TOML)
     release = await cli.platform.http.post("/v1/apps/web/releases", json={"image": IMAGE}, headers=cli.platform.auth)
@@ -34,7 +40,8 @@ async def web(cli: Cli) -> Cli:
         "fly_release_id": release.json()["id"],
     }
     for _ in range(2):
-        await cli.platform.create_machine("web", config={"image": IMAGE, "metadata": metadata})
+        config = {"image": IMAGE, "metadata": metadata, "services": [SERVICE]}
+        await cli.platform.create_machine("web", config=config)
     return cli
 
 
@@ -162,6 +169,14 @@ async def test_logs_end_without_tail(web: Cli) -> None:
     assert "hello from two" not in await web.ok("logs", "-n", "-i", first)
     lines = [json.loads(line) for line in (await web.ok("logs", "-n", "--json")).splitlines()]
     assert {line["message"] for line in lines} >= {"hello from one", "hello from two"}
+
+
+async def test_a_command_that_is_given_up_leaves_the_others_alone(cli: Cli) -> None:
+    await cli.platform.create_app("web")
+    with anyio.move_on_after(0.3) as given_up:
+        await cli.run("logs", "-a", "web")
+    assert given_up.cancelled_caught
+    assert [(await cli.ok("apps", "list", "-q")).split() for _ in range(2)] == [["web"]] * 2
 
 
 # -- machines ----------------------------------------------------------------------------------------------------------

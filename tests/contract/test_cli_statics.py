@@ -16,6 +16,7 @@ from pantala.client.api import ApiClient, connect
 from pantala.deploys.statics import push_folders, read_folders
 from pantala.errors import PantalaError
 from pantala.kit.secret import Secret
+from pantala.testing.forks import Forks
 from pantala.testing.platform import SETTINGS, running, serve_http
 from pantala.testing.s3 import S3, s3
 from pantala.wire.feed import BucketSettings
@@ -102,7 +103,7 @@ async def store(tmp_path: Path) -> AsyncGenerator[S3]:
 
 
 @asynccontextmanager
-async def project(tmp_path: Path, store: S3, settings: BucketSettings | None) -> AsyncGenerator[Project]:
+async def project(tmp_path: Path, store: S3, forks: Forks, settings: BucketSettings | None) -> AsyncGenerator[Project]:
     folder = tmp_path / "web"
     folder.mkdir()
     control = SETTINGS.__replace__(writers=settings.writers if settings else {})
@@ -113,15 +114,15 @@ async def project(tmp_path: Path, store: S3, settings: BucketSettings | None) ->
         connect(url, Secret(platform.token)) as client,
     ):
         await platform.create_app("web")
-        made = Project(Cli(platform, url, folder), store, client)
+        made = Project(Cli(platform, url, folder, forks), store, client)
         made.cli.write("fly.toml", TOML)
         made.write(index_html="one", app__3f2a9c1b_js="1", logo_svg="<svg/>")
         yield made
 
 
 @pytest.fixture
-async def web(tmp_path: Path, store: S3) -> AsyncGenerator[Project]:
-    async with project(tmp_path, store, store.settings(writers=WRITERS)) as made:
+async def web(tmp_path: Path, store: S3, forks: Forks) -> AsyncGenerator[Project]:
+    async with project(tmp_path, store, forks, store.settings(writers=WRITERS)) as made:
         yield made
 
 
@@ -209,11 +210,11 @@ async def test_a_dry_run_sends_nothing(web: Project) -> None:
     assert web.store.objects("assets") == {}
 
 
-async def test_buckets_are_the_operators_to_open(tmp_path: Path, store: S3) -> None:
+async def test_buckets_are_the_operators_to_open(tmp_path: Path, store: S3, forks: Forks) -> None:
     async def refused(settings: BucketSettings | None, bucket: str | None = None) -> str:
         folder = tmp_path / f"case-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        async with project(folder, store, settings) as made:
+        async with project(folder, store, forks, settings) as made:
             content = FileContent(size=1, sha256="0" * 64)
             request = PushStaticsRequest(url_prefix="/static", files={"a": content}, bucket=bucket)
             with pytest.raises(PantalaError) as raised:

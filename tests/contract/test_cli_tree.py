@@ -100,7 +100,9 @@ async def test_without_a_terminal_nobody_is_asked_and_nothing_is_done(cli: Cli, 
 @pytest.mark.anyio
 async def test_what_was_done_is_one_document(cli: Cli) -> None:
     await cli.platform.create_app("shop")
-    one = (await cli.platform.create_machine("shop", config={"image": "registry.pantala.test/shop:v1"}))["id"]
+    service = {"protocol": "tcp", "internal_port": 80, "ports": [{"port": 80, "handlers": ["http"]}]}
+    config = {"image": "registry.pantala.test/shop:v1", "services": [service]}  # who answers is well at once
+    one = (await cli.platform.create_machine("shop", config=config))["id"]
     flycast = await cli.platform.http.post(
         "/v1/apps/shop/ip_assignments", json={"type": "private_v6"}, headers=cli.platform.auth
     )
