@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.cache/uv/bin:$(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
+# Where it is set, each process that a test starts reads all of its Python anew: seconds of a CPU.
+unexport PYTHONDONTWRITEBYTECODE
 RUN := .venv/bin
 PYTEST := $(RUN)/python -m pytest -q
 
@@ -38,13 +40,15 @@ lint:  ## ruff, basedpyright strict, import-linter, schemas, rustfmt, clippy
 test-rust:
 	cargo test --quiet --workspace --locked
 
-IMAGES := tests/integration/test_image_corpus.py
+# Of the integration tier what stays on loopback and in folders of its own.
+BESIDE := tests/integration/test_image_corpus.py \
+  $(filter-out %_network.py,$(wildcard tests/integration/test_proxy_*.py))
 .PHONY: test-quick
 test-quick:  ## what leaves the machine's network alone, and so runs beside test-integration
 	$(PYTEST) tests/unit
 	$(PYTEST) tests/contract
 	$(PYTEST) tests/simulation
-	$(PYTEST) $(IMAGES)
+	$(PYTEST) $(BESIDE)
 
 .PHONY: test-unit
 test-unit:  ## pure code, in seconds
@@ -60,7 +64,7 @@ test-simulation:  ## the control plane over fake hosts, seeded faults
 
 .PHONY: test-integration
 test-integration:
-	$(PYTEST) tests/integration --ignore=$(IMAGES)
+	$(PYTEST) tests/integration $(addprefix --ignore=,$(BESIDE))
 
 .PHONY: test-e2e
 test-e2e: test-one-box test-boxes  ## real boxes; needs root
