@@ -202,9 +202,17 @@ def text(fields: Any) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def speaker(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, client: bool, streams_max: int = 100
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    client: bool,
+    streams_max: int = 100,
+    strict: bool = True,
 ) -> AsyncGenerator[Speaker]:
-    h2 = H2Connection(H2Configuration(client_side=client, header_encoding=None, validate_outbound_headers=False))
+    """Not `strict`: what comes may have an `Host` beside another authority, as between proxies."""
+    config = H2Configuration(client_side=client, header_encoding=None, validate_outbound_headers=False)
+    config.validate_inbound_headers = strict
+    h2 = H2Connection(config)
     h2.initiate_connection()
     h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: streams_max})
     made = Speaker(writer, h2)

@@ -36,7 +36,8 @@ pub struct Exchange {
     pub shared: Arc<Shared>,
     pool: Rc<Pool>,
     mesh: Option<Rc<MeshPool>>,
-    client: SocketAddr,
+    /// none: a request of another host, which goes no further
+    client: Option<SocketAddr>,
     /// headers as the app is to see them
     pub parts: Parts,
     pub body: ClientBody,
@@ -65,7 +66,7 @@ impl Failed {
 impl Exchange {
     pub fn new(
         worker: &Worker,
-        client: SocketAddr,
+        client: Option<SocketAddr>,
         parts: Parts,
         body: ClientBody,
         client_upgrade: Option<Upgrade>,

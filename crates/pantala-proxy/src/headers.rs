@@ -65,7 +65,7 @@ impl Values {
             room: BytesMut::with_capacity(VALUES_BYTES),
             id: None,
         };
-        values.id = values.write(format_args!("{id}"));
+        values.id = values.write(format_args!("{id}")).map(unlike);
         values
     }
 
@@ -76,6 +76,12 @@ impl Values {
         written.ok()?;
         HeaderValue::from_maybe_shared(value).ok()
     }
+}
+
+/// No other request has the same value, so that HTTP/2 is not to keep it for the next: each would push out one that repeats.
+fn unlike(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// What the connection of a client says about each of its requests.
@@ -123,7 +129,11 @@ pub fn to_app(
     set(headers, FLY_PORT, port);
     set(headers, REGION, values.write(format_args!("{region}")));
     set(headers, REQUEST_ID, values.id.clone());
-    set(headers, REQUEST_START, values.write(format_args!("t={}", now_us())));
+    set(
+        headers,
+        REQUEST_START,
+        values.write(format_args!("t={}", now_us())).map(unlike),
+    );
     append_via(headers, version);
     if let Some(token) = &checked.upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));

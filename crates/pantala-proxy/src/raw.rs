@@ -89,7 +89,7 @@ async fn connect(worker: &Rc<Worker>, selection: &mut Selection, client: &Client
             }
             continue;
         }
-        let (attempt, call) = (slot.attempt, selection.call(&slot, client.peer));
+        let (attempt, call) = (slot.attempt, selection.call(&slot, Some(client.peer)));
         let pool = worker.mesh.as_ref().ok_or_else(|| selection.unmeshed())?;
         match edge::tunnel(pool, &worker.shared, slot, &call).await {
             Ok((slot, wire, waited)) => {

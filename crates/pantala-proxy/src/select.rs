@@ -28,6 +28,8 @@ use crate::timing::Waited;
 /// How long an app may refuse connections while its machine counts as running.
 pub const REFUSING_MAX: Duration = Duration::from_secs(5);
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
+/// What is left of a deadline goes to another host in such steps, so that one call reads like the next.
+const LEFT_STEP_MS: u64 = 10;
 
 pub const ADVICE: &str = "Try again in a moment. If you run this app: look at its machines and logs.";
 
@@ -115,18 +117,12 @@ impl Selection {
     pub fn of_peer(shared: &Arc<Shared>, node: &Arc<str>, call: &Call) -> Selection {
         let scope = Scope::Peer {
             node: node.clone(),
-            machine: call.machine.as_str().into(),
+            machine: call.machine.clone(),
             attempt: call.attempt,
             only: call.only,
         };
         let limit = Duration::from_millis(call.deadline_ms.min(shared.settings.wire.wake_timeout_ms));
-        Selection::of(
-            shared,
-            call.app.as_str().into(),
-            call.port,
-            scope,
-            Instant::now() + limit,
-        )
+        Selection::of(shared, call.app.clone(), call.port, scope, Instant::now() + limit)
     }
 
     /// Of the process that this one replaces: like another host's edge.
@@ -207,18 +203,19 @@ impl Selection {
     }
 
     /// How the machine's host is asked for the slot.
-    pub fn call(&self, slot: &Slot, client: SocketAddr) -> Call {
+    pub fn call(&self, slot: &Slot, client: Option<SocketAddr>) -> Call {
         let by = match slot.attempt {
             Attempt::Queue => self.queue_by.unwrap_or(self.reach_by),
             _ => self.reach_by,
         };
         Call {
-            app: self.app.to_string(),
-            machine: slot.target.machine.id.to_string(),
+            app: self.app.clone(),
+            machine: slot.target.machine.id.clone(),
             port: self.port,
             attempt: slot.attempt,
             only: self.wishes.conditions(),
-            deadline_ms: by.saturating_duration_since(Instant::now()).as_millis() as u64,
+            deadline_ms: (by.saturating_duration_since(Instant::now()).as_millis() as u64)
+                .next_multiple_of(LEFT_STEP_MS),
             client,
             hops: HOPS_MAX,
         }

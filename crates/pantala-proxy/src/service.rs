@@ -261,7 +261,14 @@ fn prepare(
         false => parts.extensions.remove::<Reading>(),
     };
     let body = ClientBody::new(body, wire.replay_body_bytes_max, reading);
-    Exchange::new(worker, client.peer, parts, body, client_upgrade, Some(named.trail))
+    Exchange::new(
+        worker,
+        Some(client.peer),
+        parts,
+        body,
+        client_upgrade,
+        Some(named.trail),
+    )
 }
 
 /// While certificates are ordered the authority asks any edge, by any name.

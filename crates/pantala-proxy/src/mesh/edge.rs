@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
-use hyper::http::uri::PathAndQuery;
+use hyper::http::uri::{self, Authority, PathAndQuery, Scheme};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use pantala_route::retry::Fault;
 use pantala_route::turn::Reason;
 use tokio::time::{Duration, timeout};
 
 use super::peers::Peer;
-use super::pool::MeshPool;
-use super::wire::{Call, Kind, Said, Told};
+use super::pool::{MeshPool, Way};
+use super::wire::{Call, Kind, Load, Said, Told};
 use crate::body::{AttemptBody, Coming};
 use crate::forward::Failed;
 use crate::hints::Ears;
@@ -56,10 +56,12 @@ pub fn request(
 ) -> Across {
     let mut request = Request::new(());
     *request.method_mut() = method.clone();
-    let path = path.map_or("/", PathAndQuery::as_str);
-    let uri = Uri::builder().scheme("http").authority("mesh").path_and_query(path);
+    let mut uri = uri::Parts::default();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Some(Authority::from_static("mesh"));
+    uri.path_and_query = Some(path.cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
     // Parts that were parsed before go together again.
-    *request.uri_mut() = uri.build().unwrap_or_default();
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
     *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
     let body = Some(body);
@@ -102,22 +104,27 @@ pub async fn send(
         .find(&node)
         .ok_or_else(|| lost(&slot, "it is no peer any more", Fault::Connect))?;
     peer.used(shared.elapsed_ms());
-    let share = pool
+    let Way { share, form, first } = pool
         .share(&peer)
         .await
         .map_err(|e| lost(&slot, &e.to_string(), Fault::Connect))?;
     pool.mesh.metrics.sent.fetch_add(1, Relaxed);
-    call.write(kind, request.head.headers_mut());
+    let headers = request.head.headers_mut();
+    call.write(form, kind, headers);
+    if first {
+        // So that the other end knows the names of values that do not repeat.
+        headers.values_mut().for_each(|value| value.set_sensitive(false));
+    }
     let answered = answer(share, &peer, request).await;
     let Answer { mut response, tunnel } = answered.map_err(|(why, fault)| lost(&slot, &why, fault))?;
     let said = Said::take(response.headers_mut());
     let (gauge, hard) = (&slot.target.machine.gauge, slot.target.service.hard);
-    if let (Some(in_flight), Some(yours)) = (said.in_flight, said.yours) {
+    if let Some(Load { others, yours }) = said.load {
         // A full machine stays full for a while even if its count is below: others wait there in order.
         let now_ms = shared.elapsed_ms();
         match said.refused {
-            Some(Reason::Full) => gauge.report_full(in_flight.max(hard).saturating_sub(yours), now_ms),
-            _ => gauge.report(in_flight.saturating_sub(yours), now_ms),
+            Some(Reason::Full) => gauge.report_full(others.max(hard.saturating_sub(yours)), now_ms),
+            _ => gauge.report(others, now_ms),
         }
     }
     match said.refused {

@@ -2,7 +2,7 @@
 //! streams are open. Concurrent requests share a connection on its way; a peer that refuses is left alone for a growing
 //! pause, in which requests for it fail at once and go elsewhere.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::peers::Peer;
-use super::tls::Credentials;
+use super::tls::{self, Credentials};
+use super::wire::Form;
 use super::{
     CONNECTION_WINDOW, ConnectError, FRAME_BYTES_MAX, HEAD_BYTES_MAX, KEEP_ALIVE, Mesh, STREAM_WINDOW, STREAMS_MAX,
 };
@@ -32,10 +33,32 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 struct Road {
     connection: Rc<Connection>,
+    form: Form,
+    /// nothing was said on it yet
+    new: Cell<bool>,
     generation: u64,
     /// of the peer when this was opened
     silences: u64,
     peer: Arc<Peer>,
+}
+
+impl Road {
+    fn share(&self) -> Way {
+        Way {
+            share: Share::new(&self.connection),
+            form: self.form,
+            first: self.new.take(),
+        }
+    }
+}
+
+/// For one request.
+pub struct Way {
+    pub share: Share,
+    /// of calls on its connection
+    pub form: Form,
+    /// its connection carried none before
+    pub first: bool,
 }
 
 #[derive(Default)]
@@ -65,7 +88,7 @@ impl MeshPool {
         }
     }
 
-    pub async fn share(&self, peer: &Arc<Peer>) -> Result<Share, ConnectError> {
+    pub async fn share(&self, peer: &Arc<Peer>) -> Result<Way, ConnectError> {
         let credentials = self.mesh.files.current().ok_or(ConnectError::NoCertificate)?;
         let kept = self.peers.borrow_mut().entry(peer.node.clone()).or_default().clone();
         if let Some(share) = kept.usable(peer, &credentials) {
@@ -78,7 +101,7 @@ impl MeshPool {
         }
     }
 
-    async fn connect(&self, kept: &Kept, peer: &Arc<Peer>, credentials: &Credentials) -> Result<Share, ConnectError> {
+    async fn connect(&self, kept: &Kept, peer: &Arc<Peer>, credentials: &Credentials) -> Result<Way, ConnectError> {
         let mut refused = kept.gate.lock().await;
         if let Some(share) = kept.usable(peer, credentials) {
             return Ok(share);
@@ -89,7 +112,7 @@ impl MeshPool {
         match self.open(peer, credentials).await {
             Ok(road) => {
                 *refused = Refused::default();
-                let share = Share::new(&road.connection);
+                let share = road.share();
                 kept.roads.borrow_mut().push(road);
                 Ok(share)
             }
@@ -105,8 +128,14 @@ impl MeshPool {
     async fn open(&self, peer: &Arc<Peer>, credentials: &Credentials) -> Result<Road, ConnectError> {
         let silences = peer.silences();
         let stream = self.mesh.connect(peer, credentials).await?;
+        let form = match stream.get_ref().1.alpn_protocol() {
+            Some(tls::BRIEF) => Form::Brief,
+            _ => Form::Long,
+        };
         Ok(Road {
             connection: client::open(stream, &MANNER, peer.gone()).await?,
+            form,
+            new: Cell::new(true),
             generation: credentials.generation,
             silences,
             peer: peer.clone(),
@@ -130,7 +159,7 @@ impl MeshPool {
 }
 
 impl Kept {
-    fn usable(&self, peer: &Arc<Peer>, credentials: &Credentials) -> Option<Share> {
+    fn usable(&self, peer: &Arc<Peer>, credentials: &Credentials) -> Option<Way> {
         let fits = |road: &&Road| {
             road.generation == credentials.generation
                 && road.silences == peer.silences()
@@ -139,7 +168,7 @@ impl Kept {
                 && !road.connection.is_closed()
         };
         let roads = self.roads.borrow();
-        roads.iter().find(fits).map(|road| Share::new(&road.connection))
+        roads.iter().find(fits).map(Road::share)
     }
 
     fn refuses(&self) -> bool {

@@ -15,7 +15,7 @@ use pantala_route::snapshot::Machine;
 use pantala_route::turn::Reason;
 use tokio::task::spawn_local;
 
-use super::wire::{self, Call, HOPS_MAX, Kind, Said, Switch, Told};
+use super::wire::{self, Call, Form, HOPS_MAX, Kind, Load, Said, Switch, Told};
 use super::{Mesh, is_member};
 use crate::body::{ClientBody, Coming, OutBody};
 use crate::forward::Exchange;
@@ -38,16 +38,19 @@ struct Refused {
     refusal: Refusal,
 }
 
-/// Whose count an answer says, and to whom.
+/// Whose count an answer says, to whom and in which form.
 struct Count {
     mesh: Arc<Mesh>,
     node: Arc<str>,
+    form: Form,
 }
 
 impl Count {
     /// Both numbers of one moment. A guest is counted a little longer than its slot, so in doubt too few are others'.
     fn said(&self, machine: &Machine) -> Said {
-        let read = || (machine.gauge.here(), self.mesh.guests.of(&machine.id, &self.node));
+        let guests = self.mesh.guests.of(&machine.id, &self.node);
+        let yours = || guests.as_ref().map_or(0, |count| count.load(Relaxed));
+        let read = || (machine.gauge.here(), yours());
         let (mut in_flight, mut yours) = read();
         for _ in 0..READ_AGAIN {
             let before = (in_flight, yours);
@@ -56,9 +59,9 @@ impl Count {
                 break;
             }
         }
+        let others = in_flight.saturating_sub(yours);
         Said {
-            in_flight: Some(in_flight),
-            yours: Some(yours),
+            load: Some(Load { others, yours }),
             ..Said::default()
         }
     }
@@ -76,14 +79,15 @@ pub async fn serve(
         return Response::new(OutBody::Full(Full::default()));
     }
     mesh.metrics.served.fetch_add(1, Relaxed);
-    let (mut known, call) = (None, Call::read(request.headers()));
+    let (mut asked, (form, call)) = (None, Call::read(request.headers()));
     let count = Count {
         mesh: mesh.clone(),
         node,
+        form,
     };
     let served = match (kind, call) {
         (Ok(kind), Ok(call)) if call.hops <= HOPS_MAX && is_member(&worker.shared.view().snapshot, &count.node) => {
-            known = machine_of(&worker, &call);
+            asked = Some((call.app.clone(), call.machine.clone()));
             answer(&worker, &count, call, kind, request, upgrade).await
         }
         (kind, call) => Err(not_understood(kind.err().or(call.err()))),
@@ -91,7 +95,12 @@ pub async fn serve(
     // The count is read last: it is the one that the sender learns.
     served.unwrap_or_else(|refused| {
         mesh.metrics.refused(refused.reason);
-        told(&refused, known.map(|known| count.said(&known)).unwrap_or_default())
+        let known = asked.and_then(|(app, machine)| machine_of(&worker, &app, &machine));
+        told(
+            &refused,
+            known.map(|known| count.said(&known)).unwrap_or_default(),
+            form,
+        )
     })
 }
 
@@ -106,10 +115,9 @@ fn not_understood(why: Option<wire::Malformed>) -> Refused {
     }
 }
 
-fn machine_of(worker: &Worker, call: &Call) -> Option<Arc<Machine>> {
+fn machine_of(worker: &Worker, app: &str, id: &str) -> Option<Arc<Machine>> {
     let view = worker.shared.view();
-    let app = view.snapshot.apps.get(call.app.as_str())?;
-    machine(app, &call.machine).cloned()
+    machine(view.snapshot.apps.get(app)?, id).cloned()
 }
 
 async fn answer(
@@ -133,7 +141,7 @@ async fn answer(
             let token = HeaderValue::from_str(&switch.token).map_err(|_| wrong(()))?;
             parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             parts.headers.insert(UPGRADE, token);
-            let exchange = Exchange::new(worker, call.client, parts, ClientBody::none(), Some(client), trail);
+            let exchange = Exchange::new(worker, None, parts, ClientBody::none(), Some(client), trail);
             exchange_with_app(count, selection, exchange, Some(switch)).await
         }
         (Kind::Http, None) => {
@@ -141,7 +149,7 @@ async fn answer(
             wire::strip(&mut parts.headers);
             let exchange = Exchange::new(
                 worker,
-                call.client,
+                None,
                 parts,
                 ClientBody::new(body, worker.shared.settings.wire.replay_body_bytes_max, None),
                 None,
@@ -184,7 +192,7 @@ async fn exchange_with_app(
                     waited: Some(selection.waited),
                     ..count.said(&machine)
                 };
-                return Ok(answered(response, said, switch.is_some()));
+                return Ok(answered(response, said, count.form, switch.is_some()));
             }
             Err(failed)
                 if failed.fault == Fault::Stale && exchange.body.state() != retry::Body::Lost && stale < STALE_MAX =>
@@ -227,7 +235,7 @@ fn tell(count: &Count, exchange: &Exchange, refused: &Refused) {
     }
 }
 
-fn answered(mut response: Response<OutBody>, mut said: Said, upgrade: bool) -> Response<OutBody> {
+fn answered(mut response: Response<OutBody>, mut said: Said, form: Form, upgrade: bool) -> Response<OutBody> {
     let (status, headers) = (response.status(), response.headers_mut());
     let token = headers
         .get(UPGRADE)
@@ -241,15 +249,15 @@ fn answered(mut response: Response<OutBody>, mut said: Said, upgrade: bool) -> R
         if switched {
             headers.remove(CONTENT_LENGTH);
         }
-        said.write(headers);
+        said.write(form, headers);
         *response.status_mut() = if switched { StatusCode::OK } else { StatusCode::CONFLICT };
     } else {
-        said.write(headers);
+        said.write(form, headers);
     }
     response
 }
 
-fn told(refused: &Refused, said: Said) -> Response<OutBody> {
+fn told(refused: &Refused, said: Said, form: Form) -> Response<OutBody> {
     // Writing a struct of strings cannot fail; an empty text would be read as one without details.
     let text = serde_json::to_vec(&Told::of(&refused.refusal)).unwrap_or_default();
     let mut response = Response::new(OutBody::Full(Full::new(Bytes::from(text))));
@@ -262,7 +270,7 @@ fn told(refused: &Refused, said: Said) -> Response<OutBody> {
         waited,
         ..said
     }
-    .write(headers);
+    .write(form, headers);
     response
 }
 
@@ -285,6 +293,6 @@ async fn tunnel(count: &Count, mut selection: Selection, client: Upgrade) -> Res
         drop(slot);
     });
     let mut response = Response::new(OutBody::Full(Full::default()));
-    said.write(response.headers_mut());
+    said.write(count.form, response.headers_mut());
     Ok(response)
 }

@@ -20,6 +20,8 @@ use webpki::EndEntityCert;
 use crate::log;
 
 const NAME_OF_NODES: &str = ".node.pantala.internal";
+/// HTTP/2 as well, whose calls may have the brief form: what both ends read decides the handshake. Earlier proxies know `h2` alone.
+pub const BRIEF: &[u8] = b"pantala-brief/1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
@@ -134,13 +136,14 @@ impl Files {
         // Connections last; a resumed one would only be another road past the certificate.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        server.alpn_protocols = vec![b"h2".to_vec()];
+        let protocols = vec![BRIEF.to_vec(), b"h2".to_vec()];
+        server.alpn_protocols.clone_from(&protocols);
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key()?)?;
         client.resumption = Resumption::disabled();
-        client.alpn_protocols = vec![b"h2".to_vec()];
+        client.alpn_protocols = protocols;
         Ok(Credentials {
             generation,
             server: Arc::new(server),
