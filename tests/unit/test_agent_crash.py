@@ -23,7 +23,7 @@ from pantala.testing.driver import Behaviour
 from pantala.testing.killing import KillingJournal
 from pantala.testing.poll import until
 from pantala.wire import node
-from pantala.wire.machine import Restart
+from pantala.wire.machine import Guest, Restart
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +40,11 @@ class Acknowledged:
         self.destroyed: set[str] = set()
         self.version: dict[str, str] = {}
         self.goal: dict[str, str] = {}
+
+
+def kept_root(machine_id: str, dice: random.Random) -> Guest:
+    """The root of the first machine is never lost."""
+    return Guest(persist_rootfs="always" if machine_id == IDS[0] else dice.choice(["never", "restart", "always"]))
 
 
 async def act(agent: RunningAgent, world: World, dice: random.Random, told: Acknowledged) -> None:
@@ -66,7 +71,9 @@ async def act(agent: RunningAgent, world: World, dice: random.Random, told: Ackn
             case "create":
                 policy = dice.choice(["no", "on-failure", "always"])
                 made = await agent.create(
-                    machine_id, config=config(restart=Restart(policy=policy)), skip_launch=dice.random() < 0.2
+                    machine_id,
+                    config=config(restart=Restart(policy=policy), guest=kept_root(machine_id, dice)),
+                    skip_launch=dice.random() < 0.2,
                 )
                 if machine_id not in told.created:
                     told.created.add(machine_id)
@@ -86,7 +93,7 @@ async def act(agent: RunningAgent, world: World, dice: random.Random, told: Ackn
             case "update":
                 told.goal.pop(machine_id, None)
                 told.version.pop(machine_id, None)
-                changed = config(env={"V": str(dice.random())})
+                changed = config(env={"V": str(dice.random())}, guest=kept_root(machine_id, dice))
                 made = await agent.do(node.UpdateMachine, machine_id, config=changed, image=IMAGE)
                 told.version[machine_id] = made.instance_id
             case "restart":
@@ -138,6 +145,8 @@ async def check(agent: RunningAgent, world: World, told: Acknowledged) -> None:
     await until(look, lambda problem: not problem, within_s=20, every_s=0.005)
     for machine_id in told.created:
         record = await host.find_record(machine_id)
+        if machine_id == IDS[0] and machine_id not in told.destroyed:
+            assert world.driver.roots_made.get(machine_id, 0) <= 1
         if machine_id in told.destroyed:
             assert record.state is State.DESTROYED
             continue
@@ -154,6 +163,8 @@ async def disagreement(host: Host, world: World) -> str:
     live = set(host.machines)
     if extra := set(world.driver.machines) - live:
         return f"the driver holds {extra}"
+    if extra := set(world.driver.kept) - live:
+        return f"the driver keeps roots of {extra}"
     if extra := set(world.network.plans) - live:
         return f"the network holds {extra}"
     if steps := await host.context.journal.open_steps():

@@ -124,8 +124,8 @@ def test_an_unknown_key_warns_with_its_line_and_the_nearest_name() -> None:
         pytest.param('[[vm]]\nmemory = 300', "vm[0].memory_mb", id="memory between steps"),
         pytest.param("[[vm]]\ncpus = 3", "vm[0].cpus", id="number of CPUs"),
         pytest.param("[[vm]]\nmax_memory_mb = 512", "vm[0].max_memory_mb", id="memory that grows"),
-        pytest.param('[[vm]]\npersist_rootfs = "always"', "vm[0].persist_rootfs", id="persistent root"),
-        pytest.param("[[vm]]\npersist_rootfs = 3", "vm[0].persist_rootfs", id="persistent root by number"),
+        pytest.param('[[vm]]\npersist_rootfs = "often"', "vm[0].persist_rootfs", id="persistent root"),
+        pytest.param("[[vm]]\npersist_rootfs = 4", "vm[0].persist_rootfs", id="persistent root by number"),
         pytest.param('[build]\nbuilder = "x"', "build.builder", id="unsupported builder"),
         pytest.param('[processes]\nweb = "a"\n[[services]]\ninternal_port = 1', "services", id="service without group"),
         pytest.param('[[services]]\nprocesses = ["x"]\ninternal_port = 1', "services", id="unknown group"),
@@ -257,6 +257,25 @@ def test_a_size_is_a_preset_changed_by_the_other_keys(section: str, text: str, w
     guest = guest_of(config, "app")
     assert guest is not None
     assert (guest.cpu_kind, guest.cpus, guest.memory_mb) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ('"restart"', "restart"),
+        ('"always"', "always"),
+        ('"none"', "none"),
+        ("0", "none"),
+        ("1", "never"),
+        ("3", "always"),
+    ],
+)
+def test_whether_a_root_is_kept_goes_to_the_guest(given: str, wanted: str) -> None:
+    config, findings = read(f'app = "a"\n[[vm]]\npersist_rootfs = {given}\n')
+    guest = guest_of(config, "app")
+    assert findings == []
+    assert guest is not None
+    assert guest.persist_rootfs == wanted
 
 
 def test_without_a_size_in_the_file_machines_keep_theirs() -> None:

@@ -156,6 +156,7 @@ class NodeApi:
 
         def guard(record: MachineRecord) -> None:
             leases.check(record, request.nonce, now_ms)
+            guests.check_root_goes_on(record.version.config, request.config)
             seen = record.latest.instance_id
             if request.current_version is not None and request.current_version != seen:
                 raise WrongState(

@@ -63,7 +63,7 @@ class Body:
         async with self._deadline(context.pace.prepare_s, "preparing the machine"):
             known = await context.driver.inspect(self._id)
             if known is None or known.phase != "prepared" or known.instance_id != record.version.instance_id:
-                await context.driver.destroy(self._id)
+                await context.driver.clear(self._id)
             allowed = context.policies.of(record) if context.policies is not None else None
             network = await context.network.ensure(plan(record, allowed))
             host = process.hostname(config, self._id)
@@ -82,6 +82,7 @@ class Body:
                     ),
                     containers=containers.roots(config, image),
                     volumes=containers.volumes(config, image, guests.resolve(config).memory_mb),
+                    root_kept=guests.root_kept(config),
                 )
             )
 
@@ -159,12 +160,13 @@ class Body:
             log.warning("machine cannot be watched", machine=self._id, error=str(said))
             await self._context.clock.sleep(1.0)
 
-    async def clear(self, record: MachineRecord) -> None:
-        """Nothing is left of the runtime; what it said is kept first."""
+    async def clear(self, record: MachineRecord, *, for_good: bool = False) -> None:
+        """Nothing is left of the runtime, nor, `for_good`, of a root that is to be kept; what it said is kept first."""
         instance_id = record.runtime_instance or record.version.instance_id
         await self._context.logs.collect(app=record.app.name, machine_id=self._id, instance_id=instance_id)
         async with self._deadline(self._context.pace.teardown_s, "removing the machine's runtime"):
-            await self._context.driver.destroy(self._id)
+            driver = self._context.driver
+            await (driver.destroy(self._id) if for_good else driver.clear(self._id))
         await self._context.logs.forget(self._id, instance_id)
 
     async def leave_network(self) -> None:

@@ -28,7 +28,7 @@ async def destroy(work: Work) -> float:
     if record.runtime == "running":
         ended = (await stopping.end_app(work),)
     work.watch.end()
-    await work.body.clear(work.record)
+    await work.body.clear(work.record, for_good=True)
     await work.body.leave_network()
     at_ms = work.keeper.now_ms()
     await work.keeper.change(

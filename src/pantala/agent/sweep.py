@@ -1,8 +1,9 @@
 """Ends and finds machines without an agent: `python -m pantala.agent.sweep --settings FILE [--strangers | --leave]`.
 
-Without a flag everything that driver and network own on this host is removed; the journal stays, so an agent started
-later makes them anew. With `--leave` the host's firewall and addresses go as well. With `--strangers` nothing is
-removed: it prints, as a JSON list, what they own and the journal does not know.
+Without a flag everything that driver and network own on this host is removed but roots that are to be kept; the
+journal stays, so an agent started later makes them anew. With `--leave` the host's firewall, its addresses and those
+roots go as well. With `--strangers` nothing is removed: it prints, as a JSON list, what they own and the journal does
+not know.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ async def sweep(settings: AgentSettings, *, leave: bool = False) -> None:
     with anyio.fail_after(DEADLINE_S + FOR_EACH_S * len({*machines, *networks})):
         async with anyio.create_task_group() as tasks:
             for machine_id in machines:
-                tasks.start_soon(driver.destroy, machine_id)
+                tasks.start_soon(driver.destroy if leave else driver.clear, machine_id)
         async with anyio.create_task_group() as tasks:
             for machine_id in networks:
                 tasks.start_soon(disconnect, machine_id)

@@ -46,6 +46,7 @@ class VM(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int | None = None
     max_memory_mib: int | None = None
     isolation: str | None = None
+    persist_rootfs: str | None = None
     processes: tuple[str, ...] = ()
 
 

@@ -22,7 +22,7 @@ from pantala.appconfig.model import (
 from pantala.appconfig.parse_services import read_services, read_top_level_checks
 from pantala.appconfig.reading import Document, Finding, Table
 from pantala.appconfig.rules import check_rules
-from pantala.domain.guests import ISOLATIONS
+from pantala.domain.guests import ISOLATIONS, PERSISTS
 from pantala.wire.machine import File, Metrics, Restart, Static
 
 STRATEGIES = ("rolling", "immediate", "canary", "bluegreen")
@@ -231,7 +231,6 @@ def _vms(root: Table) -> tuple[VM, ...]:
                 table.error(key, "GPU machines are not offered")
         for key in ("kernel_args", "host_dedication_id"):
             table.raw(key)
-        _no_persistence(table)
         vms.append(
             VM(
                 size=table.string("size"),
@@ -240,6 +239,7 @@ def _vms(root: Table) -> tuple[VM, ...]:
                 memory_mib=memory,
                 max_memory_mib=table.integer("max_memory_mb", low=0),
                 isolation=table.choice("isolation", ISOLATIONS),
+                persist_rootfs=_persists(table),
                 processes=tuple(table.strings("processes") or ()),
             )
         )
@@ -247,19 +247,15 @@ def _vms(root: Table) -> tuple[VM, ...]:
     return tuple(vms)
 
 
-_PERSISTS = ("none", "never", "always", "restart")
-"""In the order of the numbers that a client accepts for them."""
-
-
-def _no_persistence(table: Table) -> None:
-    """Whether the root disk outlives a stop: what cannot be had is refused, with its line."""
+def _persists(table: Table) -> str | None:
+    """Whether the root disk outlives a stop: a word, or its number."""
     key, value = table.raw("persist_rootfs")
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_PERSISTS):
-        value = _PERSISTS[value]
-    if value is not None and value not in _PERSISTS:
-        table.error(key, f"must be one of {', '.join(_PERSISTS)}, not {value!r}")
-    elif value in ("always", "restart"):
-        table.error(key, f"{value} is not offered yet: a start begins with the image's files; use never")
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(PERSISTS):
+        value = PERSISTS[value]
+    if value is None or value in PERSISTS:
+        return value
+    table.error(key, f"must be one of {', '.join(PERSISTS)}, not {value!r}")
+    return None
 
 
 def _memory_mib(table: Table) -> int | None:

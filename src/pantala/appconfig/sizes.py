@@ -25,5 +25,6 @@ def guest_of_vm(vm: VM, *, field: str = "vm") -> Guest:
         memory_mb=memory_mb,
         max_memory_mb=vm.max_memory_mib,
         isolation=vm.isolation,
+        persist_rootfs=vm.persist_rootfs,
     )
     return msgspec.structs.replace(guest, memory_mb=guests.of_guest(guest, field=field).memory_mb)

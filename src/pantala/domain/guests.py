@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pantala.domain.runtime import Limits
+from pantala.domain.runtime import Limits, RootKept
 from pantala.errors import InvalidRequest
 from pantala.wire.machine import Guest, MachineConfig
 
@@ -17,6 +17,9 @@ MEMORY_STEP_MB = 256
 ROOTFS_GB = 8
 ROOTFS_GB_MAX = 50
 SWAP_MB_MAX = 64 * 1024
+PERSISTS = ("none", "never", "restart", "always")
+"""Of `persist_rootfs`, in the order of the numbers that clients take for them (superfly/fly-go, machine_types.go)."""
+_PERSIST: dict[str, RootKept | None] = {"none": None, "never": "never", "restart": "restart", "always": "always"}
 
 
 class CPUKind(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +113,7 @@ def resolve(config: MachineConfig) -> Size:
         size = preset(config.size, field="config.size")
     else:
         size = of_guest(config.guest or Guest())
+    root_kept(config)
     return msgspec.structs.replace(size, swap_mb=_swap_mb(config), rootfs_gb=_rootfs_gb(config))
 
 
@@ -170,10 +174,31 @@ def _guest_extras(guest: Guest, size: Size, field: str) -> None:
         )
     if guest.isolation not in (None, "", *ISOLATIONS):
         raise InvalidRequest(f"{guest.isolation!r} is not one of {', '.join(ISOLATIONS)}", field=f"{field}.isolation")
-    if guest.persist_rootfs not in (None, "", "none", "never"):
+    if guest.persist_rootfs not in (None, "", *PERSISTS):
         raise InvalidRequest(
-            f"{guest.persist_rootfs!r} is not offered yet, a start begins with the image's files; use never",
-            field=f"{field}.persist_rootfs",
+            f"{guest.persist_rootfs!r} is not one of {', '.join(PERSISTS)}", field=f"{field}.persist_rootfs"
+        )
+
+
+def root_kept(config: MachineConfig) -> RootKept:
+    """Two fields say it: a guest's, and that of newer clients. Raises InvalidRequest when they differ."""
+    guest = _PERSIST[(config.guest.persist_rootfs if config.guest else None) or "none"]
+    rootfs = config.rootfs.persist if config.rootfs else None
+    if guest is not None and rootfs is not None and guest != rootfs:
+        raise InvalidRequest(
+            f"{rootfs} is not what config.guest.persist_rootfs says, {guest}; give one of them",
+            field="config.rootfs.persist",
+        )
+    return guest or rootfs or "never"
+
+
+def check_root_goes_on(old: MachineConfig, new: MachineConfig) -> None:
+    """A root that an update keeps may grow, never shrink: what is on it has to fit. Raises InvalidRequest."""
+    had, wanted = resolve(old).rootfs_gb, resolve(new).rootfs_gb
+    if root_kept(new) == "always" and root_kept(old) != "never" and wanted < had:
+        raise InvalidRequest(
+            f"{wanted} is less than the {had} of the root that is kept; it may grow, or begin anew with persist never",
+            field="config.rootfs.size_gb",
         )
 
 
@@ -188,11 +213,6 @@ def _rootfs_gb(config: MachineConfig) -> int:
     rootfs = config.rootfs
     if rootfs is None:
         return ROOTFS_GB
-    if rootfs.persist not in (None, "never"):
-        raise InvalidRequest(
-            f"{rootfs.persist!r} is not offered yet, a start begins with the image's files; use never",
-            field="config.rootfs.persist",
-        )
     size_gb = rootfs.size_gb or ROOTFS_GB
     if not 1 <= size_gb <= ROOTFS_GB_MAX:
         raise InvalidRequest(f"{size_gb} is not between 1 and {ROOTFS_GB_MAX}", field="config.rootfs.size_gb")

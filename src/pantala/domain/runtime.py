@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -101,6 +101,10 @@ class NetworkHandle(msgspec.Struct, frozen=True, kw_only=True):
     ip4: str
     ip6: str
     userns: Path | None = None
+
+
+RootKept = Literal["never", "restart", "always"]
+"""What a machine wrote to its root is gone on with after a stop: never, by the same version, by any."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

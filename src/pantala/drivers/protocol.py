@@ -22,6 +22,7 @@ from pantala.domain.runtime import (
     MemoryUsage,
     NetworkHandle,
     ProcessInfo,
+    RootKept,
     UnpackedImage,
     VolumeRoot,
 )
@@ -36,6 +37,8 @@ class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `hosts` and `resolv_conf` are the texts of the two files inside the machine. With `containers` those run, each in a
     root of its own at `domain.containers.ROOTS`, and `image` is only what PID 1 stands in.
+    `root_kept`: what `clear` leaves of it for a later `prepare`, and whether this one goes on with what an earlier one
+    left: with `restart` if it was of the same instance, with `always` in any case, else it begins with the image.
     """
 
     machine_id: str
@@ -49,6 +52,7 @@ class PrepareSpec(msgspec.Struct, frozen=True, kw_only=True):
     resolv_conf: str
     containers: tuple[ContainerRoot, ...] = ()
     volumes: tuple[VolumeRoot, ...] = ()
+    root_kept: RootKept = "never"
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,11 +198,15 @@ class Driver(Protocol):
         ...
 
     async def destroy(self, machine_id: str) -> None:
-        """Kill and remove everything named by this id; also what a crashed `prepare` left."""
+        """Kill and remove everything named by this id; also what a crashed `prepare` left, and a root that was kept."""
+        ...
+
+    async def clear(self, machine_id: str) -> None:
+        """As `destroy`, but the root stays if it was prepared to be kept."""
         ...
 
     async def list(self) -> list[str]:
-        """Ids that own anything: processes, directories, mounts, cgroups."""
+        """Ids that own anything: processes, directories, mounts, cgroups, roots that are kept."""
         ...
 
     async def logs(self, machine_id: str, position: int) -> list[LogRecord]:

@@ -60,6 +60,8 @@ class ScriptedDriver:
         self.behaviour = Behaviour()
         self.by_machine: dict[str, Behaviour] = {}
         self.machines: dict[str, _Machine] = {}
+        self.kept: dict[str, str] = {}  # roots that a later run may go on with: whose instance's
+        self.roots_made: dict[str, int] = {}
         self.starts: dict[str, int] = {}
         self.executed: list[Exec] = []
         self.callers: dict[str, list[socket.socket]] = {}
@@ -113,6 +115,7 @@ class ScriptedDriver:
         if known is not None and not (known.phase == "prepared" and known.spec.instance_id == spec.instance_id):
             raise DriverError(f"{spec.machine_id} still owns something; destroy it first")
         if known is None:
+            self._make_root(spec)
             self.machines[spec.machine_id] = _Machine(spec)
         await anyio.lowlevel.checkpoint()
         return self._runtime(spec.machine_id)
@@ -245,14 +248,21 @@ class ScriptedDriver:
             raise DriverError(f"nothing of machine {machine_id} is there")
         return 0
 
+    async def clear(self, machine_id: str) -> None:
+        kept = self.kept.get(machine_id)
+        await self.destroy(machine_id)
+        if kept is not None:
+            self.kept[machine_id] = kept
+
     async def destroy(self, machine_id: str) -> None:
         await anyio.lowlevel.checkpoint()
+        self.kept.pop(machine_id, None)
         machine = self.machines.pop(machine_id, None)
         if machine is not None:
             self._end(machine, 137, 9)
 
     async def list(self) -> list[str]:
-        return sorted(self.machines)
+        return sorted(self.machines.keys() | self.kept.keys())
 
     async def logs(self, machine_id: str, position: int) -> list[LogRecord]:
         machine = self.machines.get(machine_id)
@@ -262,6 +272,14 @@ class ScriptedDriver:
         return None
 
     # -- footnotes ----------------------------------------------------------------------------------------------------
+
+    def _make_root(self, spec: PrepareSpec) -> None:
+        before = self.kept.pop(spec.machine_id, None)
+        goes_on = spec.root_kept == "always" or (spec.root_kept == "restart" and before == spec.instance_id)
+        if before is None or not goes_on:
+            self.roots_made[spec.machine_id] = self.roots_made.get(spec.machine_id, 0) + 1
+        if spec.root_kept != "never":
+            self.kept[spec.machine_id] = spec.instance_id
 
     def _of(self, machine_id: str) -> Behaviour:
         return self.by_machine.get(machine_id, self.behaviour)

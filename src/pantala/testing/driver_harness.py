@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anyio
 
-from pantala.domain.runtime import ImageConfig, Limits, NetworkHandle, UnpackedImage
+from pantala.domain.runtime import ImageConfig, Limits, NetworkHandle, RootKept, UnpackedImage
 from pantala.drivers.container import ContainerDriver
 from pantala.drivers.container.cgroups import Cgroups
 from pantala.drivers.container.driver import loop_files
@@ -41,6 +41,7 @@ PRINTS_AND_FAILS = shell("echo one; echo oops >&2; exit 3")
 STUBBORN = shell("trap '' TERM; echo ready; while :; do sleep 0.02; done")
 GRACEFUL = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done")
 COUNTS = shell("i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done")
+REMEMBERS = shell("echo was here >>/mark; cat /mark; sleep 1000")
 MISSING = Start(argv=["/no/such/program"], env={})
 EATS_MEMORY = Start(argv=["tail", "/dev/zero"], env={"PATH": "/bin"})
 
@@ -51,6 +52,7 @@ SCRIPTS = {
     tuple(PRINTS_AND_FAILS.argv): FakeApp(output=("one",), errors=("oops",), exit_code=3, ends_after_s=0.0),
     tuple(STUBBORN.argv): FakeApp(ignored=(TERM,), output=("ready",)),
     tuple(GRACEFUL.argv): FakeApp(stop_exit_code=7, output=("ready",)),
+    tuple(REMEMBERS.argv): FakeApp(writes="was here", tells_written=True),
     tuple(MISSING.argv): FakeApp(refusal="the command /no/such/program was not found", exit_code=127),
     tuple(EATS_MEMORY.argv): FakeApp(oom=True, ends_after_s=0.0),
 }
@@ -65,7 +67,14 @@ class FakeHarness:
         """Every call is another agent over the same world."""
         return FakeDriver(self.world)
 
-    def spec(self, *, machine_id: str | None = None, instance_id: str = "01", memory_mib: int = 64) -> PrepareSpec:
+    def spec(
+        self,
+        *,
+        machine_id: str | None = None,
+        instance_id: str = "01",
+        memory_mib: int = 64,
+        root_kept: RootKept = "never",
+    ) -> PrepareSpec:
         return PrepareSpec(
             machine_id=machine_id or ids.machine_id(),
             instance_id=instance_id,
@@ -76,6 +85,7 @@ class FakeHarness:
             hostname="fake",
             hosts="",
             resolv_conf="",
+            root_kept=root_kept,
         )
 
     async def stop_and_die(self, machine_id: str, *, grace_s: float) -> None:
@@ -86,7 +96,7 @@ class FakeHarness:
         await self.driver().suspend(machine_id)
 
     def leftovers(self, machine_id: str) -> list[str]:
-        return [machine_id] if machine_id in self.world.machines else []
+        return [machine_id] if machine_id in self.world.machines.keys() | self.world.roots.keys() else []
 
     async def break_prepare(self, spec: PrepareSpec, at: str = "attempt") -> None:
         """A caller is killed half way through `prepare`; there is one such place here."""
@@ -119,7 +129,14 @@ class ContainerHarness:
             runtime=self.runtime,
         )
 
-    def spec(self, *, machine_id: str | None = None, instance_id: str = "01", memory_mib: int = 64) -> PrepareSpec:
+    def spec(
+        self,
+        *,
+        machine_id: str | None = None,
+        instance_id: str = "01",
+        memory_mib: int = 64,
+        root_kept: RootKept = "never",
+    ) -> PrepareSpec:
         machine_id = machine_id or ids.machine_id()
         return PrepareSpec(
             machine_id=machine_id,
@@ -131,6 +148,7 @@ class ContainerHarness:
             hostname=machine_id,
             hosts=f"127.0.0.1 localhost\n172.19.0.2 {machine_id}\n",
             resolv_conf="nameserver fdaa::3\n",
+            root_kept=root_kept,
         )
 
     async def stop_and_die(self, machine_id: str, *, grace_s: float) -> None:

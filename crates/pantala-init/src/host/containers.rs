@@ -4,7 +4,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -34,14 +34,23 @@ pub struct VolumePlan {
     pub layers: Vec<PathBuf>,
 }
 
+/// Whose the writable layers of a machine are. One that `is_kept` may hold what an earlier run left, over other layers of
+/// an image than these, and has to be whole after a power cut.
+#[derive(Clone, Copy)]
+pub struct Upper {
+    pub owner: u32,
+    pub is_kept: bool,
+}
+
 /// Below the enclosure (the current directory): `volumes/NAME` and `containers/NAME`.
 /// `layers` are the detached mounts of all volumes and then of all containers, in the order of the plans.
 pub fn build(
     volumes: &[VolumePlan],
     containers: &[ContainerPlan],
     layers: (&[Vec<OwnedFd>], &[Vec<OwnedFd>]),
-    owner: u32,
+    upper: Upper,
 ) -> Result<()> {
+    let owner = upper.owner;
     for (index, (volume, layers)) in volumes.iter().zip(layers.0).enumerate() {
         let target = format!("volumes/{}", volume.name);
         folder(&target)?;
@@ -73,21 +82,55 @@ pub fn build(
         let name = &container.name;
         let (target, kept) = (format!("containers/{name}"), format!("disk/containers/{name}"));
         folder(&target)?;
-        writable(layers, &target, &kept, &format!("lower/c{index}"), owner)?;
+        writable(layers, &target, &kept, &format!("lower/c{index}"), upper)?;
     }
     Ok(())
 }
 
 /// Mount `layers` at `target` under a writable layer in `kept`.
-pub fn writable(layers: &[OwnedFd], target: &str, kept: &str, at: &str, owner: u32) -> Result<()> {
+pub fn writable(layers: &[OwnedFd], target: &str, kept: &str, at: &str, upper: Upper) -> Result<()> {
     let lower = attach(layers, at)?;
-    let (upper, work) = (format!("{kept}/upper"), format!("{kept}/work"));
-    for path in [&upper, &work] {
+    let (above, work) = (format!("{kept}/upper"), format!("{kept}/work"));
+    for path in [&above, &work] {
         folder(path)?;
-        chown(path, Some(owner), Some(owner)).doing(|| format!("give {path} to the machine"))?;
+        let made = fs::metadata(path).doing(|| format!("look at {path}"))?;
+        if made.uid() != 0 {
+            continue; // whose `/` is, its machine may have said since
+        }
+        chown(path, Some(upper.owner), Some(upper.owner)).doing(|| format!("give {path} to the machine"))?;
     }
-    let options = format!("lowerdir={lower},upperdir={upper},workdir={work},volatile,xino=off");
+    // What ties a writable layer to the very layers that it was made over is not for one that may meet others.
+    let durability = if upper.is_kept {
+        "index=off,redirect_dir=nofollow,metacopy=off"
+    } else {
+        "volatile"
+    };
+    let options = format!("lowerdir={lower},upperdir={above},workdir={work},{durability},xino=off");
     overlay(target, &options, MsFlags::empty())
+}
+
+/// Of a disk that is kept: what belongs to containers that the machine has no more, and to volumes, which begin empty.
+pub fn tidy(containers: &[ContainerPlan]) -> Result<()> {
+    remove_all("disk/volumes")?;
+    let Ok(kept) = fs::read_dir("disk/containers") else {
+        return Ok(());
+    };
+    for entry in kept {
+        let entry = entry.doing(|| "read disk/containers".to_owned())?;
+        if !containers.iter().any(|one| *one.name == *entry.file_name()) {
+            remove_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Links are removed, not followed.
+fn remove_all(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.doing(|| format!("remove {}", path.display())),
+    }
 }
 
 fn overlay(target: &str, options: &str, flags: MsFlags) -> Result<()> {

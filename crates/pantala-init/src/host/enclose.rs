@@ -18,7 +18,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde::Deserialize;
 
-use super::containers::{self, ContainerPlan, VolumePlan};
+use super::containers::{self, ContainerPlan, Upper, VolumePlan};
 use super::facts::{self, FactsPlan, Stand};
 use super::{Doing, HostError, Result, loops, mounts, namespaces, plan};
 
@@ -42,6 +42,9 @@ struct Plan {
     layers: Vec<PathBuf>,
     /// An ext4 image: the writable layer.
     disk: PathBuf,
+    /// The disk outlives this run: what an earlier one left on it is gone on with.
+    #[serde(default)]
+    keeps_root: bool,
     /// This program, as the machine will see it.
     init: PathBuf,
     /// The OCI runtime and its global options.
@@ -246,12 +249,23 @@ fn build(plan: &Plan, sources: &Sources, inherited: &Inherited) -> Result<Option
     let name = node.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
     fs::write(in_folder(run, "loop"), name).doing(|| "write down the loop device".to_owned())?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    // Nothing on it outlives its machine: neither tables to be prepared nor barriers are worth their cost.
-    let options = Some("noinit_itable,nobarrier,errors=continue");
+    let options = Some(if plan.keeps_root {
+        "noinit_itable,errors=remount-ro"
+    } else {
+        // Nothing on it outlives its machine: neither tables to be prepared nor barriers are worth their cost.
+        "noinit_itable,nobarrier,errors=continue"
+    });
     mount(Some(&node), "disk", Some("ext4"), flags, options).doing(|| "mount the writable layer".to_owned())?;
-    containers::writable(&sources.layers, "root", "disk", "lower", plan.uid_base)?;
+    let upper = Upper {
+        owner: plan.uid_base,
+        is_kept: plan.keeps_root,
+    };
+    containers::writable(&sources.layers, "root", "disk", "lower", upper)?;
+    if plan.keeps_root {
+        containers::tidy(&plan.containers)?;
+    }
     let layers = (&sources.volumes[..], &sources.containers[..]);
-    containers::build(&plan.volumes, &plan.containers, layers, plan.uid_base)?;
+    containers::build(&plan.volumes, &plan.containers, layers, upper)?;
 
     File::create("init").doing(|| "create init".to_owned())?;
     mounts::attach(&sources.init, Path::new("init")).doing(|| "attach init".to_owned())?;

@@ -43,6 +43,12 @@ OPTIONS = (
         "--vm-memory", "--memory", type=Size(), metavar="SIZE", help="512, 512mb, 1gb; default: the least of its CPUs."
     ),
     click.option("--rootfs-size", type=Size(bare="gb"), metavar="SIZE", help="Of its root disk, in GB; default 8."),
+    click.option(
+        "--rootfs-persist",
+        type=click.Choice(["never", "restart", "always"]),
+        default=None,
+        help="Whether its root disk outlives restarts, or updates too.",
+    ),
     click.option("--swap-size", type=Size(), metavar="SIZE", help="Swap, in MB."),
     click.option("--isolation", type=click.Choice(guests.ISOLATIONS), default=None, help="At least this."),
     click.option("--file-local", multiple=True, metavar="/PATH=FILE", help="A file of yours, in the machine."),
@@ -162,6 +168,8 @@ def _config(given: dict[str, Any]) -> MachineConfig:
     changes["auto_destroy"] = given["auto_destroy"] or config.auto_destroy
     if given["rootfs_size"]:
         changes["rootfs"] = replace(config.rootfs or RootFS(), size_gb=given["rootfs_size"] // 1024)
+    if given["rootfs_persist"]:
+        changes["rootfs"] = replace(changes.get("rootfs") or config.rootfs or RootFS(), persist=given["rootfs_persist"])
     if given["skip_dns_registration"]:
         changes["dns"] = replace(config.dns or DNSConfig(), skip_registration=True)
     config = replace(config, **changes)

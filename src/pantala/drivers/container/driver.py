@@ -29,6 +29,7 @@ from pantala.domain.runtime import (
     Limits,
     MemoryUsage,
     ProcessInfo,
+    RootKept,
     UnpackedImage,
     VolumeRoot,
 )
@@ -36,7 +37,7 @@ from pantala.drivers import guest, ring
 from pantala.drivers.container import affinity, facts, processes
 from pantala.drivers.container import spec as oci
 from pantala.drivers.container.cgroups import OVERHEAD_MIB, Cgroups
-from pantala.drivers.container.disk import DiskTemplates
+from pantala.drivers.container.disk import DiskTemplates, grow
 from pantala.drivers.container.isolation import describe
 from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile, open_pidfd
 from pantala.drivers.container.memory import Memory
@@ -84,6 +85,10 @@ class _Attempt(msgspec.Struct, frozen=True, kw_only=True):
     resolv_conf: str
     containers: tuple[ContainerRoot, ...] = ()
     volumes: tuple[VolumeRoot, ...] = ()
+    root_kept: RootKept = "never"
+
+    def goes_on_with(self, kept: MachineFile) -> bool:
+        return self.root_kept == "always" or (self.root_kept == "restart" and kept.instance_id == self.instance_id)
 
 
 class ContainerDriver:
@@ -137,6 +142,7 @@ class ContainerDriver:
             resolv_conf=spec.resolv_conf,
             containers=spec.containers,
             volumes=spec.volumes,
+            root_kept=spec.root_kept,
         )
         return await self._prepare(attempt)
 
@@ -149,11 +155,20 @@ class ContainerDriver:
             raise DriverError(f"machine {machine_id} still runs instance {found.instance_id}; destroy that first")
         if not attempt.layers:
             raise DriverError("the image has no layers", guest_fault=True)
-        await self.destroy(machine_id)
+        await self.clear(machine_id)
 
         folder = self._folder(machine_id)
+        kept = folder.kept()
+        if kept is not None and not attempt.goes_on_with(kept):
+            await anyio.to_thread.run_sync(folder.remove)
+            kept = None
         token = secrets.token_hex(8)
-        machine = MachineFile(machine_id=machine_id, instance_id=attempt.instance_id, uid_base=attempt.uid_base)
+        machine = MachineFile(
+            machine_id=machine_id,
+            instance_id=attempt.instance_id,
+            uid_base=attempt.uid_base,
+            keeps_root=attempt.root_kept != "never",
+        )
         try:
             folder.create(machine, token)
             ring.create(folder.ring, RING_BYTES)
@@ -161,7 +176,10 @@ class ContainerDriver:
             if is_full(error, folder.state):
                 raise disk_full(f"the files of machine {machine_id}", folder.state) from error
             raise DriverError(f"the machine's files cannot be made: {error.strerror}") from error
-        await self._templates.copy_to(folder.disk, attempt.limits.disk_mib)
+        if kept is None:
+            await self._templates.copy_to(folder.disk, attempt.limits.disk_mib, lasting=machine.keeps_root)
+        else:
+            await grow(folder.disk, attempt.limits.disk_mib, self._clock)
         procs = self._cgroups.create(machine_id, attempt.limits)
         await self._enclose(self._plan(attempt, folder, token, procs))
         runtime = await self.inspect(machine_id)
@@ -192,6 +210,7 @@ class ContainerDriver:
             "userns": attempt.userns and str(attempt.userns),
             "layers": [str(layer) for layer in attempt.layers],
             "disk": str(folder.disk),
+            "keeps_root": attempt.root_kept != "never",
             "init": str(self._init),
             "runtime": runtime_command(runtime),
             "enclosure": oci.ENCLOSURE,
@@ -422,10 +441,20 @@ class ContainerDriver:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     async def destroy(self, machine_id: str) -> None:
-        """Processes, then what they held (mounts and loop device go with them), then groups, then files."""
         folder = self._folder(machine_id)
+        if await self._end(machine_id, folder):
+            await anyio.to_thread.run_sync(folder.remove)
+
+    async def clear(self, machine_id: str) -> None:
+        folder = self._folder(machine_id)
+        if await self._end(machine_id, folder):
+            await anyio.to_thread.run_sync(folder.clear)
+
+    async def _end(self, machine_id: str, folder: MachineFolder) -> bool:
+        """Processes, then what they held (mounts and loop device go with them), then groups; files are left. False
+        where there is nothing."""
         if not folder.exists() and not self._cgroups.exists(machine_id):
-            return
+            return False
         recorded = folder.read_pid()
         if recorded and (pidfd := open_pidfd(recorded)) is not None:
             try:
@@ -436,7 +465,7 @@ class ContainerDriver:
         await self._cgroups.kill(machine_id)
         await self._loop_gone(folder)
         await self._cgroups.remove(machine_id)
-        await anyio.to_thread.run_sync(folder.remove)
+        return True
 
     async def _loop_gone(self, folder: MachineFolder) -> None:
         """The kernel frees the loop device a moment after the last process of the machine ended."""

@@ -1,6 +1,7 @@
 """Where a machine's files are, and how its PID 1 is found again. All names come from the machine's id.
 
-<state_dir>/machines/<id>/   machine.json  disk.img  ring  exit.json     (disk; exit.json is synced)
+<state_dir>/machines/<id>/   machine.json  disk.img  ring  exit.json     (disk; exit.json is synced; of a machine that
+                             keeps its root the first two stay when it ends)
 <run_dir>/machines/<id>/     attempt  init.sock  console  loop  pid.json (meaningless after a reboot)
 <state_dir>/templates/       empty ext4 images by size
 """
@@ -18,6 +19,7 @@ import msgspec
 
 from pantala.errors import InternalError
 from pantala.kit.boot import boot_id
+from pantala.kit.files import write_private
 from pantala.wire.guest import ExitRecord
 
 _MACHINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -30,6 +32,8 @@ class MachineFile(msgspec.Struct, frozen=True, kw_only=True):
     machine_id: str
     instance_id: str
     uid_base: int
+    keeps_root: bool = False
+    """The disk outlives what runs now."""
 
 
 class PidFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +61,30 @@ class MachineFolder:
         self._pid_file = self.run / "pid.json"
 
     def create(self, machine: MachineFile, attempt: str) -> None:
+        """Beside a disk that is gone on with, or where nothing is."""
         for folder in (self.state, self.run):
-            folder.mkdir(parents=True, mode=0o700)
-        self.machine_file.write_bytes(msgspec.json.encode(machine))
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if machine.keeps_root:  # whole at any moment: whether there is a disk to go on with hangs on it
+            write_private(self.machine_file, msgspec.json.encode(machine))
+        else:
+            self.machine_file.write_bytes(msgspec.json.encode(machine))
         self.attempt.write_text(attempt)
+
+    def kept(self) -> MachineFile | None:
+        """Whose the disk is that an ended run was to leave; None where there is none."""
+        machine = self.read_machine()
+        return machine if machine is not None and machine.keeps_root and self.disk.exists() else None
+
+    def clear(self) -> None:
+        """Everything but a disk that is kept, and whose it is."""
+        if self.kept() is None:
+            self.remove()
+            return
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.run)
+        for path in self.state.iterdir():
+            if path not in (self.machine_file, self.disk):
+                path.unlink()
 
     def remove(self) -> None:
         """The state last: while it is there, `list` names the machine."""

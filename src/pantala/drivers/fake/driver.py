@@ -48,7 +48,8 @@ class FakeDriver:
             if found.instance_id == spec.instance_id:
                 return found
             raise DriverError(f"machine {spec.machine_id} still runs instance {found.instance_id}; destroy that first")
-        await self.destroy(spec.machine_id)
+        await self.clear(spec.machine_id)
+        world.ensure_root(spec)
         machine = FakeMachine(spec, world.next_pid())
         world.machines[spec.machine_id] = machine
         world.on_step("preparing", spec.machine_id)
@@ -78,6 +79,11 @@ class FakeDriver:
         machine.cpus = frozenset(start.cpus) or world.cpus
         machine.started_at_ms = unix_ms(world.clock.now())
         world.started.append(machine_id)
+        root = world.roots[machine_id]
+        if app.writes:
+            root.lines.append(app.writes)
+        for line in root.lines if app.tells_written else ():
+            world.say(machine_id, line)
         for line in app.output:
             world.say(machine_id, line)
         for line in app.errors:
@@ -261,12 +267,19 @@ class FakeDriver:
     async def destroy(self, machine_id: str) -> None:
         self._world.check("destroy")
         machine = self._world.machines.pop(machine_id, None)
+        self._world.roots.pop(machine_id, None)
         if machine is not None:
             machine.is_prepared = False
             machine.changed()
 
+    async def clear(self, machine_id: str) -> None:
+        root = self._world.roots.get(machine_id)
+        await self.destroy(machine_id)
+        if root is not None and root.is_kept:
+            self._world.roots[machine_id] = root
+
     async def list(self) -> list[str]:
-        return sorted(self._world.machines)
+        return sorted(self._world.machines.keys() | self._world.roots.keys())
 
     async def logs(self, machine_id: str, position: int) -> list[LogRecord]:
         machine = self._world.machines.get(machine_id)

@@ -25,7 +25,8 @@ class FakeApp(msgspec.Struct, frozen=True, kw_only=True):
     """How an app behaves. `ends_after_s` None: it runs until it is stopped.
 
     `refusal`: it cannot be started, with this sentence and `exit_code`. `ignored`: signals that do not end it.
-    `oom`: the kernel ends it for memory.
+    `oom`: the kernel ends it for memory. `writes`: a line that it adds to its root; `tells_written`: it says those that
+    are there.
     """
 
     exit_code: int = 0
@@ -39,6 +40,8 @@ class FakeApp(msgspec.Struct, frozen=True, kw_only=True):
     oom: bool = False
     output: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    writes: str = ""
+    tells_written: bool = False
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +51,15 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int
     signal: int = 0
     oom: bool = False
+
+
+class FakeRoot:
+    """What a machine wrote to its root filesystem."""
+
+    def __init__(self, instance_id: str, *, is_kept: bool) -> None:
+        self.instance_id = instance_id
+        self.is_kept = is_kept
+        self.lines: list[str] = []
 
 
 class FakeMachine:
@@ -89,6 +101,7 @@ class FakeWorld:
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
         self.machines: dict[str, FakeMachine] = {}
+        self.roots: dict[str, FakeRoot] = {}
         self.cpus = frozenset({0})
         self.apps: dict[tuple[str, ...], FakeApp] = {}
         self.app_of: dict[str, FakeApp] = {}
@@ -110,6 +123,14 @@ class FakeWorld:
 
     def app_for(self, machine_id: str, start: Start) -> FakeApp:
         return self.app_of.get(machine_id) or self.apps.get(tuple(start.argv)) or FakeApp()
+
+    def ensure_root(self, spec: PrepareSpec) -> None:
+        """The one that was kept, if the machine goes on with it."""
+        root = self.roots.get(spec.machine_id)
+        fits = spec.root_kept == "always" or (root is not None and root.instance_id == spec.instance_id)
+        if root is None or not root.is_kept or spec.root_kept == "never" or not fits:
+            root = self.roots[spec.machine_id] = FakeRoot(spec.instance_id, is_kept=False)
+        root.instance_id, root.is_kept = spec.instance_id, spec.root_kept != "never"
 
     # --- scripted events -------------------------------------------------------------------------------------------
 
