@@ -98,6 +98,12 @@ def waits(name: str, condition: str = "started") -> dict[str, Any]:
             "volumes[0].temp_dir.size_mb",
             id="more memory than there is",
         ),
+        pytest.param(
+            [{}],
+            {"volumes": [{"name": n, "temp_dir": {"storage_type": "disk", "size_mb": 5000}} for n in ("v", "w")]},
+            "volumes[1].temp_dir.size_mb",
+            id="more disk than there is",
+        ),
         pytest.param([], {"image": "a", "volumes": [{"name": "v", "image": "a"}]}, "volumes", id="nobody mounts it"),
         pytest.param([{}], {"processes": [{}]}, "processes", id="processes beside"),
         pytest.param([{}], {"init": {"cmd": ["x"]}}, "init.cmd", id="a command of the machine"),
@@ -166,6 +172,7 @@ def test_roots_and_volumes_are_of_the_images_named() -> None:
         {"image": "b"},
         volumes=[
             {"name": "v", "temp_dir": {"storage_type": "disk"}},
+            {"name": "d", "temp_dir": {"storage_type": "disk", "size_mb": 64}},
             {"name": "m", "temp_dir": {"storage_type": "memory"}},
             {"name": "i", "image": "b"},
         ],
@@ -178,6 +185,7 @@ def test_roots_and_volumes_are_of_the_images_named() -> None:
     )
     assert containers.volumes(asked, unpacked, 256) == (
         VolumeRoot(name="v"),
+        VolumeRoot(name="d", disk_mib=64),
         VolumeRoot(name="m", memory_mib=128),
         VolumeRoot(name="i", layers=(Path("/b"),)),
     )

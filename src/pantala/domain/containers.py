@@ -56,7 +56,8 @@ def roots(config: MachineConfig, image: UnpackedImage) -> tuple[ContainerRoot, .
 
 
 def volumes(config: MachineConfig, image: UnpackedImage, memory_mb: int) -> tuple[VolumeRoot, ...]:
-    """One in memory without a size gets half of the machine's, as the kernel's own default is."""
+    """One in memory without a size gets half of the machine's, as the kernel's own default is; one on disk shares the
+    machine's."""
     made: list[VolumeRoot] = []
     for one in config.volumes or []:
         if one.image:
@@ -64,7 +65,7 @@ def volumes(config: MachineConfig, image: UnpackedImage, memory_mb: int) -> tupl
         elif one.temp_dir is not None and one.temp_dir.storage_type == "memory":
             made.append(VolumeRoot(name=one.name, memory_mib=one.temp_dir.size_mb or memory_mb // 2))
         else:
-            made.append(VolumeRoot(name=one.name))
+            made.append(VolumeRoot(name=one.name, disk_mib=one.temp_dir.size_mb if one.temp_dir else None))
     return tuple(made)
 
 

@@ -64,11 +64,12 @@ class ContainerRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumeRoot(msgspec.Struct, frozen=True, kw_only=True):
-    """What containers share: a directory on the machine's disk, in memory of at most `memory_mib`, or an image's
-    files, which nobody can change."""
+    """What containers share: a directory on the machine's disk, a disk of its own of `disk_mib`, memory of at most
+    `memory_mib`, or an image's files, which nobody can change."""
 
     name: str
     memory_mib: int | None = None
+    disk_mib: int | None = None
     layers: tuple[Path, ...] = ()
 
 

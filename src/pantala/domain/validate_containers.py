@@ -101,7 +101,7 @@ def _named(things: Sequence[Container | Volume], field: str, most: int) -> None:
 
 
 def _volumes(volumes: Sequence[Volume], config: MachineConfig) -> None:
-    size, in_memory = guests.resolve(config), 0
+    size, in_memory, on_disk = guests.resolve(config), 0, 0
     for index, volume in enumerate(volumes):
         field = f"config.volumes[{index}]"
         if (volume.temp_dir is None) == (not volume.image):
@@ -118,9 +118,11 @@ def _volumes(volumes: Sequence[Volume], config: MachineConfig) -> None:
                     f"volumes in memory have {in_memory} MB, the machine {size.memory_mb} MB",
                     field=f"{field}.temp_dir.size_mb",
                 )
-        elif (size_mb or 0) > size.rootfs_gb * 1024:
+            continue
+        on_disk += size_mb or 0
+        if on_disk > size.rootfs_gb * 1024:
             raise InvalidRequest(
-                f"{size_mb} MB do not fit on the machine's disk of {size.rootfs_gb} GB",
+                f"volumes on disk have {on_disk} MB, which are more than the {size.rootfs_gb} GB of the machine's disk",
                 field=f"{field}.temp_dir.size_mb",
             )
 

@@ -17,7 +17,7 @@ import anyio
 from pantala.domain.runtime import ImageConfig, Limits, NetworkHandle, RootKept, UnpackedImage
 from pantala.drivers.container import ContainerDriver
 from pantala.drivers.container.cgroups import Cgroups
-from pantala.drivers.container.driver import loop_files
+from pantala.drivers.container.loops import loop_files
 from pantala.drivers.fake import FakeApp, FakeDriver, FakeWorld
 from pantala.drivers.protocol import Driver, PrepareSpec
 from pantala.kit import binaries, ids

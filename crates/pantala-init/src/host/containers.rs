@@ -19,6 +19,9 @@ use super::{Doing, HostError, Result, mounts};
 /// Of the machine's root: `domain/containers.py`.
 const CONTAINERS: &str = ".pantala/containers";
 
+/// How whatever a machine writes to is mounted.
+pub const ON_DISK: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOATIME);
+
 #[derive(Deserialize)]
 pub struct ContainerPlan {
     name: String,
@@ -26,11 +29,14 @@ pub struct ContainerPlan {
     pub layers: Vec<PathBuf>,
 }
 
-/// A directory on the machine's disk, unless it is one in memory or the files of an image.
+/// A directory on the machine's disk, unless it has a `disk` of its own (an ext4 image), is one in memory, or the files
+/// of an image.
 #[derive(Deserialize)]
 pub struct VolumePlan {
     name: String,
     memory_mib: Option<u64>,
+    #[serde(default)]
+    pub disk: Option<PathBuf>,
     pub layers: Vec<PathBuf>,
 }
 
@@ -43,11 +49,13 @@ pub struct Upper {
 }
 
 /// Below the enclosure (the current directory): `volumes/NAME` and `containers/NAME`.
-/// `layers` are the detached mounts of all volumes and then of all containers, in the order of the plans.
+/// `layers` are the detached mounts of all volumes and then of all containers, `nodes` the devices over the disks of
+/// volumes, both in the order of the plans.
 pub fn build(
     volumes: &[VolumePlan],
     containers: &[ContainerPlan],
     layers: (&[Vec<OwnedFd>], &[Vec<OwnedFd>]),
+    mut nodes: impl Iterator<Item = PathBuf>,
     upper: Upper,
 ) -> Result<()> {
     let owner = upper.owner;
@@ -66,7 +74,19 @@ pub fn build(
             )
             .doing(|| format!("mount the volume {}", volume.name))?;
         } else if volume.layers.is_empty() {
-            let kept = format!("disk/volumes/{}", volume.name);
+            let base = if volume.disk.is_some() {
+                let base = format!("disks/{}", volume.name);
+                folder(&base)?;
+                let node = nodes
+                    .next()
+                    .ok_or_else(|| HostError::Runtime(format!("no device for {base}")))?;
+                fleeting(&node, &base)?;
+                base
+            } else {
+                format!("disk/volumes/{}", volume.name)
+            };
+            // Not the disk's own root, in which ext4 has a folder of its own.
+            let kept = format!("{base}/files");
             folder(&kept)?;
             chown(&kept, Some(owner), Some(owner)).doing(|| format!("give {kept} to the machine"))?;
             fs::set_permissions(&kept, fs::Permissions::from_mode(0o1777)).doing(|| format!("open {kept} to all"))?;
@@ -85,6 +105,12 @@ pub fn build(
         writable(layers, &target, &kept, &format!("lower/c{index}"), upper)?;
     }
     Ok(())
+}
+
+/// Mount an image of which nothing outlives its machine: neither tables to be prepared nor barriers are worth their cost.
+pub fn fleeting(node: &Path, target: &str) -> Result<()> {
+    let options = Some("noinit_itable,nobarrier,errors=continue");
+    mount(Some(node), target, Some("ext4"), ON_DISK, options).doing(|| format!("mount the disk at {target}"))
 }
 
 /// Mount `layers` at `target` under a writable layer in `kept`.

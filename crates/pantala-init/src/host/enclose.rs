@@ -114,6 +114,8 @@ struct Sources {
     volumes: Vec<Vec<OwnedFd>>,
     containers: Vec<Vec<OwnedFd>>,
     disk: File,
+    /// Of those volumes that have one.
+    volume_disks: Vec<File>,
     init: OwnedFd,
     netns: Option<File>,
     userns: OwnedFd,
@@ -137,6 +139,11 @@ impl Sources {
             let mapped = layers.iter().map(|path| read_only(path, Some(userns.as_fd())));
             mapped.collect()
         };
+        let disk = |path: &PathBuf| -> Result<File> {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true);
+            options.open(path).doing(|| format!("open {}", path.display()))
+        };
         Ok(Sources {
             layers: image(&plan.layers)?,
             volumes: plan
@@ -149,11 +156,13 @@ impl Sources {
                 .iter()
                 .map(|one| image(&one.layers))
                 .collect::<Result<_>>()?,
-            disk: OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(&plan.disk)
-                .doing(|| format!("open {}", plan.disk.display()))?,
+            disk: disk(&plan.disk)?,
+            volume_disks: plan
+                .volumes
+                .iter()
+                .filter_map(|one| one.disk.as_ref())
+                .map(disk)
+                .collect::<Result<_>>()?,
             init: read_only(&plan.init, None)?,
             netns: match &plan.netns {
                 Some(path) => Some(File::open(path).doing(|| format!("open {}", path.display()))?),
@@ -243,19 +252,24 @@ fn build(plan: &Plan, sources: &Sources, inherited: &Inherited) -> Result<Option
     }
     let owner = Some(plan.uid_base);
 
-    let (_device, node) =
-        loops::attach(&sources.disk, Path::new("nodes")).doing(|| "attach a loop device".to_owned())?;
-    // Before it is mounted: whoever waits for its end need not look at those of all machines.
-    let name = node.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
-    fs::write(in_folder(run, "loop"), name).doing(|| "write down the loop device".to_owned())?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    let options = Some(if plan.keeps_root {
-        "noinit_itable,errors=remount-ro"
+    // Held until they are mounted: the kernel frees them with their last user.
+    let mut devices = Vec::new();
+    for disk in std::iter::once(&sources.disk).chain(&sources.volume_disks) {
+        devices.push(loops::attach(disk, Path::new("nodes")).doing(|| "attach a loop device".to_owned())?);
+    }
+    // Before they are mounted: whoever waits for their end need not look at those of all machines.
+    let names = devices.iter().filter_map(|(_, node)| node.file_name()?.to_str());
+    let names = names.collect::<Vec<_>>().join("\n");
+    fs::write(in_folder(run, "loop"), names).doing(|| "write down the loop devices".to_owned())?;
+    let mut nodes = devices.iter().map(|(_, node)| node.clone());
+    let node = nodes.next().unwrap_or_default();
+    if plan.keeps_root {
+        let options = Some("noinit_itable,errors=remount-ro");
+        mount(Some(&node), "disk", Some("ext4"), containers::ON_DISK, options)
+            .doing(|| "mount the writable layer".to_owned())?;
     } else {
-        // Nothing on it outlives its machine: neither tables to be prepared nor barriers are worth their cost.
-        "noinit_itable,nobarrier,errors=continue"
-    });
-    mount(Some(&node), "disk", Some("ext4"), flags, options).doing(|| "mount the writable layer".to_owned())?;
+        containers::fleeting(&node, "disk")?;
+    }
     let upper = Upper {
         owner: plan.uid_base,
         is_kept: plan.keeps_root,
@@ -265,7 +279,7 @@ fn build(plan: &Plan, sources: &Sources, inherited: &Inherited) -> Result<Option
         containers::tidy(&plan.containers)?;
     }
     let layers = (&sources.volumes[..], &sources.containers[..]);
-    containers::build(&plan.volumes, &plan.containers, layers, upper)?;
+    containers::build(&plan.volumes, &plan.containers, layers, nodes, upper)?;
 
     File::create("init").doing(|| "create init".to_owned())?;
     mounts::attach(&sources.init, Path::new("init")).doing(|| "attach init".to_owned())?;

@@ -40,6 +40,7 @@ from pantala.drivers.container.cgroups import OVERHEAD_MIB, Cgroups
 from pantala.drivers.container.disk import DiskTemplates, grow
 from pantala.drivers.container.isolation import describe
 from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile, open_pidfd
+from pantala.drivers.container.loops import loop_file, loop_files
 from pantala.drivers.container.memory import Memory
 from pantala.drivers.protocol import LogRecord, Phase, PrepareSpec, Probe, Runtime
 from pantala.errors import DriverError, PantalaError
@@ -180,6 +181,9 @@ class ContainerDriver:
             await self._templates.copy_to(folder.disk, attempt.limits.disk_mib, lasting=machine.keeps_root)
         else:
             await grow(folder.disk, attempt.limits.disk_mib, self._clock)
+        for index, volume in enumerate(attempt.volumes):
+            if volume.disk_mib is not None:
+                await self._templates.copy_to(folder.volume_disk(index), volume.disk_mib)
         procs = self._cgroups.create(machine_id, attempt.limits)
         await self._enclose(self._plan(attempt, folder, token, procs))
         runtime = await self.inspect(machine_id)
@@ -233,8 +237,13 @@ class ContainerDriver:
                 {"name": one.name, "layers": [str(layer) for layer in one.layers]} for one in attempt.containers
             ],
             "volumes": [
-                {"name": one.name, "memory_mib": one.memory_mib, "layers": [str(layer) for layer in one.layers]}
-                for one in attempt.volumes
+                {
+                    "name": one.name,
+                    "memory_mib": one.memory_mib,
+                    "disk": None if one.disk_mib is None else str(folder.volume_disk(index)),
+                    "layers": [str(layer) for layer in one.layers],
+                }
+                for index, one in enumerate(attempt.volumes)
             ],
         }
 
@@ -463,18 +472,18 @@ class ContainerDriver:
             finally:
                 os.close(pidfd)
         await self._cgroups.kill(machine_id)
-        await self._loop_gone(folder)
+        await self._loops_gone(folder)
         await self._cgroups.remove(machine_id)
         return True
 
-    async def _loop_gone(self, folder: MachineFolder) -> None:
-        """The kernel frees the loop device a moment after the last process of the machine ended."""
-        disk, name = folder.disk, folder.read_loop()
+    async def _loops_gone(self, folder: MachineFolder) -> None:
+        """The kernel frees loop devices a moment after the last process of the machine ended."""
+        disks, names = folder.disks(), folder.read_loops()
         deadline = self._clock.monotonic() + LOOP_GONE_WITHIN_S
         pause_s = 0.001
-        while disk.exists() and (loop_file(name) == str(disk) if name else str(disk) in loop_files()):
+        while disks and (used := disks & (loop_files() if names is None else {loop_file(name) for name in names})):
             if self._clock.monotonic() > deadline:
-                raise DriverError(f"a loop device of {disk} is still in use", retry=True)
+                raise DriverError(f"a loop device of {', '.join(sorted(used))} is still in use", retry=True)
             await self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.02)
 
@@ -566,22 +575,6 @@ def runtime_command(runtime: Path) -> list[str]:
     if runtime.name == "crun":
         return [str(runtime), "--cgroup-manager=disabled"]
     return [str(runtime)]
-
-
-def loop_files() -> set[str]:
-    """Paths of files behind loop devices."""
-    with contextlib.suppress(OSError):
-        names = [entry.name for entry in os.scandir("/sys/block") if entry.name.startswith("loop")]
-        return {path for name in names if (path := loop_file(name)) is not None}
-    return set()
-
-
-def loop_file(name: str) -> str | None:
-    """The path of the file behind one loop device; None where there is none."""
-    try:
-        return Path(f"/sys/block/{name}/loop/backing_file").read_text().strip().removesuffix(" (deleted)")
-    except OSError:
-        return None
 
 
 def _tail(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Where a machine's files are, and how its PID 1 is found again. All names come from the machine's id.
 
-<state_dir>/machines/<id>/   machine.json  disk.img  ring  exit.json     (disk; exit.json is synced; of a machine that
-                             keeps its root the first two stay when it ends)
+<state_dir>/machines/<id>/   machine.json  disk.img  volume-N.img  ring  exit.json
+                             (disk; exit.json is synced; where a root is kept the first two stay when the machine ends)
 <run_dir>/machines/<id>/     attempt  init.sock  console  loop  pid.json (meaningless after a reboot)
 <state_dir>/templates/       empty ext4 images by size
 """
@@ -107,10 +107,16 @@ class MachineFolder:
         except (OSError, msgspec.DecodeError):  # written by rename: not there or whole
             return None
 
-    def read_loop(self) -> str | None:
-        """The name of the loop device under the disk; None if the helper never had one, or was an older one."""
+    def volume_disk(self, index: int) -> Path:
+        return self.state / f"volume-{index}.img"
+
+    def disks(self) -> set[str]:
+        return {str(path) for path in self.state.glob("*.img")}
+
+    def read_loops(self) -> list[str] | None:
+        """Names of the loop devices under the disks; None if the helper never came so far."""
         try:
-            return self._loop_file.read_text() or None
+            return self._loop_file.read_text().split() or None
         except OSError:
             return None
 
