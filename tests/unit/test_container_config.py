@@ -81,8 +81,20 @@ def waits(name: str, condition: str = "started") -> dict[str, Any]:
         pytest.param(
             [{"healthchecks": [{"name": "x", "http": {"port": 1, "scheme": "https"}}]}],
             {},
+            "containers[0].healthchecks[0].http.tls_server_name",
+            id="https of nobody",
+        ),
+        pytest.param(
+            [{"healthchecks": [{"name": "x", "http": {"port": 1, "scheme": "https", "tls_server_name": "a b"}}]}],
+            {},
+            "containers[0].healthchecks[0].http.tls_server_name",
+            id="https of no name",
+        ),
+        pytest.param(
+            [{"healthchecks": [{"name": "x", "http": {"port": 1, "tls_skip_verify": True}}]}],
+            {},
             "containers[0].healthchecks[0].http.scheme",
-            id="https",
+            id="TLS without https",
         ),
         pytest.param([{"mounts": [{"name": "v", "path": "/v"}]}], {}, "containers[0].mounts[0].name", id="no volume"),
         pytest.param(
@@ -189,6 +201,25 @@ def test_roots_and_volumes_are_of_the_images_named() -> None:
         VolumeRoot(name="m", memory_mib=128),
         VolumeRoot(name="i", layers=(Path("/b"),)),
     )
+
+
+@pytest.mark.parametrize(
+    ("http", "wanted"),
+    [
+        ({}, ("off", "")),
+        ({"scheme": "http"}, ("off", "")),
+        ({"scheme": "https", "tls_skip_verify": True}, ("unverified", "")),
+        ({"scheme": "https", "tls_server_name": "app.example.com"}, ("verified", "app.example.com")),
+        (
+            {"scheme": "https", "tls_server_name": "app.example.com", "tls_skip_verify": True},
+            ("unverified", "app.example.com"),
+        ),
+    ],
+)
+def test_how_a_check_goes_through_tls(http: dict[str, Any], wanted: tuple[str, str]) -> None:
+    (container,) = told({"healthchecks": [{"name": "x", "http": {"port": 1, **http}}]})
+    (asked,) = container.healthchecks
+    assert (asked.tls, asked.tls_server_name) == wanted
 
 
 def test_the_grace_of_a_machine_is_enough_for_one_after_the_other() -> None:

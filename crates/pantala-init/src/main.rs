@@ -16,6 +16,7 @@ mod probe;
 mod sftp;
 mod ssh;
 mod statics;
+mod trust;
 
 use std::process::ExitCode;
 

@@ -6,7 +6,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 
-use pantala_wire::guest::GuestHealthcheck;
+use pantala_wire::guest::{GuestHealthcheck, Tls};
+
+use crate::trust::{self, Trust};
 
 const STATUS_LINE_BYTES_MAX: u64 = 4096;
 
@@ -17,7 +19,20 @@ pub fn arguments(check: &GuestHealthcheck) -> Vec<String> {
         words.extend(["tcp".to_owned(), check.tcp_port.to_string()]);
         return words;
     }
-    words.extend(["http".to_owned(), check.http_port.to_string()]);
+    match check.tls {
+        Tls::Off => words.push("http".to_owned()),
+        // A name in front of the port, since those who are not verified may do without one.
+        how => words.extend([
+            if how == Tls::Verified {
+                "https"
+            } else {
+                "https-unverified"
+            }
+            .to_owned(),
+            check.tls_server_name.clone(),
+        ]),
+    }
+    words.push(check.http_port.to_string());
     words.extend([check.http_method.clone(), check.http_path.clone()]);
     words.extend(
         check
@@ -28,13 +43,26 @@ pub fn arguments(check: &GuestHealthcheck) -> Vec<String> {
     words
 }
 
-/// `tcp PORT` or `http PORT METHOD PATH [HEADER]...`
+/// `tcp PORT`, `http PORT METHOD PATH [HEADER]...`, or `https NAME PORT METHOD PATH [HEADER]...`
 pub fn run(arguments: &[String]) -> ExitCode {
     let outcome = match arguments {
         [kind, port] if kind == "tcp" => connect(port).map(|_| (true, "Success".to_owned())),
-        [kind, port, method, path, headers @ ..] if kind == "http" => ask(port, method, path, headers),
+        [kind, port, method, path, headers @ ..] if kind == "http" => {
+            connect(port).and_then(|stream| ask(stream, port, &request(port, method, path, headers)))
+        }
+        [kind, name, port, method, path, headers @ ..] if kind == "https" || kind == "https-unverified" => {
+            let trust = if kind == "https" {
+                Trust::public()
+            } else {
+                Trust::Anyone
+            };
+            connect(port)
+                .and_then(|stream| trust::secure(stream, name, trust))
+                .and_then(|stream| ask(stream, port, &request(port, method, path, headers)))
+        }
         _ => Err(io::Error::other(
-            "usage: pantala-init probe tcp PORT | http PORT METHOD PATH [HEADER]...",
+            "usage: pantala-init probe tcp PORT | http PORT METHOD PATH [HEADER]... | https NAME PORT METHOD PATH \
+             [HEADER]...",
         )),
     };
     match outcome {
@@ -56,8 +84,7 @@ fn connect(port: &str) -> io::Result<TcpStream> {
         .map_err(|error| io::Error::other(format!("port {port}: {error}")))
 }
 
-fn ask(port: &str, method: &str, path: &str, headers: &[String]) -> io::Result<(bool, String)> {
-    let mut stream = connect(port)?;
+fn request(port: &str, method: &str, path: &str, headers: &[String]) -> String {
     let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
     if !headers
         .iter()
@@ -68,7 +95,11 @@ fn ask(port: &str, method: &str, path: &str, headers: &[String]) -> io::Result<(
     for line in headers {
         head += &format!("{line}\r\n");
     }
-    stream.write_all(format!("{head}\r\n").as_bytes())?;
+    format!("{head}\r\n")
+}
+
+fn ask(mut stream: impl Read + Write, port: &str, request: &str) -> io::Result<(bool, String)> {
+    stream.write_all(request.as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream.take(STATUS_LINE_BYTES_MAX)).read_line(&mut line)?;
     let status: u16 = line

@@ -148,6 +148,16 @@ pub enum RestartPolicy {
     OnFailure,
 }
 
+/// Whether a question over HTTP goes through TLS, and whether the certificate has to be good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tls {
+    #[default]
+    Off,
+    Unverified,
+    Verified,
+}
+
 /// One of `http_port`, `tcp_port`, `argv`; see `wire/guest.py`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestHealthcheck {
@@ -174,6 +184,10 @@ pub struct GuestHealthcheck {
     pub http_path: String,
     #[serde(default)]
     pub http_headers: Vec<(String, String)>,
+    #[serde(default)]
+    pub tls: Tls,
+    #[serde(default)]
+    pub tls_server_name: String,
     #[serde(default)]
     pub tcp_port: u16,
     #[serde(default)]

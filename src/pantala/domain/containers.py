@@ -12,7 +12,7 @@ from pantala.domain.restart import MAX_RETRIES
 from pantala.domain.runtime import ContainerRoot, UnpackedImage, VolumeRoot
 from pantala.errors import InvalidRequest
 from pantala.wire.guest import API_SOCKET, ContainerState, GuestContainer, GuestDependency, GuestHealthcheck, Start
-from pantala.wire.machine import Container, ContainerStatus, Healthcheck, MachineConfig
+from pantala.wire.machine import Container, ContainerStatus, Healthcheck, HTTPHealth, MachineConfig
 
 ROOTS = "/.pantala/containers"
 """Where a machine keeps the roots of its containers."""
@@ -153,10 +153,18 @@ def _healthcheck(check: Healthcheck) -> GuestHealthcheck:
             http_method=(check.http.method or "GET").upper(),
             http_path=check.http.path or "/",
             http_headers=[(header.name, ",".join(header.values)) for header in check.http.headers or []],
+            tls=_tls(check.http),
+            tls_server_name=check.http.tls_server_name or "",
         )
     if check.tcp is not None:
         return msgspec.structs.replace(made, tcp_port=check.tcp.port)
     return msgspec.structs.replace(made, argv=list(check.exec.command) if check.exec else [])
+
+
+def _tls(asked: HTTPHealth) -> Literal["off", "unverified", "verified"]:
+    if asked.scheme != "https":
+        return "off"
+    return "unverified" if asked.tls_skip_verify else "verified"
 
 
 def statuses(states: Sequence[ContainerState]) -> list[ContainerStatus]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pantala.domain import guests
 from pantala.domain.validate_program import check_files, check_own_variables, check_restart, check_stop
 from pantala.errors import InvalidRequest
-from pantala.wire.machine import Container, Healthcheck, MachineConfig, Volume
+from pantala.wire.machine import Container, Healthcheck, HTTPHealth, MachineConfig, Volume
 
 CONTAINERS_MAX = 16
 VOLUMES_MAX = 16
@@ -16,6 +16,7 @@ CHECKS_MAX = 8
 CHECK_S_MAX = 3600
 THRESHOLD_MAX = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_HOST = re.compile(r"(?=.{1,253}$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _NAME_RULE = "begins with a letter or a digit, then letters, digits, - and _, at most 63"
 OWN_PATHS = ("/proc", "/sys", "/dev", "/.pantala", "/.fly")
 """Where the platform mounts its own things in each root."""
@@ -161,10 +162,7 @@ def _healthchecks(checks: Sequence[Healthcheck], field: str) -> None:
         if check.exec is not None and not check.exec.command:
             raise InvalidRequest("a command is required", field=f"{here}.exec.command")
         if check.http is not None:
-            if check.http.scheme == "https" or check.http.tls_skip_verify or check.http.tls_server_name:
-                raise InvalidRequest(
-                    "is not offered for containers; ask with http, tcp or exec", field=f"{here}.http.scheme"
-                )
+            _check_tls(check.http, f"{here}.http")
             lines = [check.http.path or "/", check.http.method or "GET"]
             lines += [text for header in check.http.headers or [] for text in (header.name, *header.values)]
             if not lines[0].startswith("/") or any(ord(c) < 32 for text in lines for c in text):
@@ -179,6 +177,21 @@ def _healthchecks(checks: Sequence[Healthcheck], field: str) -> None:
             value: int | None = getattr(check, name)
             if value is not None and not low <= value <= high:
                 raise InvalidRequest(f"{value} is not between {low} and {high}", field=f"{here}.{name}")
+
+
+def _check_tls(asked: HTTPHealth, field: str) -> None:
+    name = asked.tls_server_name
+    if asked.scheme != "https":
+        if asked.tls_skip_verify or name:
+            raise InvalidRequest("must be https for what is said of TLS", field=f"{field}.scheme")
+    elif name and not _HOST.fullmatch(name):
+        raise InvalidRequest(f"{name!r} is not a name in DNS", field=f"{field}.tls_server_name")
+    elif not name and not asked.tls_skip_verify:
+        raise InvalidRequest(
+            "name whom the container's certificate is for, or set tls_skip_verify; it is asked at localhost, which no "
+            "public authority vouches for",
+            field=f"{field}.tls_server_name",
+        )
 
 
 def _dependencies(container: Container, by_name: Mapping[str, Container], field: str) -> None:

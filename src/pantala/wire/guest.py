@@ -72,7 +72,8 @@ class GuestDependency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestHealthcheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One of `http_port`, `tcp_port`, `argv`. Answers below 400 are good."""
+    """One of `http_port`, `tcp_port`, `argv`. Answers below 400 are good. `tls`: the question goes through it, and the
+    certificate must be one for `tls_server_name` by a public authority, or may be any."""
 
     name: str
     kind: Literal["readiness", "liveness"] = "readiness"
@@ -86,6 +87,8 @@ class GuestHealthcheck(msgspec.Struct, frozen=True, kw_only=True):
     http_method: str = "GET"
     http_path: str = "/"
     http_headers: list[tuple[str, str]] = []
+    tls: Literal["off", "unverified", "verified"] = "off"
+    tls_server_name: str = ""
     tcp_port: int = 0
     argv: list[str] = []
 
