@@ -224,3 +224,41 @@ async def test_a_killed_init_leaves_nobody_waiting(harness: h.ContainerHarness) 
         await machine.driver.wait(machine.id)
         await machine.driver.destroy(machine.id)
     assert harness.leftovers(machine.id) == []
+
+
+async def test_its_age_is_the_machines_and_start_times_of_processes_go_with_it(harness: h.ContainerHarness) -> None:
+    host_s = float(Path("/proc/uptime").read_text().split()[0])
+    machine = await start(harness, cpus=1)
+    script = "cat /proc/uptime; cut -d' ' -f22 /proc/self/stat; grep btime /proc/stat; date +%s; cat /proc/uptime"
+    first, ticks, btime, now, second = (await machine.shell(script)).splitlines()
+    (age_s, idle_s), later_s = (float(word) for word in first.split()), float(second.split()[0])
+    assert 0 <= age_s <= later_s < host_s
+    assert 0 <= idle_s <= age_s
+    assert 0 <= int(ticks) / os.sysconf("SC_CLK_TCK") <= later_s + 0.02
+    assert abs(int(btime.split()[1]) + later_s - int(now)) <= 2
+    assert len(first.strip()) < 40
+
+
+async def test_its_load_counts_its_own_tasks(harness: h.ContainerHarness) -> None:
+    machine = await start(harness, h.shell("sleep 1000 & sleep 1000 & while :; do :; done"))
+
+    async def load() -> list[str]:
+        return (await machine.run("cat", "/proc/loadavg")).split()
+
+    # PID 1, the shell and what it began, and whoever asks; the shell runs, and so does who asks.
+    seen = await until(load, lambda words: words[3] == "2/5", within_s=20.0)
+    assert seen[:3] == ["0.00"] * 3
+    assert 4 <= int(seen[4]) < 1000
+
+
+async def test_what_it_is_told_of_its_age_is_the_same_in_a_container(harness: h.ContainerHarness) -> None:
+    driver, spec = harness.driver(), harness.spec()
+    await driver.prepare(
+        msgspec.structs.replace(spec, containers=(ContainerRoot(name="one", layers=spec.image.layers),))
+    )
+    crew = [GuestContainer(name="one", root="/.pantala/containers/one", argv=["sleep", "1000"], env={"PATH": "/bin"})]
+    await driver.start(spec.machine_id, Start(argv=[], env={}, containers=crew))
+    machine = Machine(driver, spec.machine_id)
+    host_s = float(Path("/proc/uptime").read_text().split()[0])
+    assert float((await machine.shell("cat /proc/uptime", container="one")).split()[0]) < host_s
+    assert (await machine.shell("cat /proc/loadavg", container="one")).startswith("0.00 0.00 0.00 ")

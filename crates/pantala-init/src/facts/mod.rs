@@ -1,4 +1,4 @@
-//! What a machine is told of itself: its own memory, swap and CPU time where `/proc` would speak of the host.
+//! What a machine is told of itself: its own memory, swap, CPU time, age and tasks where `/proc` would speak of the host.
 //!
 //! `host::facts` mounts a small filesystem and binds its files over those of the machine; PID 1 serves it (`fuse`). So a
 //! file is made when somebody reads it, and only then: nothing is refreshed, a machine that sleeps costs nothing, and
@@ -7,6 +7,7 @@
 pub mod counters;
 pub mod fuse;
 pub mod render;
+mod tasks;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,7 +23,7 @@ use counters::Counters;
 use fuse::Server;
 
 /// Files of the filesystem, by their numbers there.
-pub const NAMES: &[&str] = &["meminfo", "swaps", "stat"];
+pub const NAMES: &[&str] = &["meminfo", "swaps", "stat", "uptime", "loadavg"];
 /// PID 1 finds the device there, after what it is always given (`wire/guest.py`), and a description after that.
 pub const DEVICE_FD: RawFd = 6;
 const DESCRIPTION_FD: RawFd = 7;
@@ -47,20 +48,33 @@ impl Description<File> {
         match NAMES.get(file).copied() {
             Some("meminfo") => render::meminfo(&self.counters.memory(self.unified, self.memory, self.beside)),
             Some("swaps") => render::swaps(&self.counters.memory(self.unified, self.memory, self.beside)),
+            Some("uptime") => {
+                let lived = hundredths(since_boot().saturating_sub(began));
+                render::uptime(
+                    hundredths(since_boot()),
+                    self.cpus,
+                    &self.counters.cpu(self.unified),
+                    lived,
+                )
+            }
+            Some("loadavg") => render::loadavg(&tasks::count()),
             _ => {
-                let lived = since_boot().saturating_sub(began).as_millis() / 10;
-                let lived = u64::try_from(lived).unwrap_or(u64::MAX);
+                let lived = hundredths(since_boot().saturating_sub(began));
                 render::stat(self.cpus, &self.counters.cpu(self.unified), lived, booted_s())
             }
         }
     }
 }
 
+fn hundredths(time: Duration) -> u64 {
+    u64::try_from(time.as_millis() / 10).unwrap_or(u64::MAX)
+}
+
 /// PID 1's end.
 pub struct Facts {
     server: Server,
     description: Description<File>,
-    /// On the clock since the host's boot.
+    /// On the clock since boot: the machine's, where the kernel can tell it apart from the host's.
     began: Duration,
 }
 

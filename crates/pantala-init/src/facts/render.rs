@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::counters::{Cpu, Memory};
+use super::tasks::Tasks;
 
 const LENGTH_STEP: usize = 256;
 
@@ -61,11 +62,27 @@ pub fn swaps(memory: &Memory) -> String {
     text
 }
 
+/// What `lived` so many hundredths of a second had of its CPUs, and did not use.
+fn idle(cpus: u32, cpu: &Cpu, lived: u64) -> u64 {
+    (lived * u64::from(cpus.max(1))).saturating_sub(cpu.user + cpu.system)
+}
+
+/// `since_boot` and `lived` in hundredths of a second; they differ where boot is the host's.
+pub fn uptime(since_boot: u64, cpus: u32, cpu: &Cpu, lived: u64) -> String {
+    let seconds = |time: u64| format!("{}.{:02}", time / 100, time % 100);
+    format!("{} {}\n", seconds(since_boot), seconds(idle(cpus, cpu, lived)))
+}
+
+/// Averages would have to be sampled, by a timer in each machine; the kernel keeps none of a group.
+pub fn loadavg(tasks: &Tasks) -> String {
+    format!("0.00 0.00 0.00 {}/{} {}\n", tasks.running, tasks.all, tasks.newest)
+}
+
 /// `lived` in hundredths of a second. Which of its CPUs was busy nobody counts: each was as much as the others.
-/// `booted_s` is that of the host, since start times of processes count from there.
+/// `booted_s` is from where start times of processes count.
 pub fn stat(cpus: u32, cpu: &Cpu, lived: u64, booted_s: u64) -> String {
     let count = u64::from(cpus.max(1));
-    let idle = (lived * count).saturating_sub(cpu.user + cpu.system);
+    let idle = idle(cpus, cpu, lived);
     let line = |name: &str, part: &dyn Fn(u64) -> u64| {
         let (user, system, idle) = (part(cpu.user), part(cpu.system), part(idle));
         format!("{name} {user} 0 {system} {idle} 0 0 0 0 0 0\n")
@@ -136,6 +153,23 @@ mod tests {
         assert_eq!((text.len(), text.trim_end()), (LENGTH_STEP, "a 1\nb 2"));
         assert_eq!(text.lines().count(), 2);
         assert_eq!(even("x".repeat(LENGTH_STEP) + "\n").len(), 2 * LENGTH_STEP);
+    }
+
+    #[test]
+    fn its_age_and_what_its_cpus_did_not_do_are_seconds() {
+        let cpu = Cpu { user: 150, system: 50 };
+        assert_eq!(uptime(1205, 2, &cpu, 1200), "12.05 22.00\n");
+        assert_eq!(uptime(9_000_000, 1, &cpu, 100), "90000.00 0.00\n");
+    }
+
+    #[test]
+    fn tasks_are_counted_and_nothing_is_averaged() {
+        let tasks = Tasks {
+            running: 2,
+            all: 7,
+            newest: 31,
+        };
+        assert_eq!(loadavg(&tasks), "0.00 0.00 0.00 2/7 31\n");
     }
 
     #[test]

@@ -353,6 +353,7 @@ fn run_runtime(plan: &Plan, inherited: &Inherited) -> Result<i32> {
         .stdin(Stdio::null())
         .stdout(console("share the console")?)
         .stderr(console("share the console")?);
+    begin_the_clock();
     let mut high = vec![0; descriptors.len()];
     // SAFETY: only system calls between fork and exec, on descriptors that stay open in the parent.
     unsafe { command.pre_exec(move || hand_over(&descriptors, &mut high)) };
@@ -369,6 +370,18 @@ fn run_runtime(plan: &Plan, inherited: &Inherited) -> Result<i32> {
     text.trim()
         .parse()
         .map_err(|_| HostError::Runtime(format!("{program} wrote {text:?} for a pid")))
+}
+
+/// The machine boots now: what is begun from here on counts time since boot (and with it the start times of processes)
+/// from this moment. Where the kernel knows no such namespace, it is the host's boot.
+fn begin_the_clock() {
+    if unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)).is_err() {
+        return;
+    }
+    if let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME) {
+        // Whole seconds, so that it is never before zero. Refused, the namespace says what the host does.
+        let _ = fs::write("/proc/self/timens_offsets", format!("boottime -{} 0\n", now.tv_sec()));
+    }
 }
 
 const FIRST_FD: RawFd = 3;

@@ -111,11 +111,14 @@ pub fn build(plan: &FactsPlan, sources: Option<&Sources>, owner: u32) -> Result<
             total: plan.memory,
             ..Memory::default()
         };
-        let texts = [render::meminfo(&memory), render::swaps(&memory), String::new()];
+        let texts = [render::meminfo(&memory), render::swaps(&memory)];
+        let texts = texts.into_iter().chain(std::iter::repeat(String::new()));
         for (name, text) in NAMES.iter().zip(texts) {
             fs::write(Path::new("facts").join(name), text).doing(|| format!("write facts/{name}"))?;
         }
-        bind("/proc/stat", "stat")?;
+        for name in ["stat", "uptime", "loadavg"] {
+            bind(&format!("/proc/{name}"), name)?;
+        }
         return Ok(None);
     };
     let options = format!(

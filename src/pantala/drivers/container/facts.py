@@ -17,7 +17,7 @@ from pantala.domain.runtime import Limits
 MIB = 1024 * 1024
 ONLINE = "/sys/devices/system/cpu/online"
 """Only this one of sysfs: programs size tables by `possible`, and use them by the number of the CPU they run on."""
-SERVED = ("meminfo", "swaps", "stat")
+SERVED = ("meminfo", "swaps", "stat", "uptime", "loadavg")
 """Of `/proc`, by PID 1."""
 WRITTEN = {"cpuinfo": "/proc/cpuinfo", "online": ONLINE}
 """What is written once and where the machine has it."""
