@@ -15,7 +15,6 @@ import pytest
 from containers_rig import MACHINE, WITHIN_S
 from containers_rig import ContainersRig as Rig
 
-from pantala.drivers.protocol import Runtime
 from pantala.errors import DriverError
 from pantala.testing.driver_harness import ContainerHarness, container_harness
 from pantala.testing.poll import until

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from pantala.cli.commands.machine_options import Size
+from pantala.cli.commands.machine_options import PORT_HELP, Size, file_options, files, services, with_files
 from pantala.cli.commands.machine_parts import WAIT_S, named
 from pantala.cli.groups import CommandGroup
 from pantala.cli.output import emit, emit_json, emit_table, say
@@ -23,9 +23,17 @@ STATES = ("created", "started", "stopped", "suspended", "destroyed", "failed", "
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Added to what it has.")
 @click.option("-m", "--metadata", multiple=True, metavar="NAME=VALUE", help="Added to what it has.")
 @click.option("-C", "--command", metavar="COMMAND", help="What it runs instead of the image's command.")
+@click.option("-p", "--port", "ports", multiple=True, metavar="PORT:INTERNAL/PROTOCOL:HANDLERS", help=PORT_HELP)
+@file_options
 @click.option("--vm-memory", "--memory", type=Size(), metavar="SIZE", help="512, 512mb, 1gb.")
 @click.option("--vm-cpus", "--cpus", type=int, metavar="N")
 @click.option("--vm-size", metavar="SIZE", help="A preset such as shared-cpu-2x.")
+@click.option(
+    "--rootfs-persist",
+    type=click.Choice(["never", "restart", "always"]),
+    default=None,
+    help="Whether its root disk outlives restarts, or updates too.",
+)
 @click.option("--restart", type=click.Choice(["no", "always", "on-failure", "on-fail"]), default=None)
 @click.option("--schedule", metavar="WHEN", help="hourly, daily, weekly, monthly, cron fields; '' for none any more.")
 @click.option("--skip-start", is_flag=True, help="Leave it stopped.")
@@ -40,6 +48,11 @@ def update(
     env: tuple[str, ...],
     metadata: tuple[str, ...],
     command: str | None,
+    ports: tuple[str, ...],
+    file_local: tuple[str, ...],
+    file_literal: tuple[str, ...],
+    file_secret: tuple[str, ...],
+    rootfs_persist: str | None,
     vm_memory: int | None,
     vm_cpus: int | None,
     vm_size: str | None,
@@ -54,11 +67,14 @@ def update(
 
     from msgspec.structs import replace
 
+    from pantala.domain import guests
     from pantala.wire.api import LaunchMachineRequest
-    from pantala.wire.machine import Guest, Init, Restart
+    from pantala.wire.machine import Guest, Init, Restart, RootFS
 
     if vm_size and (vm_memory or vm_cpus):
         raise InvalidRequest("give it, or --vm-memory and --vm-cpus", field="--vm-size")
+    preset = guests.preset(vm_size, field="--vm-size") if vm_size else None
+    given_files = files(local=file_local, literal=file_literal, secret=file_secret)
     name = resolve_app(app_name, config_path)
     confirm(f"Update machine {machine_id}?", yes=yes)
 
@@ -77,8 +93,21 @@ def update(
             )
             if command:
                 config = replace(config, init=replace(config.init or Init(), cmd=shlex.split(command)))
-            if vm_size:
-                config = replace(config, size=vm_size, guest=None)
+            if ports:
+                config = replace(config, services=services(ports, config.services or []) or None)
+            if given_files:
+                config = replace(config, files=with_files(config.files or [], given_files))
+            if rootfs_persist:
+                # The one that newer clients have; two that differ are refused.
+                known = replace(config.guest, persist_rootfs=None) if config.guest else None
+                rootfs = replace(config.rootfs or RootFS(), persist=rootfs_persist)
+                config = replace(config, guest=known, rootfs=rootfs)
+            if preset is not None:
+                # Of a guest only its size: what it says besides, such as whether its root is kept, stays.
+                guest = replace(
+                    config.guest or Guest(), cpu_kind=preset.cpu_kind, cpus=preset.cpus, memory_mb=preset.memory_mb
+                )
+                config = replace(config, size=None, guest=guest)
             elif vm_memory or vm_cpus:
                 guest = config.guest or Guest()
                 guest = replace(guest, memory_mb=vm_memory or guest.memory_mb, cpus=vm_cpus or guest.cpus)

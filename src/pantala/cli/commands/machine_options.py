@@ -4,19 +4,25 @@ for the files that are named."""
 from __future__ import annotations
 
 import base64
+import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
+import msgspec.inspect
 from msgspec.structs import replace
 
+from pantala.cli.output import say
 from pantala.errors import InvalidRequest
 from pantala.wire.machine import File, MachineConfig, Port, Service
 
+F = TypeVar("F", bound=Callable[..., Any])
 PROTOCOLS = ("tcp", "udp")
 PORT_SYNTAX = "PORT[:INTERNAL][/PROTOCOL[:HANDLER[:HANDLER]]], such as 443:8080/tcp:http:tls"
+PORT_HELP = "443:8080/tcp:http:tls, 5432/tcp:pg_tls, 6000-6010:53/udp; 80:8080/tcp:- removes one."
 
 _MIB = {"": 1, "m": 1, "mb": 1, "mib": 1, "g": 1024, "gb": 1024, "gib": 1024}
 
@@ -30,16 +36,40 @@ class BareFlags(click.Command):
         return super().parse_args(ctx, [*given, *args[end:]])
 
 
-def services(ports: Iterable[str], *, autostop: str, autostart: bool) -> list[Service]:
-    """One service for each port inside and protocol, with all its ports outside. Raises InvalidRequest."""
-    made: dict[tuple[int, str], Service] = {}
+REMOVED = ["-"]
+"""The handler of a port that is to be no more, as clients spell it: `80/tcp:-`."""
+
+
+def services(
+    ports: Iterable[str], known: Iterable[Service] = (), *, autostop: str | None = None, autostart: bool | None = None
+) -> list[Service]:
+    """The `known` ones with these ports: one service for each port inside and protocol, with all its ports outside. A
+    port that is there is replaced; a service that has none left goes. Raises InvalidRequest."""
+    made = {(one.internal_port, one.protocol): one for one in known}
     for text in commas(ports):
         inside, protocol, port = _port(text)
-        known = made.get((inside, protocol)) or Service(
-            protocol=protocol, internal_port=inside, ports=[], autostop=autostop, autostart=autostart
-        )
-        made[inside, protocol] = replace(known, ports=[*(known.ports or []), port])
+        service = made.get((inside, protocol))
+        if service is None:
+            service = Service(protocol=protocol, internal_port=inside, ports=[], autostop=autostop, autostart=autostart)
+        others = [one for one in service.ports or [] if _outside(one) != _outside(port)]
+        if port.handlers != REMOVED:
+            made[inside, protocol] = replace(service, ports=[*others, port])
+        elif len(others) == len(service.ports or []):
+            raise InvalidRequest(f"{text!r}: there is no such port to remove", field="--port")
+        elif others:
+            made[inside, protocol] = replace(service, ports=others)
+        else:
+            del made[inside, protocol]
     return list(made.values())
+
+
+def _outside(port: Port) -> tuple[int | None, int | None, int | None]:
+    return port.port, port.start_port, port.end_port
+
+
+def with_files(known: Iterable[File], given: Iterable[File]) -> list[File]:
+    """One for each path; the later one counts."""
+    return list({one.guest_path: one for one in (*known, *given)}.values())
 
 
 def commas(values: Iterable[str]) -> list[str]:
@@ -87,17 +117,74 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def machine_config(given: str | None) -> MachineConfig:
-    """A JSON document or the path of one. Raises InvalidRequest."""
+def machine_config(given: str | None, *, strict: bool = False) -> MachineConfig:
+    """A JSON document or the path of one. What of it nobody reads is warned of, or refused if `strict`. Raises
+    InvalidRequest."""
     if not given:
         return MachineConfig()
     try:
         text = given if given.lstrip().startswith("{") else Path(given).read_text()
-        return msgspec.json.decode(text, type=MachineConfig)
+        config = msgspec.json.decode(text, type=MachineConfig)
+        unknown = unknown_fields(msgspec.json.decode(text), MachineConfig)
     except OSError as error:
         raise InvalidRequest(f"{given} cannot be read: {error.strerror}", field="--machine-config") from error
     except msgspec.MsgspecError as error:
         raise InvalidRequest(str(error), field="--machine-config") from error
+    if unknown and strict:
+        raise InvalidRequest("\n".join(unknown), field="--machine-config")
+    for finding in unknown:
+        say(f"warning: --machine-config: {finding}")
+    return config
+
+
+def unknown_fields(document: Any, wanted: type) -> list[str]:
+    """Sentences about fields that no type of the config has, each with its path and the nearest name."""
+    return list(_unknown(document, msgspec.inspect.type_info(wanted), ""))
+
+
+def _unknown(value: Any, kind: msgspec.inspect.Type, path: str) -> Iterator[str]:
+    match kind:
+        case msgspec.inspect.UnionType(types=types):
+            shape = next((one for one in types if isinstance(value, _SHAPES.get(type(one), ()))), None)
+            if shape is not None:
+                yield from _unknown(value, shape, path)
+        case msgspec.inspect.ListType(item_type=inner) if isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from _unknown(item, inner, f"{path}[{index}]")
+        case msgspec.inspect.DictType(value_type=inner) if isinstance(value, dict):
+            for key, item in value.items():
+                yield from _unknown(item, inner, f"{path}.{key}" if path else key)
+        case msgspec.inspect.StructType(fields=fields) if isinstance(value, dict):
+            known = {field.encode_name: field.type for field in fields}
+            for key, item in value.items():
+                field = f"{path}.{key}" if path else key
+                if key in known:
+                    yield from _unknown(item, known[key], field)
+                else:
+                    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+                    yield f"{field}: unknown field, not used" + (f"; did you mean {near[0]}?" if near else "")
+        case _:
+            pass  # what has no fields
+
+
+_SHAPES: dict[type, type] = {
+    msgspec.inspect.StructType: dict,
+    msgspec.inspect.DictType: dict,
+    msgspec.inspect.ListType: list,
+}
+
+
+def file_options(command: F) -> F:
+    """`--file-local`, `--file-literal`, `--file-secret`."""
+    for option in (
+        click.option(
+            "--file-secret", multiple=True, metavar="/PATH=SECRET", help="A file that a secret holds in base64."
+        ),
+        click.option("--file-literal", multiple=True, metavar="/PATH=TEXT", help="A file with this text."),
+        click.option("--file-local", multiple=True, metavar="/PATH=FILE", help="A file of yours, in the machine."),
+    ):
+        command = option(command)
+    return command
 
 
 class Size(click.ParamType[int]):

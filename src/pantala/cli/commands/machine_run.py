@@ -9,7 +9,17 @@ from typing import Any, TypeVar
 import click
 from msgspec.structs import replace
 
-from pantala.cli.commands.machine_options import BareFlags, Size, commas, files, machine_config, services
+from pantala.cli.commands.machine_options import (
+    PORT_HELP,
+    BareFlags,
+    Size,
+    commas,
+    file_options,
+    files,
+    machine_config,
+    services,
+    with_files,
+)
 from pantala.cli.commands.machine_parts import WAIT_S
 from pantala.cli.output import emit, emit_json, say
 from pantala.cli.session import api, app_options, json_option, pairs, resolve_app, run
@@ -33,7 +43,7 @@ OPTIONS = (
         "ports",
         multiple=True,
         metavar="PORT:INTERNAL/PROTOCOL:HANDLERS",
-        help="443:8080/tcp:http:tls, 5432/tcp:pg_tls, 6000-6010:53/udp",
+        help=PORT_HELP,
     ),
     click.option("--entrypoint", metavar="COMMAND", help="Instead of the image's."),
     click.option("--vm-size", metavar="SIZE", help="A preset such as shared-cpu-2x."),
@@ -51,10 +61,9 @@ OPTIONS = (
     ),
     click.option("--swap-size", type=Size(), metavar="SIZE", help="Swap, in MB."),
     click.option("--isolation", type=click.Choice(guests.ISOLATIONS), default=None, help="At least this."),
-    click.option("--file-local", multiple=True, metavar="/PATH=FILE", help="A file of yours, in the machine."),
-    click.option("--file-literal", multiple=True, metavar="/PATH=TEXT", help="A file with this text."),
-    click.option("--file-secret", multiple=True, metavar="/PATH=SECRET", help="A file that a secret holds in base64."),
+    file_options,
     click.option("--machine-config", metavar="JSON", help="A config, or its file; the other flags change it."),
+    click.option("--strict", is_flag=True, help="Refuse unknown fields in --machine-config."),
     click.option(
         "--autostop",
         type=click.Choice(["off", "stop", "suspend"]),
@@ -144,7 +153,7 @@ def _config(given: dict[str, Any]) -> MachineConfig:
     """That of `--machine-config`, else an empty one, with what the flags say."""
     from pantala.wire.machine import DNSConfig
 
-    config = machine_config(given["machine_config"])
+    config = machine_config(given["machine_config"], strict=given["strict"])
     changes: dict[str, Any] = {"image": given["image"] or config.image}
     if not changes["image"] and not config.containers:
         raise InvalidRequest("must be named, here or in --machine-config", field="IMAGE")
@@ -159,10 +168,11 @@ def _config(given: dict[str, Any]) -> MachineConfig:
     for field in ("env", "metadata"):
         changes[field] = {**(getattr(config, field) or {}), **pairs(given[field], f"--{field}")} or None
     changes["guest"] = _guest(given, config.guest)
-    ports = services(given["ports"], autostop=given["autostop"], autostart=given["autostart"])
-    changes["services"] = [*(config.services or []), *ports] or None
+    known = config.services or []
+    ports = services(given["ports"], known, autostop=given["autostop"], autostart=given["autostart"])
+    changes["services"] = ports or None
     made = files(local=given["file_local"], literal=given["file_literal"], secret=given["file_secret"])
-    changes["files"] = [*(config.files or []), *made] or None
+    changes["files"] = with_files(config.files or [], made) or None
     changes["schedule"] = given["schedule"] or config.schedule
     changes["standbys"] = commas(given["standby_for"]) or config.standbys
     changes["auto_destroy"] = given["auto_destroy"] or config.auto_destroy
