@@ -10,6 +10,7 @@ from commands import Cli
 
 from pantala.testing.fake_agent import FakeMachine
 from pantala.wire import node as wire
+from pantala.wire.escape import EscapeSuite
 from pantala.wire.machine import Isolation, Progress
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +130,17 @@ async def test_status_tells_what_isolates_a_machine_and_why_it_is_awake(cli: Cli
         capabilities=["CAP_CHOWN"],
         user_mapping="0-65535 -> 70000-135535",
         no_new_privileges=True,
+        runtime="crun version 1.8.1",
+        escape_suite=EscapeSuite(
+            ran_at="2026-01-01T00:00:00.000Z",
+            version="0.1.0",
+            attempts=4,
+            held=2,
+            not_applicable=1,
+            through=["mount-proc"],
+            unclear=[],
+            outdated=["runtime"],
+        ),
     )
     progress = Progress(since="2026-01-01T00:00:00.000Z", asked_by="user", waits_for="its image", stuck_at="later")
     because = ["min_machines_running keeps 1 awake, and 1 are"]
@@ -142,7 +154,8 @@ async def test_status_tells_what_isolates_a_machine_and_why_it_is_awake(cli: Cli
     )
     for text in (
         "node-1 (ok)", "kernel: the host's", "sha256:1234", "CAP_CHOWN", "70000-135535", '"A": "1"',
-        made.image.digest, "asked for by user, its image; stuck", because[0],
+        made.image.digest, "asked for by user, its image; stuck", because[0], "crun version 1.8.1",
+        "mount-proc got through, 2 attempts held; 1 not applicable; OUT OF DATE, changed since: runtime",
     ):  # fmt: skip
         assert text in status.out, status.out
     assert json.loads(awake.out) == [{"id": made.id, "state": "started", "group": "app", "because": because}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,32 +99,38 @@ async def test_the_app_is_one_of_few_processes_and_sees_no_other(harness: h.Cont
     assert lines[2].startswith("/.pantala/init")
 
 
-async def test_refused_calls_stay_refused_for_root(harness: h.ContainerHarness) -> None:
+async def test_no_attempt_to_get_out_gets_through(harness: h.ContainerHarness, tmp_path: Path) -> None:
+    """The suite that hosts run themselves; here without a network, so what is reached by one is not applicable."""
+    canary = tmp_path / "canary"
+    canary.write_text("secret")
+    aims = {"canary": str(canary), "secret": "secret", "image_file": "/www/index.html", "pid": os.getpid()}
+    driver, spec = harness.driver(), harness.spec()
+    await driver.prepare(spec)
+    await driver.start(spec.machine_id, Start(argv=["/proc/self/exe", "escape", json.dumps(aims)], env={}))
+    with anyio.fail_after(30):
+        runtime = await driver.wait(spec.machine_id)
+    said = [json.loads(record.text) for record in await driver.logs(spec.machine_id, 0)]
+    assert runtime.exit is not None
+    assert runtime.exit.exit_code == 0
+    assert len(said) > 100
+    assert [one for one in said if one["outcome"] in ("through", "unclear")] == []
+    held = {one["name"] for one in said if one["outcome"] == "held"}
+    assert {"mount-tmpfs", "unshare-user", "overwrite-init", "set-user-id", "file-of-host"} <= held
+    assert [one["name"] for one in said if one["outcome"] == "host_sees"] == ["write-image-layer"]
+    page = harness.base / "layer/www/index.html"
+    assert (page.read_text(), page.stat().st_uid, page.stat().st_mode & 0o7000) == ("hello from a machine\n", 0, 0)
+
+
+async def test_other_calls_stay_refused_for_root(harness: h.ContainerHarness) -> None:
     attempts = {
-        "mount -t tmpfs none /tmp": "permission denied",
-        "mount -o remount,rw /sys": "permission denied",
-        "umount /proc": "Operation not permitted",
-        "unshare -U true": "Operation not permitted",
-        "unshare -m true": "Operation not permitted",
         "nsenter -t 1 -m true": "",
-        "mknod /tmp/disk b 7 0": "Operation not permitted",
-        "hostname other": "Operation not permitted",
-        "echo 1 > /proc/sys/kernel/panic": "Read-only file system",
-        "echo b > /proc/sysrq-trigger": "",
-        "ls /proc/1/root/": "Permission denied",
-        "cat /proc/1/fd/5": "Permission denied",
         "echo '{}' > /proc/1/fd/5": "Permission denied",
-        "cat /proc/1/environ": "Permission denied",
         "kill -9 1; kill -0 1 && false": "",
         "touch /.pantala/init": "Read-only file system",
-        "ip link add dummy0 type dummy": "",
-        "ip addr add 10.9.9.9/32 dev lo": "Operation not permitted",
-        "date -s 2020-01-01": "Operation not permitted",
         "chroot / mount -t proc none /tmp": "permission denied",
     }
     for command, refusal in attempts.items():
         _, lines = await run(harness, f"if {command}; then echo allowed; else echo refused; fi")
-        # busybox's `date` says what was refused and ends with 0 all the same.
         expected = refusal or "refused"
         assert any(expected in line for line in lines), (command, lines)
 

@@ -24,15 +24,19 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
     uid_base: int
 
 
-def choose(*, used: Iterable[int], machine_id: str, network: int, node: str, pool4: str) -> Addresses:
+def choose(
+    *, used: Iterable[int], machine_id: str, network: int, node: str, pool4: str, last: bool = False
+) -> Addresses:
     """The lowest free slot and what follows from it. A /30 of the pool per slot; `fdaa` network, host, machine.
+    `last`: the highest, which machines do not come to, for one that is not among them.
 
     The machine's part of its IPv6 address comes from its id, so that a slot used again gives no address again.
     Raises CapacityError when every slot is used.
     """
     pool = ipaddress.IPv4Network(pool4)
     taken = set(used)
-    slot = next((n for n in range(min(SLOTS, pool.num_addresses // 4)) if n not in taken), None)
+    slots = range(min(SLOTS, pool.num_addresses // 4))
+    slot = next((n for n in (reversed(slots) if last else slots) if n not in taken), None)
     if slot is None:
         raise CapacityError("no address is free on this host", excluded={"addresses": 1})
     base = int(pool.network_address) + slot * 4

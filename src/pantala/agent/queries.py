@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from pantala.agent import leases, overdue, view
+from pantala.agent.escape import EscapeSuites
 from pantala.agent.health import shown
 from pantala.agent.host import Host
 from pantala.domain import guests
@@ -43,10 +44,12 @@ class Queries:
         zone: str,
         cpu: Callable[[str], MachineCPU | None] = lambda machine_id: None,
         why_awake: Callable[[str], list[str]] = lambda machine_id: [],
+        escapes: EscapeSuites | None = None,
     ) -> None:
         self._host = host
         self._cpu = cpu
         self._why_awake = why_awake
+        self._escapes = escapes
         self._read_logs = read_logs
         self._trace = trace
         self._state_dir = state_dir
@@ -78,6 +81,10 @@ class Queries:
                 return await self._trace(request.request)
             case node.GetNode():
                 return self.node()
+            case node.RunEscapeSuite():
+                return await self._escape_suites().run()
+            case node.GetEscapeSuite():
+                return self._escape_suites().report()
             case _:
                 raise InternalError(f"nobody answers {type(request).__name__}")
 
@@ -114,12 +121,19 @@ class Queries:
         if record.state in TERMINAL:
             return shown
         details = self._host.context.driver.isolated(record.uid_base)
+        if self._escapes is not None:
+            details = msgspec.structs.replace(details, escape_suite=self._escapes.last(details))
         return msgspec.structs.replace(
             shown,
             isolation_details=details,
             progress=self._progress(record),
             awake_because=self._why_awake(record.id) or None,
         )
+
+    def _escape_suites(self) -> EscapeSuites:
+        if self._escapes is None:
+            raise InternalError("this agent was composed without an escape suite")
+        return self._escapes
 
     def _newest(self, record: MachineRecord) -> MachineRecord:
         """After its events were read: a record must not be older than they are."""

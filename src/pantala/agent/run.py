@@ -19,6 +19,7 @@ from pantala.agent.api import NodeApi
 from pantala.agent.certs import EdgeCertificates
 from pantala.agent.context import Context, Pace
 from pantala.agent.doors import Doors
+from pantala.agent.escape import EscapeSuites
 from pantala.agent.feed import Feed
 from pantala.agent.fencing import Fencing
 from pantala.agent.governor import Governor, Subject
@@ -195,6 +196,13 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
             for line in lines
         ]
 
+    escapes = EscapeSuites(
+        host,
+        state_dir=settings.state_dir,
+        pool4=settings.pool4,
+        addresses=[settings.address, *settings.edge_addresses],
+        after_s=settings.escape_suite_after_s,
+    )
     idle = Idle(host, proxy, idle_window_s=settings.idle_window_s, mode=settings.autostop_mode)
     governor = Governor(driver, clock, subjects=subjects, file=settings.run_dir / "cpu-balances.json")
     queries = Queries(
@@ -205,6 +213,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
         zone=settings.zone,
         cpu=governor.shown,
         why_awake=idle.why_awake,
+        escapes=escapes,
     )
     streams = Streams(host)
     tasks.start_soon(streams.run)
@@ -241,6 +250,7 @@ async def _compose(settings: AgentSettings, stores: _Stores, clock: Clock, tasks
     tasks.start_soon(Schedules(host, catch_up_s=settings.schedule_catch_up_s).run)
     tasks.start_soon(Overdue(host).run)
     tasks.start_soon(context.images.run, clock)
+    tasks.start_soon(escapes.run_when_due)
     tasks.start_soon(_tidy, settings, stores, host, clock)
     identity = Identity(settings.identity or settings.state_dir / "identity", settings.state_dir / "keys")
     if identity.exists:

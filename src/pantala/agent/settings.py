@@ -26,7 +26,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     at every `tidy_every_s`. `links`: how 6PN goes to other hosts, by `link_device`: plain (next hop `link_via`,
     where the hosts share a router) or wireguard (UDP `wireguard_port`; `wireguard_endpoint` is `ip:port` for the
     others, by default that port of `address`, empty behind NAT). `entrances`: connections to other ports than 80 and
-    443, and to Flycast, are led to the proxy; `edge_addresses`: where this host takes public traffic."""
+    443, and to Flycast, are led to the proxy; `edge_addresses`: where this host takes public traffic. The escape suite
+    runs by itself `escape_suite_after_s` after a start where it never ran with this driver and init; 0: when asked."""
 
     node: str
     region: str
@@ -74,6 +75,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     wireguard_endpoint: str | None = None
     entrances: bool = False
     edge_addresses: list[str] = []
+    escape_suite_after_s: float = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_lines_per_app_max: int = 100_000
     log_keep_s: float = 7 * 24 * 3600.0

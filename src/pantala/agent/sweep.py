@@ -15,7 +15,7 @@ from pathlib import Path
 
 import anyio
 
-from pantala.agent import parts
+from pantala.agent import escape, parts
 from pantala.agent.settings import AgentSettings, load
 from pantala.journal import Journal
 from pantala.kit.clock import SystemClock
@@ -52,7 +52,7 @@ async def strangers(settings: AgentSettings) -> list[str]:
     clock = SystemClock()
     driver, network = parts.driver(settings, clock), parts.network(settings, clock)
     async with Journal.open(settings.state_dir / "journal.db") as journal:
-        known = {record.id for record in await journal.live()}
+        known = {record.id for record in await journal.live()} | escape.running(settings.state_dir)
     owned = [f"machine {name}" for name in await driver.list() if name not in known]
     return owned + [f"network of {name}" for name in await network.list() if name not in known]
 

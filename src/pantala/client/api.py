@@ -18,7 +18,7 @@ import msgspec
 from pantala import errors
 from pantala.kit.ids import ulid
 from pantala.kit.secret import Secret
-from pantala.wire import api, hosts, ssh
+from pantala.wire import api, escape, hosts, ssh
 from pantala.wire.addresses import AllocateRequest, Assignment, Assignments
 from pantala.wire.certificates import (
     AddAcmeRequest,
@@ -126,6 +126,10 @@ class ApiClient:
 
     async def lose_host(self, host: str) -> hosts.HostDeparture:
         return await self._call("POST", f"/v1/hosts/{host}/lost", hosts.HostDeparture)
+
+    async def escape_suite(self, host: str, *, run: bool) -> escape.EscapeReport:
+        """The last one of a host, or a new one."""
+        return await self._call("POST" if run else "GET", f"/v1/hosts/{host}/escape-suite", escape.EscapeReport)
 
     async def remove_host(self, host: str, *, force: bool = False) -> hosts.HostDeparture:
         params = {"force": "true"} if force else {}

@@ -30,7 +30,7 @@ AT_ONCE_MAX, IN_LINE_MAX, IN_LINE_S = 16, 32, 1.0
 WAITS_AT_ONCE_MAX = 128
 """Calls that wait for something to happen there. With the others fewer than a node takes (`kit/bus.py`)."""
 
-_WAITS = (wire.WaitMachine, wire.ExecMachine, wire.ReadLogs)
+_WAITS = (wire.WaitMachine, wire.ExecMachine, wire.ReadLogs, wire.RunEscapeSuite)
 
 
 class _Reply(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ from pantala.control.contexts import Bounds
 from pantala.control.departures import Departures
 from pantala.control.dns_lookup import DnsLookup, Lookup
 from pantala.control.edge_keys import EdgeKeys
+from pantala.control.escape import EscapeSuites
 from pantala.control.hostnames import Hostnames
 from pantala.control.hosts import Hosts
 from pantala.control.idempotency import Idempotency
@@ -117,6 +118,7 @@ class Control:
             api_authority_pem=self.authority.certificate_path.read_text(),
             control_key=control_key,
         )
+        self.escapes = EscapeSuites(context, self.access)
         self.calls = Calls(context, self.hosts, self.idempotency)
         self.accounts = Accounts(context, self.access)
         self.replays = Replays(context, self.access, self.publication)

@@ -45,6 +45,7 @@ from pantala.testing.fake_machine import FakeMachine
 from pantala.testing.relayed_streams import RelayedStreams
 from pantala.wire import node as wire
 from pantala.wire.api import Lease, ListenSocket, LogLine, MachineVersion, ProcessStat, WaitResponse
+from pantala.wire.escape import EscapeReport
 from pantala.wire.feed import MachineRow, TraceRecord
 from pantala.wire.machine import (
     Event,
@@ -94,6 +95,7 @@ class FakeAgent:
         self.answers = True
         self.workers_end = False
         self.exit_at_start: int | None = None
+        self.escapes = EscapeReport(host=node, suite=None, attempts=[])
         self.executed = wire.ExecResult(exit_code=0, signal=0, stdout_base64="", stderr_base64="")
         self.last_words = ""
         self._app_secrets: dict[str, dict[str, str]] = {}
@@ -226,6 +228,8 @@ class FakeAgent:
                 return self._read_logs(request)
             case wire.TraceRequest():
                 return wire.HostTrace(since_ms=self.traces_since_ms, records=self.traces.get(request.request, []))
+            case wire.RunEscapeSuite() | wire.GetEscapeSuite():
+                return self.escapes
             case wire.GetNode():
                 return self.info()
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from pantala.wire.escape import EscapeSuite
+
 Duration = str | int
 
 
@@ -394,7 +396,9 @@ class Hold(_Doc, omit_defaults=False, frozen=True, kw_only=True):
 
 class Isolation(_Doc, omit_defaults=False, frozen=True, kw_only=True):
     """What keeps this machine apart from others and from its host. `seccomp`: SHA-256 of the filter in force;
-    `user_mapping`: ids inside, then ids outside. Empty where there is no such thing."""
+    `user_mapping`: ids inside, then ids outside; `runtime`: what makes it and its version, `init`: SHA-256 of PID 1.
+    Empty where there is no such thing. `escape_suite`: what was tried against it; null when that was never run on this
+    host."""
 
     driver: str
     boundary: str
@@ -403,6 +407,9 @@ class Isolation(_Doc, omit_defaults=False, frozen=True, kw_only=True):
     capabilities: list[str]
     user_mapping: str
     no_new_privileges: bool
+    runtime: str = ""
+    init: str = ""
+    escape_suite: EscapeSuite | None = None
 
 
 class Progress(_Doc, omit_defaults=False, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pantala.wire.api import Lease, LogLine, MachineVersion, ProcessStat, WaitResponse
+from pantala.wire.escape import EscapeReport
 from pantala.wire.feed import TraceRecord
 from pantala.wire.machine import Event, ImageRef, Machine, MachineConfig, OtherImage
 
@@ -273,6 +274,14 @@ class GetNode(_Request, tag="node", frozen=True, kw_only=True):
     pass
 
 
+class RunEscapeSuite(_Request, tag="run_escape_suite", frozen=True, kw_only=True):
+    """Make a machine on this host and try to get out of it; answered when all was tried. One at a time."""
+
+
+class GetEscapeSuite(_Request, tag="escape_suite", frozen=True, kw_only=True):
+    """What became of the last one."""
+
+
 class OpenSsh(_Request, tag="open_ssh", frozen=True, kw_only=True):
     """A connection to the SSH port of a started machine, carried by the three calls below: one read and one write of a
     stream at a time, so the slower side sets the pace. When nobody reads for a minute it is closed."""
@@ -333,6 +342,8 @@ NodeRequest = (
     | ReadLogs
     | TraceRequest
     | GetNode
+    | RunEscapeSuite
+    | GetEscapeSuite
     | OpenSsh
     | ReadStream
     | WriteStream
@@ -475,4 +486,6 @@ RESULTS: dict[type, Any] = {
     ReadLogs: list[LogLine],
     TraceRequest: HostTrace,
     GetNode: NodeInfo,
+    RunEscapeSuite: EscapeReport,
+    GetEscapeSuite: EscapeReport,
 }

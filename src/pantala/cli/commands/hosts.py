@@ -17,6 +17,7 @@ from pantala.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pantala.client.api import ApiClient
+    from pantala.wire.escape import EscapeReport
     from pantala.wire.hosts import HostDeparture, HostView
 
 WATCH_EVERY_S = 1.0
@@ -132,6 +133,47 @@ def drain(node: str, *, undo: bool, detach: bool, as_json: bool) -> None:
             _tell_rest(seen)
 
     run(main)
+
+
+@host.command(name="escape-suite")
+@click.argument("nodes", nargs=-1, metavar="[NODE]...")
+@click.option("--last", is_flag=True, help="Show what became of the last one; run nothing.")
+@click.option("-v", "--verbose", is_flag=True, help="Also the attempts that held, with the errno of each refusal.")
+@json_option
+def escape_suite(nodes: tuple[str, ...], *, last: bool, verbose: bool, as_json: bool) -> None:
+    """Try to get out of a machine of these hosts (default: all), in every known way.
+
+    Each host makes a machine for it, like any other, for some seconds. Ends with 1 when an attempt got through. What
+    became of it is shown with each machine: pantala machine status ID --display-config.
+    """
+
+    async def main() -> bool:
+        async with api() as client:
+            wanted = nodes or [one.id for one in await client.hosts() if one.status in ("active", "draining")]
+            reports: list[EscapeReport] = []
+            for node in wanted:
+                if not last and not as_json:
+                    say(f"{node}: trying to get out…")
+                reports.append(await client.escape_suite(node, run=not last))
+        if as_json:
+            emit_json(reports)
+        else:
+            for report in reports:
+                _tell_escapes(report, verbose=verbose)
+        return any(report.suite is not None and report.suite.through for report in reports)
+
+    if run(main):
+        raise click.exceptions.Exit(1)
+
+
+def _tell_escapes(report: EscapeReport, *, verbose: bool) -> None:
+    from pantala.cli.commands.machine_status import escape_line
+
+    emit(f"{report.host}: {escape_line(report.suite)}")
+    told = [one for one in report.attempts if verbose or one.outcome in ("through", "unclear")]
+    if told:
+        rows = [(one.name, one.outcome.replace("_", " "), one.detail) for one in told]
+        emit_table(("ATTEMPT", "OUTCOME", "HOW"), rows, empty="")
 
 
 @host.command()

@@ -13,6 +13,7 @@ from pantala.cli.commands.machine_parts import named
 from pantala.cli.commands.status import size_of
 from pantala.cli.output import emit, emit_json, emit_table, say
 from pantala.cli.session import api, app_options, json_option, resolve_app, run
+from pantala.wire.escape import EscapeSuite
 from pantala.wire.machine import Event, Isolation, Machine, MachineCPU
 
 
@@ -136,6 +137,21 @@ def _isolation(details: Isolation | None) -> Iterator[tuple[str, str]]:
     yield "Capabilities", ", ".join(details.capabilities) or "none"
     yield "User mapping", details.user_mapping or "-"
     yield "New privileges", "never" if details.no_new_privileges else "by set-user-id programs"
+    yield "Runtime", details.runtime or "-"
+    yield "Init", details.init or "-"
+    yield "Escape suite", escape_line(details.escape_suite)
+
+
+def escape_line(suite: EscapeSuite | None) -> str:
+    """When, with what outcome, and whether that still speaks of what machines are made with now."""
+    if suite is None:
+        return "never run on this host (pantala host escape-suite)"
+    got = f"{', '.join(suite.through)} got through, " if suite.through else ""
+    got += f"{suite.held} attempts held"
+    unclear = f"; unclear: {', '.join(suite.unclear)}" if suite.unclear else ""
+    apart = f"; {suite.not_applicable} not applicable" if suite.not_applicable else ""
+    stale = f"; OUT OF DATE, changed since: {', '.join(suite.outdated)}" if suite.outdated else ""
+    return f"{suite.ran_at} (pantala {suite.version}): {got}{unclear}{apart}{stale}"
 
 
 def _plans(found: Machine) -> Iterator[tuple[str, str]]:

@@ -38,7 +38,7 @@ from pantala.drivers.container import affinity, facts, processes
 from pantala.drivers.container import spec as oci
 from pantala.drivers.container.cgroups import OVERHEAD_MIB, Cgroups
 from pantala.drivers.container.disk import DiskTemplates, grow
-from pantala.drivers.container.isolation import describe
+from pantala.drivers.container.isolation import describe, digest_of, version_of
 from pantala.drivers.container.layout import MachineFile, MachineFolder, PidFile, open_pidfd
 from pantala.drivers.container.loops import loop_file, loop_files
 from pantala.drivers.container.memory import Memory
@@ -124,7 +124,11 @@ class ContainerDriver:
         return MachineFolder(state_dir=self._state_dir, run_dir=self._run_dir, machine_id=machine_id)
 
     def isolated(self, uid_base: int) -> Isolation:
-        return describe(uid_base)
+        try:
+            runtime = version_of(self._find_runtime())
+        except DriverError:
+            runtime = ""
+        return describe(uid_base, runtime=runtime, init=digest_of(self._init))
 
     # --- bringing up -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pantala.server.endpoint import Call, Endpoint, flag
+from pantala.wire.escape import EscapeReport
 from pantala.wire.hosts import (
     CreateHostTokenRequest,
     DrainHostRequest,
@@ -42,6 +43,14 @@ async def lose(call: Call) -> Any:
 
 async def remove(call: Call) -> Any:
     return await call.control.departures.remove(call.principal, call.path("host"), force=call.flag("force"))
+
+
+async def run_escape_suite(call: Call) -> Any:
+    return await call.control.escapes.run(call.principal, call.path("host"))
+
+
+async def last_escape_suite(call: Call) -> Any:
+    return await call.control.escapes.last(call.principal, call.path("host"))
 
 
 ENDPOINTS = [
@@ -100,6 +109,22 @@ ENDPOINTS = [
         answer=HostDeparture,
         tag="Hosts",
         summary="Declare a host lost for good; its machines without volumes come back elsewhere",
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/hosts/{host}/escape-suite",
+        run=run_escape_suite,
+        answer=EscapeReport,
+        tag="Hosts",
+        summary="Try to get out of a machine of this host in every known way; answers when all was tried",
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/hosts/{host}/escape-suite",
+        run=last_escape_suite,
+        answer=EscapeReport,
+        tag="Hosts",
+        summary="What became of the last escape suite of a host",
     ),
     Endpoint(
         method="DELETE",
