@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "box": ("host:box", "Look into the box: run a command as a client, show its state"),
     "doctor": ("host:doctor", "Check what this machine can do and what is wrong"),
     "images": ("host:images", "Base images for places without a container registry"),
-    "audit": ("host:audit", "Find what belongs to nobody"),
+    "audit": ("audit:audit", "Who did what; and what belongs to nobody"),
     "version": ("version:version", "Show the version"),
 }
 """Command to `module:attribute` below `pantala.cli.commands`, and its line in the list."""

@@ -18,7 +18,7 @@ import msgspec
 from pantala import errors
 from pantala.kit.ids import ulid
 from pantala.kit.secret import Secret
-from pantala.wire import api, escape, hosts, ssh
+from pantala.wire import api, audit, escape, hosts, ssh
 from pantala.wire.addresses import AllocateRequest, Assignment, Assignments
 from pantala.wire.certificates import (
     AddAcmeRequest,
@@ -104,6 +104,12 @@ class ApiClient:
 
     async def regions(self) -> api.RegionsResponse:
         return await self._call("GET", "/v1/platform/regions", api.RegionsResponse)
+
+    async def audit(self, *, app: str, org: str, since_s: float, limit: int, cursor: str) -> audit.AuditPage:
+        """One page, newest first."""
+        given = {"app": app, "org_slug": org, "since": f"{since_s:g}s" if since_s else "", "cursor": cursor}
+        params = {name: value for name, value in given.items() if value} | {"limit": limit}
+        return await self._call("GET", "/v1/audit", audit.AuditPage, params=params)
 
     # -- hosts -------------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ from sqlalchemy import Connection
 from pantala.auth import tokens
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.errors import Forbidden, InvalidRequest, NotFound
 from pantala.kit import ids
 from pantala.kit.clock import rfc3339_ms
 from pantala.kit.units import parse_go_duration
-from pantala.store import accounts, ledger
+from pantala.store import accounts
 from pantala.store.records import AppRecord, OrgRecord, TokenRow
 from pantala.wire.api import CreateTokenRequest, CreateTokenResponse, OrgRef, TokenInfo, User
 
@@ -151,14 +151,12 @@ class Accounts:
                 now_ms=now_ms,
                 expires_at_ms=expires_at_ms,
             )
-            ledger.write_audit(
+            self._context.audit(
                 connection,
-                at_ms=now_ms,
                 actor=actor,
                 org_id=org,
                 action="token.create",
                 target=token_id,
-                request_id=request_id.get(),
                 detail={"name": name, "role": role},
             )
 

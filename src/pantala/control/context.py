@@ -15,10 +15,12 @@ from pantala.kit.clock import Clock, unix_ms
 from pantala.store import ledger
 from pantala.store.database import Database
 from pantala.store.records import AppRecord
-from pantala.wire.server import AddressPools
+from pantala.wire.server import AUDIT_KEPT_S, AddressPools
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the API request being served; the audit log and node calls name it."""
+origin: ContextVar[str] = ContextVar("origin", default="")
+"""Address of the client that sent it, as the edge or the connection says; the audit log names it."""
 
 
 class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,7 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
     sign_names: bool = False
     resolvers: tuple[str, ...] = ()
     standby_after_s: float = 0.0
+    audit_kept_s: float = AUDIT_KEPT_S
     writers: dict[str, list[str]] = {}
 
 
@@ -79,9 +82,11 @@ class Context:
         action: str,
         target: str,
         detail: dict[str, Any] | None = None,
-    ) -> None:
-        """Who did what now, in the transaction that does it, with the id of the request being served."""
-        ledger.write_audit(
+        outcome: str = "accepted",
+    ) -> int:
+        """Who did what now, in the transaction that does it, with the id of the request being served and where it came
+        from. What ends later gets its `outcome` by `ledger.note_outcome`."""
+        return ledger.write_audit(
             connection,
             at_ms=self.now_ms(),
             actor=actor,
@@ -89,9 +94,13 @@ class Context:
             action=action,
             target=target,
             request_id=request_id.get(),
+            origin=origin.get(),
+            outcome=outcome,
             detail=detail,
         )
 
-    def audit_app(self, connection: Connection, principal: Principal, app: AppRecord, action: str, part: str) -> None:
+    def audit_app(self, connection: Connection, principal: Principal, app: AppRecord, action: str, part: str) -> int:
         """The same of a part of an app: a machine, a name, an address."""
-        self.audit(connection, actor=principal.email, org_id=app.org_id, action=action, target=f"{app.name}/{part}")
+        return self.audit(
+            connection, actor=principal.email, org_id=app.org_id, action=action, target=f"{app.name}/{part}"
+        )

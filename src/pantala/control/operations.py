@@ -15,9 +15,10 @@ from pantala.control.machines import MACHINE_NOT_FOUND, Machines
 from pantala.control.projection import Projection
 from pantala.domain import guests, signals
 from pantala.domain.durations import seconds
-from pantala.errors import InvalidRequest, NodeUnreachable, NotFound
+from pantala.errors import InvalidRequest, NodeUnreachable, NotFound, PantalaError
 from pantala.kit import ids
 from pantala.kit.sealing import b64, unb64
+from pantala.store import ledger
 from pantala.store.records import AppRecord, PlacementRecord
 from pantala.wire.api import (
     ExecRequest,
@@ -338,8 +339,19 @@ class Operations:
             nonce=nonce,
         )
         app, placement = await self._owner(principal, app_name, Action.DEPLOY, machine_id)
-        await self._context.db.write(lambda c: self._context.audit_app(c, principal, app, "machine.exec", machine_id))
-        done: ExecResult = await self._context.nodes.call(placement.node, call, timeout_s=call.timeout_s + WAIT_SLACK_S)
+        entry = await self._context.db.write(
+            lambda c: self._context.audit_app(c, principal, app, "machine.exec", machine_id)
+        )
+        try:
+            done: ExecResult = await self._context.nodes.call(
+                placement.node, call, timeout_s=call.timeout_s + WAIT_SLACK_S
+            )
+        except PantalaError as error:
+            why = error.message
+            await self._context.db.write(lambda c: ledger.note_outcome(c, entry, why))
+            raise
+        ended = f"signal {done.signal}" if done.signal else f"exit code {done.exit_code}"
+        await self._context.db.write(lambda c: ledger.note_outcome(c, entry, ended))
         return Ran(
             exit_code=done.exit_code,
             signal=done.signal,

@@ -15,11 +15,11 @@ from sqlalchemy import Connection
 
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.errors import InvalidRequest, NotFound, WrongState
 from pantala.kit import ids
 from pantala.kit.clock import rfc3339_ms
-from pantala.store import apps, ledger
+from pantala.store import apps
 from pantala.store.records import ReleaseRecord
 from pantala.wire.api import CreateReleaseRequest, ListReleasesResponse, Release, UpdateReleaseRequest
 
@@ -70,14 +70,12 @@ class Releases:
                 created_at_ms=now_ms,
                 updated_at_ms=now_ms,
             )
-            ledger.write_audit(
+            self._context.audit(
                 connection,
-                at_ms=now_ms,
                 actor=principal.email,
                 org_id=app.org_id,
                 action="release.create",
                 target=f"{app.name}/v{made.version}",
-                request_id=request_id.get(),
             )
             return made
 
@@ -149,20 +147,17 @@ class Releases:
             )
         if before.cursor:
             raise WrongState(f"the release v{before.version} has changed machines; mark it as failed")
-        now_ms = self._context.now_ms()
         app = await self._access.app(principal, app_name, Action.DEPLOY)
 
         def remove(connection: Connection) -> bool:
             if not apps.delete_release(connection, before):
                 return False
-            ledger.write_audit(
+            self._context.audit(
                 connection,
-                at_ms=now_ms,
                 actor=principal.email,
                 org_id=app.org_id,
                 action="release.withdraw",
                 target=f"{app.name}/v{before.version}",
-                request_id=request_id.get(),
             )
             return True
 

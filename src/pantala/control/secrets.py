@@ -15,13 +15,13 @@ from sqlalchemy import Connection
 
 from pantala.auth.grants import Action, Principal
 from pantala.control.access import Access
-from pantala.control.context import Context, request_id
+from pantala.control.context import Context
 from pantala.control.nodes import Nodes
 from pantala.errors import Forbidden, InvalidRequest, NotFound, PantalaError
 from pantala.kit import ids
 from pantala.kit.clock import rfc3339_ms
 from pantala.kit.sealing import seal
-from pantala.store import apps, ledger, secrets
+from pantala.store import apps, secrets
 from pantala.store.records import AppRecord, SecretRecord
 from pantala.wire.api import SecretInfo, SecretsResponse, SecretsVersion, SetSecretResponse
 from pantala.wire.node import PutSecrets, SealedSecrets
@@ -75,14 +75,12 @@ class Secrets:
             secrets.put_secrets(connection, app.id, sealed, now_ms=now_ms)
             if sum(len(record.sealed) for record in secrets.list_secrets(connection, app.id)) > TOTAL_BYTES_MAX:
                 raise InvalidRequest(f"the secrets of one app may have {TOTAL_BYTES_MAX // 1024} KiB", field="values")
-            ledger.write_audit(
+            self._context.audit(
                 connection,
-                at_ms=now_ms,
                 actor=principal.email,
                 org_id=app.org_id,
                 action="secrets.set",
                 target=app.name,
-                request_id=request_id.get(),
                 detail={"names": sorted(values)},
             )
 

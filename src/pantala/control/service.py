@@ -16,6 +16,7 @@ from pantala.control.access import Access
 from pantala.control.accounts import Accounts
 from pantala.control.addresses import Addresses
 from pantala.control.apps import Apps
+from pantala.control.audit import Audit
 from pantala.control.builds import Builds
 from pantala.control.bus_accounts import BusAccounts
 from pantala.control.calls import Calls
@@ -118,6 +119,7 @@ class Control:
             api_authority_pem=self.authority.certificate_path.read_text(),
             control_key=control_key,
         )
+        self.audit = Audit(context, self.access)
         self.escapes = EscapeSuites(context, self.access)
         self.calls = Calls(context, self.hosts, self.idempotency)
         self.accounts = Accounts(context, self.access)

@@ -108,14 +108,27 @@ class Ssh:
                     log.info("the host will close the stream itself", machine=machine_id, error=error.message)
                 seconds = round((self._context.now_ms() - began_ms) / 1000, 1)
                 detail = {"from": origin, "seconds": seconds, "reason": reason}
-                await self._tell(principal, app, "ssh.end", target, detail)
+                await self._tell(principal, app, "ssh.end", target, detail, outcome=reason)
 
     async def _tell(
-        self, principal: Principal, app: AppRecord, action: str, target: str, detail: dict[str, Any]
+        self,
+        principal: Principal,
+        app: AppRecord,
+        action: str,
+        target: str,
+        detail: dict[str, Any],
+        *,
+        outcome: str = "accepted",
     ) -> None:
         await self._context.db.write(
             lambda c: self._context.audit(
-                c, actor=principal.email, org_id=app.org_id, action=action, target=target, detail=detail
+                c,
+                actor=principal.email,
+                org_id=app.org_id,
+                action=action,
+                target=target,
+                detail=detail,
+                outcome=outcome,
             )
         )
 

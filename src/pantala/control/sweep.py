@@ -1,12 +1,13 @@
 """The sweep: brings to an end what a request left unfinished, because a node did not answer or the process died.
 
 One cycle: destroy machines whose placement is on its way out, deliver secrets that nodes lack, forget old idempotency
-keys. Every step may run twice.
+keys and entries of the audit log. Every step may run twice.
 """
 
 from __future__ import annotations
 
 import structlog
+from sqlalchemy import Connection
 
 from pantala.control.context import Context
 from pantala.control.secrets import Secrets
@@ -19,6 +20,7 @@ log = structlog.get_logger()
 EVERY_S = 5.0
 IDEMPOTENCY_KEPT_MS = 24 * 3600 * 1000
 CALL_TIMEOUT_S = 5.0
+AUDIT_FORGOTTEN_MAX = 1000
 
 
 class Sweep:
@@ -37,12 +39,18 @@ class Sweep:
     async def cycle(self) -> None:
         destroyed, left = await self._destroy()
         undelivered = await self._secrets.deliver()
-        before_ms = self._context.now_ms() - IDEMPOTENCY_KEPT_MS
-        forgotten = await self._context.db.write(lambda c: ledger.forget_old_keys(c, before_ms=before_ms))
+        forgotten = await self._context.db.write(self._forget)
         if destroyed or left or undelivered or forgotten:
             log.info(
                 "swept", destroyed=destroyed, destroys_left=left, secrets_left=undelivered, keys_forgotten=forgotten
             )
+
+    def _forget(self, connection: Connection) -> int:
+        """How many idempotency keys."""
+        now_ms = self._context.now_ms()
+        audit_from_ms = now_ms - int(self._context.settings.audit_kept_s * 1000)
+        ledger.forget_audit(connection, before_ms=audit_from_ms, most=AUDIT_FORGOTTEN_MAX)
+        return ledger.forget_old_keys(connection, before_ms=now_ms - IDEMPOTENCY_KEPT_MS)
 
     async def _destroy(self) -> tuple[int, int]:
         """How many were destroyed, and how many could not be because their node did not answer or refused."""

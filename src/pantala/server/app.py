@@ -20,6 +20,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream as StreamingResponse
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from pantala.control.context import origin as current_origin
 from pantala.control.context import request_id as current_request_id
 from pantala.control.idempotency import KeptAnswer
 from pantala.control.service import Control
@@ -215,6 +216,7 @@ def _observed(app: ASGIApp, region: str) -> ASGIApp:
             return
         request_id, began = f"{ids.ulid()}-{region}", time.monotonic()
         current_request_id.set(request_id)
+        current_origin.set(_origin(scope))
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -238,6 +240,14 @@ def _observed(app: ASGIApp, region: str) -> ASGIApp:
             )
 
     return observe
+
+
+def _origin(scope: Scope) -> str:
+    """Whose address it is: what the edge says, which lets no client say it, else the other end of the connection. Who
+    reaches this server past the edge, on the hosts' own network, may say what he likes."""
+    told = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"fly-client-ip"), "")
+    client = scope.get("client")
+    return told or (client[0] if client else "")
 
 
 def _document(path: str, document: dict[str, Any]) -> HTTPRouteHandler:

@@ -46,6 +46,7 @@ def control_settings(settings: ServerSettings) -> ControlSettings:
         sign_names=settings.sign_names,
         resolvers=tuple(settings.resolvers),
         standby_after_s=settings.standby_after_s,
+        audit_kept_s=settings.audit_kept_s,
         writers=settings.buckets.writers if settings.buckets else {},
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
-from pantala.store.records import IdempotencyRecord, find
-from pantala.store.schema import audit, idempotency_keys, publisher_lease
+from pantala.store.records import AuditRecord, IdempotencyRecord, find, many
+from pantala.store.schema import audit, idempotency_keys, orgs, publisher_lease
 
 
 def write_audit(
@@ -20,10 +21,14 @@ def write_audit(
     action: str,
     target: str,
     request_id: str,
+    origin: str = "",
+    outcome: str = "accepted",
     detail: dict[str, Any] | None = None,
-) -> None:
-    connection.execute(
-        insert(audit).values(
+) -> int:
+    """The entry's id, by which `note_outcome` says later how it ended."""
+    made = connection.execute(
+        insert(audit)
+        .values(
             at_ms=at_ms,
             actor=actor,
             org_id=org_id,
@@ -31,8 +36,63 @@ def write_audit(
             target=target,
             detail=json.dumps(detail or {}),
             request_id=request_id,
+            origin=origin,
+            outcome=outcome,
         )
+        .returning(audit.c.id)
     )
+    return int(made.scalar_one())
+
+
+def note_outcome(connection: Connection, entry_id: int, outcome: str) -> None:
+    connection.execute(update(audit).where(audit.c.id == entry_id).values(outcome=outcome))
+
+
+def list_audit(
+    connection: Connection,
+    *,
+    org_ids: Sequence[int] | None,
+    actor: str,
+    app: str,
+    since_ms: int,
+    before_id: int | None,
+    limit: int,
+) -> list[AuditRecord]:
+    """Newest first. `org_ids` None: all there is; else what was done in these orgs, and by `actor` outside of any."""
+    statement = (
+        select(
+            audit.c.id,
+            audit.c.at_ms,
+            audit.c.actor,
+            orgs.c.slug.label("org"),
+            audit.c.action,
+            audit.c.target,
+            audit.c.detail,
+            audit.c.request_id,
+            audit.c.origin,
+            audit.c.outcome,
+        )
+        .outerjoin(orgs, orgs.c.id == audit.c.org_id)
+        .where(audit.c.at_ms >= since_ms)
+        .order_by(audit.c.id.desc())
+        .limit(limit)
+    )
+    if org_ids is not None:
+        own = and_(audit.c.org_id.is_(None), audit.c.actor == actor)
+        statement = statement.where(or_(audit.c.org_id.in_(org_ids), own))
+    if app:
+        # Only what belongs to an org is named by an app; a host or a token may have the same name.
+        of_app = or_(audit.c.target == app, audit.c.target.startswith(f"{app}/", autoescape=True))
+        statement = statement.where(audit.c.org_id.is_not(None), of_app)
+    if before_id is not None:
+        statement = statement.where(audit.c.id < before_id)
+    return many(connection, statement, AuditRecord)
+
+
+def forget_audit(connection: Connection, *, before_ms: int, most: int) -> int:
+    """At most so many of the oldest at once: who else writes does not wait for long."""
+    old = select(audit.c.id).where(audit.c.at_ms < before_ms).order_by(audit.c.id).limit(most)
+    return connection.execute(delete(audit).where(audit.c.id.in_(old))).rowcount
 
 
 # -- idempotency -------------------------------------------------------------------------------------------------

@@ -56,6 +56,24 @@ class TokenRow(_Record, frozen=True, kw_only=True):
     expires_at_ms: int
 
 
+class AuditRecord(_Record, frozen=True, kw_only=True):
+    """`org`: slug; None for what was done to the platform. `detail`: a JSON object."""
+
+    id: int
+    at_ms: int
+    actor: str
+    org: str | None
+    action: str
+    target: str
+    detail: str
+    request_id: str
+    origin: str
+    outcome: str
+
+    def details(self) -> dict[str, Any]:
+        return msgspec.json.decode(self.detail, type=dict[str, Any])
+
+
 class MembershipRecord(_Record, frozen=True, kw_only=True):
     org_id: int
     user_id: str

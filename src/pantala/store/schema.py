@@ -401,6 +401,10 @@ audit = Table(
     Column("target", String, nullable=False),
     Column("detail", Text, nullable=False),
     Column("request_id", String, nullable=False),
+    Column("origin", String, nullable=False, server_default=text("''")),
+    Column("outcome", String, nullable=False, server_default=text("'accepted'")),
+    Index("ix_audit_org_id", "org_id", "id"),
+    Index("ix_audit_at_ms", "at_ms"),
     sqlite_autoincrement=True,
 )
 

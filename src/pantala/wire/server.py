@@ -11,6 +11,10 @@ AT_ONCE_MAX, WAITS_AT_ONCE_MAX = 64, 1_000
 """Requests served at a time, and those besides that wait for something; the others get 429 (`server/overload.py`)."""
 
 
+AUDIT_KEPT_S = 400 * 24 * 3600.0
+"""A year, and a month to look at it."""
+
+
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the bus is; agents have the same in their settings. Either `user` and `password`, or `credentials`: a NATS
     credentials file (JWT and seed), read again at each connection. `inbox`: answers come to `_INBOX.<inbox>.>`, the
@@ -71,6 +75,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `standby_after_s`: a host that is silent for so long is declared lost when a standby watches one of its machines and
     most hosts answer; 0: only operators declare hosts lost.
 
+    `audit_kept_s`: how long an entry of the audit log is kept.
+
     `requests_…`: how often one caller may do one thing to one machine or app; `machine_reads_…` of `GET` of one
     machine, `app_deletions_…` of all apps together. `buckets`: the store that deploys put files into, the same that
     edges read.
@@ -105,6 +111,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     sign_names: bool = False
     resolvers: list[str] = []
     standby_after_s: float = 0.0
+    audit_kept_s: float = AUDIT_KEPT_S
     requests_per_s_max: float = 50.0
     requests_burst: int = 200
     requests_at_once_max: int = AT_ONCE_MAX

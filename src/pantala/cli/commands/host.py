@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     box: click.Command
     doctor: click.Command
     images: click.Command
-    audit: click.Command
 
 
 def __getattr__(name: str) -> Any:

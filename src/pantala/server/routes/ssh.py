@@ -11,6 +11,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.handlers import WebsocketRouteHandler
 
 from pantala.auth.grants import Principal
+from pantala.control.context import origin as current_origin
 from pantala.control.context import request_id
 from pantala.control.ssh import Way
 from pantala.errors import PantalaError
@@ -71,6 +72,7 @@ async def _carry(socket: WebSocket[Any, Any, Any]) -> None:
     principal = await authenticate()
     limits.take(f"{principal.user_id}:ssh:{app}")
     origin = socket.headers.get("fly-client-ip") or (socket.client.host if socket.client else "")
+    current_origin.set(origin)
     async with control.ssh.session(authenticate, app, machine, origin=origin) as way:
         failure = await _both_ways(way, socket)
         if failure is not None:
