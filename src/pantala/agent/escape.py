@@ -12,6 +12,7 @@ The outcome is a file, shown with each machine's isolation together with what ha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import AsyncGenerator, Sequence
@@ -141,8 +142,10 @@ class EscapeSuites:
         self._is_running = True
         try:
             with anyio.move_on_after(WITHIN_S) as scope:
-                attempts = await self._attempts()
-                return await self._keep(attempts)
+                try:
+                    return await self._keep(await self._attempts())
+                except OSError as error:
+                    raise DriverError(f"the files of the escape suite cannot be written: {error.strerror}") from error
             assert scope.cancelled_caught
             raise TransientError(f"the escape suite did not end within {WITHIN_S:g} s")
         finally:
@@ -187,7 +190,7 @@ class EscapeSuites:
         file.unlink(missing_ok=True)
         file.write_text(IMAGE_TEXT)
         file.chmod(0o644)
-        canary = Path("/var/tmp") / f"pantala-escape-{self._context.node}"  # noqa: S108 - made anew below, by nobody else
+        canary = _canary(self._running.parent)
         canary.unlink(missing_ok=True)
         descriptor = os.open(canary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
@@ -271,6 +274,17 @@ class EscapeSuites:
 
 def running_file(state_dir: Path) -> Path:
     return state_dir / "escape-running"
+
+
+def _canary(state_dir: Path) -> Path:
+    mark = hashlib.sha256(str(state_dir).encode()).hexdigest()[:16]
+    return Path("/var/tmp") / f"pantala-escape-{mark}"  # noqa: S108 - made anew for each suite, by nobody else
+
+
+def remove_traps(state_dir: Path) -> None:
+    """What a suite leaves that was killed."""
+    for path in (_canary(state_dir), running_file(state_dir)):
+        path.unlink(missing_ok=True)
 
 
 def running(state_dir: Path) -> set[str]:

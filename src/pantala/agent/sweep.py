@@ -41,6 +41,7 @@ async def sweep(settings: AgentSettings, *, leave: bool = False) -> None:
         async with anyio.create_task_group() as tasks:
             for machine_id in networks:
                 tasks.start_soon(disconnect, machine_id)
+    escape.remove_traps(settings.state_dir)
     if (links := parts.peer_links(settings)) is not None:
         await links.remove()
     if leave:
