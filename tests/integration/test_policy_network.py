@@ -44,7 +44,7 @@ while True:
 ASK = """
 import socket, sys
 with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM) as asked:
-    asked.settimeout(3)
+    asked.settimeout(10)
     asked.connect((sys.argv[1], int(sys.argv[2])))
     try:
         asked.send(b"hello")
@@ -57,7 +57,7 @@ HEAR_PROTOCOL = """
 import socket, sys
 heard = socket.socket(socket.AF_INET, socket.SOCK_RAW, 253)
 heard.bind((sys.argv[1], 0))
-heard.settimeout(5)
+heard.settimeout(20)
 print("ready", flush=True)
 try:
     while True:
@@ -80,7 +80,7 @@ with socket.create_server((sys.argv[1], int(sys.argv[2])), family=socket.AF_INET
 """
 TALK = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3) as s:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as s:
     answers = s.makefile()
     for line in sys.stdin:
         s.sendall(line.encode())
