@@ -47,8 +47,9 @@ async def test_all_run_and_their_words_are_the_machines(init: Init) -> None:
 
 @pytest.mark.parametrize("which", ["the app", "the other"])
 async def test_the_first_that_ends_ends_the_machine_and_the_others_may_clean_up(init: Init, which: str) -> None:
-    stays = "trap 'echo cleaned; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
-    goes = "sleep 0.5; exit 9"
+    ready = init.ring.with_name("ready")
+    stays = f"trap 'echo cleaned; exit 0' TERM; touch {ready}; while :; do sleep 0.05; done"
+    goes = f"while [ ! -e {ready} ]; do sleep 0.01; done; exit 9"
     assert isinstance(await start(init, *((goes, stays) if which == "the app" else (stays, goes))), Started)
     assert await init.code() == 9
     assert "cleaned" in lines(init)
