@@ -13,6 +13,7 @@ from typing import Any
 from proxy_rig import (
     WITHIN_S,
     Backend,
+    Handler,
     Ports,
     Request,
     Rig,
@@ -20,6 +21,7 @@ from proxy_rig import (
     app_rows,
     machine_row,
     row,
+    say_name,
     service_row,
 )
 
@@ -205,8 +207,8 @@ async def distance(to: Host, address: str, round_trip_s: float) -> AsyncGenerato
 class Waker:
     """The agent of a host: starts the app and says so when it is told to, or refuses."""
 
-    def __init__(self, host: Host, port: int, **result: Any) -> None:
-        self.host, self.port, self.result = host, port, result
+    def __init__(self, host: Host, port: int, handler: Handler = say_name, **result: Any) -> None:
+        self.host, self.port, self.handler, self.result = host, port, handler, result
         self.ready = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         host.rig.agent.on_frame = self.on_frame
@@ -222,7 +224,7 @@ class Waker:
         if self.result:
             result = WakeResult(id=wake.id, machine=wake.machine, ok=False, **self.result)
         else:
-            await self.host.rig.backend(wake.machine, self.host.machines, self.port)
+            await self.host.rig.backend(wake.machine, self.host.machines, self.port, self.handler)
             result = WakeResult(id=wake.id, machine=wake.machine, ok=True, ip4=self.host.machines)
         await self.host.rig.agent.send(result)
 

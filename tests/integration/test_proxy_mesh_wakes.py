@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from mesh_rig import HOST, Cluster, Host, Waker, cluster
+from mesh_rig import HOST, Cluster, Gate, Host, Waker, cluster
 
 from pantala.testing.poll import until
 from pantala.testing.ports import free_port
@@ -37,7 +37,7 @@ async def served(host: Host, number: int) -> None:
 async def test_one_wake_for_the_requests_of_all_edges(three: Cluster) -> None:
     home = three.hosts[2]
     waker = Waker(home, port := free_port())
-    limits = Concurrency(type="requests", soft_limit=20, hard_limit=25)
+    limits = Concurrency(type="requests", soft_limit=20, hard_limit=40)
     sleepers = [three.machine(home, name, "stopped") for name in ("m1", "m2")]
     await three.web(port, *sleepers, concurrency=limits)
     requests = [asyncio.create_task(host.rig.get(HOST)) for host in three.hosts[:2] for _ in range(15)]
@@ -47,6 +47,26 @@ async def test_one_wake_for_the_requests_of_all_edges(three: Cluster) -> None:
     assert [(response.status_code, response.text) for response in answers] == [(200, "m1")] * 30
     assert [wake.machine for wake in wakes_of(home)] == ["m1"], "the other sleeps on"
     assert not wakes_of(three.hosts[0]), "the edge asks no agent of its own"
+
+
+async def test_more_than_the_woken_machine_takes_wait_in_line_there(three: Cluster) -> None:
+    """Its row still says that it sleeps."""
+    home = three.hosts[2]
+    gate = Gate()
+    waker = Waker(home, port := free_port(), gate)
+    limits = Concurrency(type="requests", soft_limit=2, hard_limit=2)
+    await three.web(port, three.machine(home, "m1", "stopped"), concurrency=limits)
+    requests = [asyncio.create_task(host.rig.get(HOST)) for host in three.hosts[:2] for _ in range(3)]
+    await served(home, 6)
+    waker.ready.set()
+
+    async def queued() -> float:
+        return await home.metric("pantala_proxy_queue_length")
+
+    await until(queued, lambda length: length == 4, within_s=10, every_s=0.02)
+    gate.open.set()
+    answers = await asyncio.gather(*requests)
+    assert [(response.status_code, response.text) for response in answers] == [(200, "m1")] * 6
 
 
 async def test_a_sleeper_at_home_is_woken_before_a_running_one_abroad(three: Cluster) -> None:

@@ -63,6 +63,8 @@ pub struct Selection {
     pub tried: Vec<Arc<str>>,
     /// machines of other hosts that sleep although their rows say otherwise
     pub asleep: Vec<Arc<str>>,
+    /// those that were at their limit, and so run although their rows may say otherwise
+    pub full: Vec<Arc<str>>,
     pub wakes_joined: u32,
     pub pause: Duration,
     /// One end for everything that precedes the request's first byte on a machine: wakes, retries, states that pass.
@@ -85,6 +87,10 @@ impl Knowledge for Selection {
     fn waking(&self, machine: &Machine) -> bool {
         let there = |mesh: &Arc<Mesh>| !machine.local && mesh.wakes(&machine.id);
         self.shared.wakes.under_way(&machine.id) || self.shared.mesh.as_ref().is_some_and(there)
+    }
+
+    fn runs(&self, machine: &Machine) -> bool {
+        !machine.local && self.full.contains(&machine.id)
     }
 
     fn reach(&self, machine: &Machine) -> Reach {
@@ -156,6 +162,7 @@ impl Selection {
             unavailable: None,
             tried: Vec::new(),
             asleep: Vec::new(),
+            full: Vec::new(),
             wakes_joined: 0,
             pause: PAUSE_FIRST,
             reach_by,
@@ -191,6 +198,9 @@ impl Selection {
             Some(Reason::Full | Reason::Late) if attempt == Attempt::Queue => return Err(why),
             // Its load is known now, which says more than that it was tried.
             Some(Reason::Full) => {
+                if !self.full.contains(&machine.id) {
+                    self.full.push(machine.id.clone());
+                }
                 self.last_failure = Some(why);
                 return Ok(());
             }

@@ -93,6 +93,10 @@ pub trait Knowledge {
     fn tried(&self, machine: &Machine) -> bool;
     /// a wake of the machine is on its way
     fn waking(&self, machine: &Machine) -> bool;
+    /// its host said, newer than its row, that it runs: it was at its limit when this request came
+    fn runs(&self, _machine: &Machine) -> bool {
+        false
+    }
     fn reach(&self, machine: &Machine) -> Reach;
     /// measured round trip in µs; 0 for the own region, the largest where nothing is measured yet
     fn distance(&self, region: &str) -> u32;

@@ -183,6 +183,7 @@ impl<'a> Seen<'a> {
         }
         match machine.phase {
             Phase::Running => self.running(target, known),
+            Phase::Asleep(_) | Phase::Starting if known.runs(machine) => self.loaded(target, known),
             Phase::Asleep(rank) if target.service.autostart => {
                 if known.waking(machine) {
                     self.waking = self.waking.or(Some(target));
@@ -204,7 +205,6 @@ impl<'a> Seen<'a> {
 
     fn running(&mut self, target: &'a Target, known: &impl Knowledge) {
         let machine = &target.machine;
-        let load = machine.gauge.load(known.now_ms());
         if machine.gauge.read().draining || (machine.local && machine.ip4.is_none()) {
             self.changing = true;
         } else if !target.passing && target.service.autostart && known.waking(machine) {
@@ -212,7 +212,14 @@ impl<'a> Seen<'a> {
             self.waking = self.waking.or(Some(target));
         } else if !target.passing {
             self.failing = true;
-        } else if load < target.service.soft {
+        } else {
+            self.loaded(target, known);
+        }
+    }
+
+    fn loaded(&mut self, target: &'a Target, known: &impl Knowledge) {
+        let load = target.machine.gauge.load(known.now_ms());
+        if load < target.service.soft {
             self.below_soft.push(load, target);
         } else if load < target.service.hard {
             self.between.push(load, target);

@@ -301,6 +301,49 @@ fn a_machine_whose_row_is_ahead_of_its_wake_is_joined_and_no_other_woken() {
     assert_eq!(&*target.machine.id, "m1");
 }
 
+/// The first machine was full when its host was asked, whatever its row says.
+struct Heard<'a>(Knows<'a>);
+
+impl Knowledge for Heard<'_> {
+    fn tried(&self, machine: &Machine) -> bool {
+        self.0.tried(machine)
+    }
+    fn waking(&self, machine: &Machine) -> bool {
+        self.0.waking(machine)
+    }
+    fn runs(&self, machine: &Machine) -> bool {
+        *machine.id == *"m0"
+    }
+    fn reach(&self, machine: &Machine) -> Reach {
+        self.0.reach(machine)
+    }
+    fn distance(&self, region: &str) -> u32 {
+        self.0.distance(region)
+    }
+    fn now_ms(&self) -> u64 {
+        self.0.now_ms()
+    }
+}
+
+#[test]
+fn a_machine_that_was_full_is_awake_before_its_row_says_so() {
+    let hearing = |machines: &[One]| {
+        let table = fleet(machines, true);
+        choose(&app(&table).offer(80).unwrap().targets, &Heard(Knows(machines)))
+    };
+    let woken = |load| One {
+        passing: false,
+        waking: true,
+        ..of("stopped", load)
+    };
+    assert!(matches!(hearing(&[woken(HARD)]), Choice::Queue(_)));
+    assert!(matches!(hearing(&[woken(HARD - 1)]), Choice::Use(_)));
+    let Choice::Wake(target, None) = hearing(&[woken(HARD), of("stopped", 0)]) else {
+        panic!()
+    };
+    assert_eq!(&*target.machine.id, "m1", "one more, as when all are full");
+}
+
 #[test]
 fn what_comes_back_by_itself_is_waited_for() {
     assert!(matches!(chosen(&[of("starting", 0)]), Choice::Wait(Waiting::Start)));
