@@ -332,9 +332,8 @@ async def test_a_drain_waits_for_what_is_in_flight_and_sends_others_elsewhere(ri
     await web(rig, port, machine_row("web", "m1", ONE))
     held = asyncio.create_task(rig.get(HOST))
     await until_busy(1, one)
-    await web(rig, port, machine_row("web", "m2", TWO))
     await rig.agent.send(Drain(id=5, machine="m1", deadline_ms=10_000))
-    await load_unchanged(rig)
+    await web(rig, port, machine_row("web", "m2", TWO))  # applied after the drain, which came before it
     others = [asyncio.create_task(rig.get(HOST)) for _ in range(5)]
     await until_busy(6, one, two)
     assert (one.busy, two.busy) == (1, 5)
@@ -390,11 +389,11 @@ async def test_the_deadline_closes_websockets_with_1001(rig: Rig) -> None:
     await web(rig, port, machine_row("web", "m1", ONE))
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.ports.http)
     writer.write(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n".encode())
-    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 101")
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WITHIN_S)).startswith(b"HTTP/1.1 101")
     writer.write(b"\x81\x02hi")
-    assert await asyncio.wait_for(reader.readexactly(4), 5) == b"\x81\x02hi"
+    assert await asyncio.wait_for(reader.readexactly(4), WITHIN_S) == b"\x81\x02hi"
     await rig.agent.send(Drain(id=1, machine="m1", deadline_ms=100))
-    assert await asyncio.wait_for(reader.read(), 5) == b"\x88\x02\x03\xe9"
+    assert await asyncio.wait_for(reader.read(), WITHIN_S) == b"\x88\x02\x03\xe9"
     [drained] = await rig.agent.frames_of("Drained")
     assert drained.result == "deadline"
     writer.close()
