@@ -389,6 +389,7 @@ async def test_one_that_fails_changes_nothing(replaced: Replaced) -> None:
         failed = await replaced.start("--replace", settings=bad)
         assert await asyncio.wait_for(failed.wait(), WITHIN_S) == 1
         assert "cannot listen on 192.0.2.1" in replaced.log()
+        await until(lambda: said(replaced, 1), bool, within_s=WITHIN_S, every_s=0.01)  # or one is under way still
         with contextlib.closing(asking(rig)):  # a new one that got the sockets and died: this process plays it
             refused = await replaced.start("--replace")
             assert await asyncio.wait_for(refused.wait(), WITHIN_S) == 1
