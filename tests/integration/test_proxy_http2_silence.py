@@ -79,7 +79,8 @@ async def serves(one: Speaker) -> None:
 
 @pytest.mark.parametrize("ping_after_ms", [300, 2_500], ids=["not yet parked", "parked"])
 async def test_a_client_that_gives_no_sign_of_life_is_given_up(tmp_path: Path, ping_after_ms: int) -> None:
-    short = proxy(tmp_path, client_ping_after_ms=ping_after_ms, client_ping_timeout_ms=700)
+    # Long enough for one who answers on a busy machine.
+    short = proxy(tmp_path, client_ping_after_ms=ping_after_ms, client_ping_timeout_ms=3_000)
     async with short as rig, connected(rig) as alive, agreed(rig) as (reader, writer):
         await serves(alive)
         writer.write(first_words())
@@ -148,10 +149,10 @@ async def test_clients_that_never_say_a_word_are_closed(tmp_path: Path) -> None:
     """Without TLS and without HTTP/2, each at the end of its own time; they are all there at once."""
     async with proxy(tmp_path, HTTPOptions(idle_timeout=1)) as rig, contextlib.AsyncExitStack() as stack:
         await rig.agent.rows(row("routes", f"addr/{rig.address}", {"kind": "dedicated", "app": "web"}))
+        began = asyncio.get_running_loop().time()
         plain = [await asyncio.open_connection(rig.address, rig.ports.http) for _ in range(3)]
         unsecured = [await asyncio.open_connection(rig.address, rig.ports.https) for _ in range(3)]
         wordless = [await stack.enter_async_context(agreed(rig)) for _ in range(3)]
-        began = asyncio.get_running_loop().time()
         for reader, _ in plain:
             assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
         async with connected(rig) as one:
@@ -162,7 +163,7 @@ async def test_clients_that_never_say_a_word_are_closed(tmp_path: Path) -> None:
         assert await gauge(rig, "http2_broken_total") == len(wordless)
         for reader, _ in unsecured:
             assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
-        assert asyncio.get_running_loop().time() - began >= HELLO_MAX_S - 1
+        assert asyncio.get_running_loop().time() - began >= HELLO_MAX_S
         assert await gauge(rig, "handshakes_failed_total") == len(unsecured)
         await until(lambda: gauge(rig, "connections_open"), lambda number: number == 0, within_s=WITHIN_S)
         for _, writer in plain + unsecured:
