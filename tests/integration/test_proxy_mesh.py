@@ -269,11 +269,12 @@ async def test_the_nearest_region_by_measured_round_trip(tmp_path: Path) -> None
         limits = Concurrency(type="requests", soft_limit=2, hard_limit=4)
         machines = [made.machine(host, f"m-{host.region}") for host in (far, near)]
         await made.web(port, *machines, concurrency=limits)
-        async with distance(far, "127.0.6.2", 0.080) as to_far, distance(near, "127.0.6.3", 0.020) as to_near:
+        async with distance(far, "127.0.6.2", 0.200) as to_far, distance(near, "127.0.6.3", 0.020) as to_near:
             await edge.rig.agent.rows(node_row("n2", "lhr", to_far), node_row("n3", "nrt", to_near))
 
             def measured(peers: dict[str, Any]) -> bool:
-                return [peers[node]["rtt_us"] or 0 for node in ("n2", "n3")] >= [80_000, 20_000]
+                there, here = (peers[node]["rtt_us"] or 0 for node in ("n2", "n3"))
+                return there >= 200_000 and 20_000 <= here < there  # a busy machine adds to both
 
             await until(edge.peers, measured, within_s=10, every_s=0.05)
             for _ in range(10):
