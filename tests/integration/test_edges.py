@@ -123,7 +123,7 @@ def test_an_edge_that_leaves_loses_nothing(settled: NetworkRig, what: str) -> No
         with ending(fetch) as slow:
             assert next(slow) == "lhr-1\n"
             settled.call("kill", what, int(signal.SIGTERM))
-            until_sync(lambda: settled.answered_by("lhr"), lambda node: node == "iad-1", within_s=5)
+            until_sync(lambda: settled.answered_by("lhr"), lambda node: node == "iad-1", within_s=15)
             finished = list(slow)  # what the edge had begun before it was asked to leave
             assert fetch.wait(timeout=10) == 0
         said, _ = ask.communicate("", timeout=30)
@@ -149,7 +149,7 @@ def test_a_cut_region_keeps_its_own_clients_and_hears_no_one_else(settled: Netwo
         assert reaches("iad", 2)
         each_is_served_by_its_own(settled)
         settled.call("kill", "edge-iad-1", int(signal.SIGKILL))
-        until_sync(lambda: settled.answered_by("iad"), lambda node: node == "lhr-1", within_s=5)
+        until_sync(lambda: settled.answered_by("iad"), lambda node: node == "lhr-1", within_s=15)
     finally:
         settled.call("heal")
         settled.call("start_edge", "iad-1")
@@ -163,7 +163,7 @@ def test_a_host_that_is_attached_later_takes_its_share_and_leaves_no_trace(settl
     settled.run("syd-1", "ping", "-c1", "-W2", f"100.{96 + int(INSTANCE)}.1.2")
     settled.call("kill", "edge-nrt-1", int(signal.SIGKILL))
     try:
-        until_sync(lambda: settled.answered_by("nrt"), lambda node: node == "syd-1", within_s=5)
+        until_sync(lambda: settled.answered_by("nrt"), lambda node: node == "syd-1", within_s=15)
     finally:
         settled.call("start_edge", "nrt-1")
     settled.call("remove_link", "syd-1")
@@ -252,9 +252,10 @@ def test_a_client_of_a_dead_edge_waits_for_the_way_to_the_next_one(apart: Networ
     """The address is the same: only the way that a packet takes says how far it is."""
     apart.call("kill", "edge-nrt-1", int(signal.SIGKILL))
     try:
-        until_sync(lambda: apart.answered_by("nrt"), lambda node: node == "iad-1", within_s=5)
-        took = apart.run("at-nrt", "curl", "-s", "-o", "/dev/null", "-w", "%{time_connect}", f"http://{EDGE}/")
-        assert 0.160 <= float(took) <= 0.170
+        until_sync(lambda: apart.answered_by("nrt"), lambda node: node == "iad-1", within_s=15)
+        connect = ["curl", "-s", "-o", "/dev/null", "-w", "%{time_connect}", f"http://{EDGE}/"]
+        took = [float(apart.run("at-nrt", *connect)) for _ in range(5)]  # the quickest: a busy machine adds to the way
+        assert 0.160 <= min(took) <= 0.170, took
     finally:
         apart.call("start_edge", "nrt-1")
 
