@@ -204,7 +204,8 @@ async def test_a_file_that_is_copied_while_others_look_at_it_ends_where_it_ends(
 
 
 async def test_a_machine_moves_to_another_cpu_with_all_that_it_has_begun(harness: h.ContainerHarness) -> None:
-    machine = await start(harness, h.shell("sleep 1000 & sleep 1000 & wait"))
+    machine = await start(harness, h.shell("sleep 1000 & sleep 1000 & echo begun; wait"))
+    await until(lambda: machine.driver.logs(machine.id, 0), bool, within_s=20)
     old, new = frozenset({HOST[-1]}), frozenset({HOST[0]})
     assert machine.driver.cpus(machine.id) == old
     machine.driver.move_cpus(machine.id, old, new)
