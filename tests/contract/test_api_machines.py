@@ -349,4 +349,4 @@ async def test_room_that_was_left_a_moment_ago_is_found(web: TestPlatform) -> No
     async def tried_again() -> int:
         return (await web.http.post(MACHINES, json=body, headers=web.auth)).status_code
 
-    await until(tried_again, lambda code: code == 200, within_s=5)
+    await until(tried_again, lambda code: code == 200, within_s=15)

@@ -57,7 +57,7 @@ class Namespace:
         self.holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         own = Path("/proc/self/ns/net").readlink()
         until_sync(
-            Path(f"/proc/{self.holder.pid}/ns/net").readlink, lambda seen: seen != own, within_s=5, every_s=0.005
+            Path(f"/proc/{self.holder.pid}/ns/net").readlink, lambda seen: seen != own, within_s=15, every_s=0.005
         )
         self.run("ip", "link", "set", "lo", "up")
 

@@ -128,7 +128,7 @@ async def test_the_reconciler_finds_the_record_by_itself_and_edges_have_the_cert
                 except OSError:
                     return False
 
-            await until(served, bool, within_s=5, every_s=0.01)
+            await until(served, bool, within_s=15, every_s=0.01)
             print(f"on the edge {time.monotonic() - stored:.3f} s after it was stored")
             tasks.cancel_scope.cancel()
 

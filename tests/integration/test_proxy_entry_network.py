@@ -80,7 +80,7 @@ except OSError as error:
     sys.exit(print(f"error {error}"))
 answer = b""
 try:
-    tcp.settimeout(5)
+    tcp.settimeout(15)
     said = sys.stdin.buffer.read()
     tcp.sendall(said)
     if not said.startswith(b"GET"):

@@ -105,7 +105,7 @@ async def test_the_body_is_asked_for_when_the_app_asks(rig: Rig) -> None:
 
     async with app(rig, picky), client(rig) as one:
         await one.say(EXPECT)
-        await asyncio.wait_for(seen.wait(), 5)
+        await asyncio.wait_for(seen.wait(), 15)
         first = asyncio.create_task(one.until(b"\r\n\r\n"))
         for _ in range(5):  # the proxy has time for other things, and does not ask
             await rig.raw(b"GET / HTTP/1.0\r\nHost: nobody.test\r\n\r\n")

@@ -174,7 +174,7 @@ async def test_websocket_passes_through(rig: Rig) -> None:
         b"GET /ws HTTP/1.1\r\nHost: one.apps.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15)
     assert head.startswith(b"HTTP/1.1 101")
     assert b"upgrade: websocket" in head.lower()
     for message in (b"\x81\x02hi", b"\x82\x7e\x01\x00" + b"z" * 256):

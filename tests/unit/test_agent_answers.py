@@ -68,7 +68,7 @@ async def test_one_that_does_not_answer_is_ready_gets_requests_and_is_asked_agai
         await agent.until(lambda _: len(world.prober.asked) > 2)
         machine = await agent.until(lambda m: "ready" in {event.type for event in m.events})
         assert not answers(machine)
-        await until(passing(world), lambda flags: flags == [True], within_s=5, every_s=0.005)
+        await until(passing(world), lambda flags: flags == [True], within_s=15, every_s=0.005)
     async with world.agent() as agent:  # another agent goes on asking
         world.prober.http_status = 503
         await agent.until(lambda m: bool(answers(m)))
@@ -83,7 +83,7 @@ async def test_a_new_version_gets_no_request_before_it_has_answered(tmp_path: Pa
         await agent.until(lambda m: "ready" in {event.type for event in m.events} and len(world.prober.asked) > 2)
         assert await passing(world)() == [False]
         world.prober.http_status = 404
-        await until(passing(world), lambda flags: flags == [True], within_s=5, every_s=0.005)
+        await until(passing(world), lambda flags: flags == [True], within_s=15, every_s=0.005)
 
 
 def passing(world: World) -> Callable[[], Awaitable[object]]:
@@ -99,7 +99,7 @@ async def test_asking_has_an_end(tmp_path: Path) -> None:
     async with world.agent() as agent:
         await agent.create(config=web())
         await agent.until(lambda _: bool(world.prober.asked))
-        await until(lambda: asking(agent), lambda still: not still, within_s=5, every_s=0.005)
+        await until(lambda: asking(agent), lambda still: not still, within_s=15, every_s=0.005)
         assert world.prober.asked == [8080]
 
 

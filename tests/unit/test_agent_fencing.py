@@ -223,7 +223,7 @@ async def test_an_agent_that_died_between_hearing_and_writing_it_down_is_void_to
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(fencing.run, agent.host)
             view.apply("control", [member_row("node-1"), member_row("node-2")])
-            await until(agent.host.context.journal.fences, lambda marks: "member/node-1" in marks, within_s=5)
+            await until(agent.host.context.journal.fences, lambda marks: "member/node-1" in marks, within_s=15)
             tasks.cancel_scope.cancel()
     later = View(control="control")
     later.apply("control", [member_row("node-2")])

@@ -67,7 +67,7 @@ async def test_stop_start_destroy(world: World) -> None:
         async def rows() -> int:
             return len(world.rows.rows)
 
-        await until(rows, lambda count: count == 0, within_s=5)
+        await until(rows, lambda count: count == 0, within_s=15)
 
 
 async def test_the_row_leaves_started_before_the_app_is_told_to_stop(world: World) -> None:
@@ -430,7 +430,7 @@ async def test_an_app_whose_start_was_not_journaled_any_more_is_adopted_not_star
 
     async with world.agent(wrap) as agent:
         await agent.create()
-        with anyio.fail_after(5):
+        with anyio.fail_after(15):
             await journals[0].dead.wait()
         assert agent.host.machines[ID].record.state == "starting"
         assert world.driver.running() == {ID}

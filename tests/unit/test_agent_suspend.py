@@ -237,7 +237,9 @@ async def test_secrets_that_are_too_old_are_waited_for(world: World) -> None:
         async def reason() -> str:
             return agent.host.get(ID).record.reason
 
-        await until(reason, lambda why: "secrets version 2 has not reached this host" in why, within_s=5, every_s=0.001)
+        await until(
+            reason, lambda why: "secrets version 2 has not reached this host" in why, within_s=15, every_s=0.001
+        )
         text = seal(world.node_key.public_key, b"{}")
         await agent.call(
             node.PutSecrets(request_id="s", secrets=node.SealedSecrets(app=APP.name, version=2, sealed=text))

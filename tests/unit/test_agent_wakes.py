@@ -34,7 +34,7 @@ async def prepared(agent: RunningAgent) -> None:
     async def look() -> str:
         return agent.host.machines[ID].record.runtime
 
-    await until(look, lambda phase: phase == "prepared", within_s=5, every_s=0.005)
+    await until(look, lambda phase: phase == "prepared", within_s=15, every_s=0.005)
 
 
 async def asleep(agent: RunningAgent, world: World) -> None:
@@ -70,13 +70,13 @@ async def test_a_stopped_machine_waits_for_its_turn_to_be_prepared_and_a_start_d
         await turns.acquire()
         await agent.create(skip_launch=True)
         await agent.wait("stopped")
-        await until(waits_for(turns), lambda waiting: waiting == 1, within_s=5, every_s=0.005)
+        await until(waits_for(turns), lambda waiting: waiting == 1, within_s=15, every_s=0.005)
         assert world.driver.running() == set()
         await agent.do(node.StartMachine)
         await agent.wait("started")
         await agent.do(node.StopMachine)
         await agent.wait("stopped")
-        await until(waits_for(turns), lambda waiting: waiting == 1, within_s=5, every_s=0.005)
+        await until(waits_for(turns), lambda waiting: waiting == 1, within_s=15, every_s=0.005)
         turns.release()
         await prepared(agent)
 

@@ -311,7 +311,7 @@ async def test_run_catches_up_by_itself(tmp_path: Path) -> None:
         async with anyio.create_task_group() as tasks:
             await tasks.start(replica.run)
             await control.publisher.beat()
-            with anyio.fail_after(5):
+            with anyio.fail_after(15):
                 await told.wait()
             tasks.cancel_scope.cancel()
         assert set(shown(view)) == {("routes", "app/a")}

@@ -141,9 +141,9 @@ async def test_what_failed_is_made_again_and_what_is_there_is_left() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(doors.run)
-        await until(applied, lambda count: count == 1, within_s=5, every_s=0.01)
+        await until(applied, lambda count: count == 1, within_s=15, every_s=0.01)
         doors.take([row(f"addr/{DEDICATED}", {"kind": "dedicated", "app": "web"})])
-        await until(applied, lambda count: count == 2, within_s=5, every_s=0.01)
+        await until(applied, lambda count: count == 2, within_s=15, every_s=0.01)
         doors.take([row("m/1", {}), row(f"addr/{DEDICATED}", {"kind": "dedicated", "app": "web"})])
         tasks.cancel_scope.cancel()
     assert firewall.applied[-1].elements["edge4"] == (SHARED, DEDICATED)

@@ -47,7 +47,7 @@ class Proxy:
 
     async def hear(self, kind: Any = None) -> Any:
         """The next frame, or the next one of a kind; rows are kept on the way."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(15):
             while True:
                 frame = msgspec.json.decode(await self._lines.receive_until(b"\n", 1 << 24), type=feed.AgentFrame)
                 if isinstance(frame, feed.Snapshot | feed.Delta):
@@ -96,7 +96,7 @@ async def serving(served: Feed, folder: Path) -> AsyncGenerator[Path]:
             return served.connected
 
         # A reader that is cancelled in the very moment its peer goes away upsets anyio's unix streams.
-        await until(connected, lambda there: not there, within_s=5, every_s=0.005)
+        await until(connected, lambda there: not there, within_s=15, every_s=0.005)
         tasks.cancel_scope.cancel()
     assert not path.exists()
 
@@ -234,7 +234,7 @@ async def test_what_cannot_be_read_is_skipped_and_another_protocol_is_left(tmp_p
             assert [frame.code for frame in rig.logs] == ["PR01"]
         async with await anyio.connect_unix(path) as stream:
             await stream.send(msgspec.json.encode(feed.ProxyHello(protocol=99, version="9", pid=1)) + b"\n")
-            with anyio.fail_after(5):
+            with anyio.fail_after(15):
                 async for _ in stream:
                     pass
 
@@ -368,7 +368,7 @@ async def test_a_request_in_between_keeps_it_up(tmp_path: Path) -> None:
         asked = await client.hear(feed.Drain)
         await client.say(feed.Drained(id=asked.id, machine=ID, result="busy", in_flight=1))
         await client.say(load(in_flight=1, seq=6, idle_ms=0))
-        await until(agent.get, lambda m: m.state == "started", within_s=1)
+        await until(agent.get, lambda m: m.state == "started", within_s=15)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ async def test_what_keeps_a_machine_awake(tmp_path: Path, why: str, told: str) -
                 async def heard() -> bool:
                     return served.load(ID) is not None
 
-                await until(heard, bool, within_s=5, every_s=0.005)
+                await until(heard, bool, within_s=15, every_s=0.005)
             assert idle.choose() == []
             (sentence,) = idle.why_awake(ID)
             assert sentence.startswith(told)

@@ -239,7 +239,7 @@ OTHER, OTHER_MACHINE = "other", "e7d8d9510a2951"
 
 async def network_made(agent: RunningAgent, world: World) -> None:
     await agent.create()
-    await until(lambda: _plans(world), lambda plans: len(plans) == 1, within_s=5)
+    await until(lambda: _plans(world), lambda plans: len(plans) == 1, within_s=15)
 
 
 async def _plans(world: World) -> list[Allowed | None]:
@@ -252,7 +252,7 @@ EGRESS = Allowed(egress=(("tcp", 443),))
 
 
 async def reaches(world: World, wanted: Allowed) -> None:
-    await until(lambda: _plans(world), lambda plans: plans == [wanted], within_s=5)
+    await until(lambda: _plans(world), lambda plans: plans == [wanted], within_s=15)
 
 
 async def test_a_machine_meets_its_policies_with_its_network(world: World) -> None:
@@ -285,7 +285,7 @@ async def test_nothing_opens_when_an_app_is_deleted_or_not_known_yet(world: Worl
             plan = world.network.plans.get(OTHER_MACHINE)
             return plan.allowed if plan is not None else None
 
-        await until(seen, lambda allowed: allowed == wanted, within_s=5)
+        await until(seen, lambda allowed: allowed == wanted, within_s=15)
 
     chosen = policy("egress", "tcp/443")
     world.policies.take([app(), chosen, app(OTHER)])

@@ -143,7 +143,7 @@ async def test_ways_follow_the_view_and_a_failure_is_tried_again() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(peers.run)
-        await until(told, lambda seen: len(seen) >= 2, within_s=5)
+        await until(told, lambda seen: len(seen) >= 2, within_s=15)
         peers.take([machine("b", "lhr-1", 7)])
         await until(told, lambda seen: any(peer.prefixes for peer in seen[-1]), within_s=AGAIN_S / 2)
         tasks.cancel_scope.cancel()
