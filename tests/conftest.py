@@ -1,4 +1,6 @@
-"""What all tiers share: the async backend, and the rule on skips.
+"""What all tiers share: the async backend, no clock in property tests, and the rule on skips.
+
+Property tests may take as long as a busy machine needs for an example.
 
 Only what these three markers name may be absent from a machine; it is skipped by name and listed at the end. Any other
 skip, and a test marked `root` without root, fails the run.
@@ -10,6 +12,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 MAY_BE_ABSENT = {
     "needs_kvm": "usable KVM",
@@ -17,6 +20,9 @@ MAY_BE_ABSENT = {
     "needs_kernel_wireguard": "WireGuard in the kernel",
 }
 _forbidden_skips: list[str] = []
+
+settings.register_profile("busy", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture
