@@ -213,7 +213,11 @@ class Peers:
             self.machines[name] = self._machine(node, network, slot)
         self.connect({node: {ORG_A, ORG_B} for node in HOSTS})
         first, far = self.machines["a1"], self.machines["a2"]  # the links of the box have just come up
-        until_sync(lambda: first.tries([("tcp", "", far.ip6, 80)]), lambda answered: answered == [True], within_s=20)
+        until_sync(
+            lambda: first.tries([("tcp", "", far.ip6, 80)], SILENT_FOR_S),
+            lambda answered: answered == [True],
+            within_s=20,
+        )
 
     def connect(self, networks: dict[str, set[int]]) -> None:
         for node in HOSTS:
