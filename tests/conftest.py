@@ -1,6 +1,6 @@
 """What all tiers share: the async backend, no clock in property tests, and the rule on skips.
 
-Property tests may take as long as a busy machine needs for an example.
+Property tests may take as long as a busy machine needs for an example. What a killed run left running ends first.
 
 Only what these three markers name may be absent from a machine; it is skipped by name and listed at the end. Any other
 skip, and a test marked `root` without root, fails the run.
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pantala.testing.orphans import begin_run
+
 MAY_BE_ABSENT = {
     "needs_kvm": "usable KVM",
     "needs_cgroup_v2": "cgroup v2 controllers",
@@ -23,6 +25,10 @@ _forbidden_skips: list[str] = []
 
 settings.register_profile("busy", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    begin_run()
 
 
 @pytest.fixture

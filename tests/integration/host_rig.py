@@ -10,7 +10,6 @@ machine a       machine b …
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from pantala.domain.runtime import NetworkPlan
 from pantala.kit import binaries, ids
 from pantala.net import sixpn, slots
 from pantala.testing.poll import until_sync
+from pantala.testing.scratch import remove
 
 SERVER = "198.51.100.1"
 HOST = "198.51.100.2"
@@ -161,7 +161,7 @@ class Host:
         self.caller.communicate()
         self.host.close()
         self.outside.close()
-        shutil.rmtree(self.base, ignore_errors=True)
+        remove(self.base)
 
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]

@@ -4,7 +4,6 @@ and in a container that is worth nothing the same attempts get through."""
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pantala.kit import binaries
+from pantala.testing.scratch import remove, scratch
 
 pytestmark = [pytest.mark.root]
 
@@ -77,7 +77,7 @@ PORT = "4222"
 
 
 def test_a_host_tries_its_own_machines_and_keeps_what_became_of_it() -> None:
-    base = Path("/tmp") / f"pantala-escape-{secrets.token_hex(4)}"
+    base = scratch("escape")
     try:
         words = [sys.executable, "-c", STORY, str(base), PORT]
         done = subprocess.run(
@@ -90,7 +90,7 @@ def test_a_host_tries_its_own_machines_and_keeps_what_became_of_it() -> None:
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.strip().splitlines()[-1])
     finally:
-        shutil.rmtree(base, ignore_errors=True)
+        remove(base)
     assert told["left"] == [[], [], []]
     report, suite = told["first"], told["first"]["suite"]
     assert (report["host"], suite["through"], suite["unclear"], suite["outdated"]) == ("iad-1", [], [], [])

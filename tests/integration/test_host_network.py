@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from host_rig import (
 )
 
 from pantala.net import links
+from pantala.testing.scratch import scratch
 
 pytestmark = [pytest.mark.root]
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.root]
 @pytest.fixture
 def host() -> Iterator[Host]:
     # A short path of its own: it is bound to by name.
-    made = Host(Path("/tmp") / f"pantala-net-{secrets.token_hex(4)}")
+    made = Host(scratch("net"))
     try:
         made.call("setup")
         yield made

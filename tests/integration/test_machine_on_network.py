@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from pantala.kit import binaries
 from pantala.testing.rootfs import busybox_image
+from pantala.testing.scratch import remove, scratch
 
 pytestmark = [pytest.mark.root]
 
@@ -73,7 +72,7 @@ anyio.run(main)
 
 
 def test_a_machine_serves_on_a_low_port_as_a_user_without_rights() -> None:
-    base = Path("/tmp") / f"pantala-machine-{secrets.token_hex(4)}"
+    base = scratch("machine")
     try:
         busybox_image(base / "layer")
         command = [sys.executable, "-c", STORY, str(base), str(binaries.find("pantala-init")), f"pantala/{base.name}"]
@@ -87,4 +86,4 @@ def test_a_machine_serves_on_a_low_port_as_a_user_without_rights() -> None:
         )
         assert str(base) not in Path("/proc/self/mountinfo").read_text()
     finally:
-        shutil.rmtree(base, ignore_errors=True)
+        remove(base)

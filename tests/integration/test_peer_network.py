@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from pantala.kit import binaries, ids
 from pantala.kit.sealing import Opener, b64
 from pantala.net import PeerNode, plan_peers, sixpn, slots
 from pantala.testing.poll import until_sync
+from pantala.testing.scratch import remove, scratch
 
 pytestmark = [pytest.mark.root]
 HOSTS = ("iad-1", "nrt-1")
@@ -194,7 +194,7 @@ class Peers:
 
     def __init__(self, rig: NetworkRig, kind: str) -> None:
         self.rig, self.kind = rig, kind
-        self.base = Path("/tmp") / f"pantala-peers-{secrets.token_hex(4)}"
+        self.base = scratch("peers")
         self._callers: dict[str, subprocess.Popen[str]] = {}
         self._tunnels: list[subprocess.Popen[bytes]] = []
         self.links: dict[str, dict[str, Any]] = {}
@@ -284,7 +284,7 @@ class Peers:
         for tunnel in self._tunnels:
             tunnel.terminate()
             tunnel.wait()
-        shutil.rmtree(self.base, ignore_errors=True)
+        remove(self.base)
 
 
 KINDS = [

@@ -7,10 +7,8 @@ restart of an agent.
 from __future__ import annotations
 
 import json
-import secrets
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,6 +16,7 @@ from host_rig import CONNECT, HOST, PYTHON, SERVER, Host, Machine, Namespace, wh
 
 from pantala.domain.policies import Allowed
 from pantala.net import links
+from pantala.testing.scratch import scratch
 
 pytestmark = [pytest.mark.root]
 
@@ -91,7 +90,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as s:
 @pytest.fixture
 def host() -> Iterator[Host]:
     # A short path of its own: it is bound to by name.
-    made = Host(Path("/tmp") / f"pantala-net-{secrets.token_hex(4)}")
+    made = Host(scratch("net"))
     try:
         made.call("setup")
         yield made

@@ -7,7 +7,6 @@ routes to the host: 203.0.113.7 (an app's), 203.0.113.1 (shared), 198.51.100.2 (
 from __future__ import annotations
 
 import json
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pantala.domain.policies import Allowed
 from pantala.kit import binaries
 from pantala.testing.authority import Authority
 from pantala.testing.poll import until_sync
+from pantala.testing.scratch import scratch
 from pantala.wire.feed import (
     AddressRow,
     AgentHello,
@@ -209,7 +209,7 @@ class Edge:
 @pytest.fixture
 def edge() -> Iterator[Edge]:
     # A short path of its own: namespaces are bound to by name.
-    made = Edge(Path("/tmp") / f"pantala-net-{secrets.token_hex(4)}")
+    made = Edge(scratch("net"))
     try:
         made.start()
         yield made
