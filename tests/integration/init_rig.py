@@ -29,7 +29,8 @@ class Init:
         init = binaries.find("pantala-init")
         # It ends with the process that waits for it, and that one with the tests, however they end.
         enclosed = f"setpriv --pdeathsig KILL unshare --pid --fork --mount-proc --kill-child {init}"
-        command = f"exec {enclosed} 3<&{fds[0]} 4<>{self.ring} 5<>{self.record}"
+        # Signals are as below a shell that has started it in its background, which is not an app's to inherit.
+        command = f"trap '' INT QUIT; exec {enclosed} 3<&{fds[0]} 4<>{self.ring} 5<>{self.record}"
         self.process = subprocess.Popen(["bash", "-c", command], pass_fds=fds[:1])
         for fd in fds:
             os.close(fd)

@@ -141,7 +141,7 @@ pub fn command_for(
                 return Err(io::Error::last_os_error());
             }
         }
-        unblock_signals()?;
+        default_signals()?;
         setgroups(&groups)?;
         setgid(gid)?;
         setuid(uid)?;
@@ -152,6 +152,16 @@ pub fn command_for(
     // (PID 1 and `ssh` have one).
     unsafe { command.pre_exec(become_the_app) };
     Ok(command)
+}
+
+/// None is ignored because whoever started the host's agent did so (a shell, for what it has in its background): a
+/// shell in the machine could not even trap the signal that is to stop it.
+fn default_signals() -> nix::Result<()> {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: no handler of ours is involved. What cannot be set (SIGKILL, those of the C library) needs no setting.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    unblock_signals()
 }
 
 pub fn unblock_signals() -> nix::Result<()> {
