@@ -62,6 +62,7 @@ def measure(box: BoxRig) -> list[Figure]:
 
 def _wake(client: Client, machine: str, samples: _Samples) -> None:
     samples.asleep.append(client.first_byte_ms(HOST, machine, BODY))
+    time.sleep(BETWEEN_S)  # what is written of the wake is no part of a request to a machine that is awake
     samples.awake.append(client.first_byte_ms(HOST, machine, BODY))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 from msgspec.structs import replace
 
 from pantala.agent import outcomes, view
@@ -11,6 +12,8 @@ from pantala.domain.machine import State
 from pantala.errors import DriverError, InvalidRequest, NotFound, PantalaError, TransientError
 from pantala.journal import Desired, MachineRecord
 
+READY_FIRST_S = 0.02
+"""What was resumed accepts at once, or takes longer than anybody should wait for the news that it runs."""
 RESUME = "resume"
 """The reason of starts that continued a suspended machine."""
 
@@ -48,8 +51,8 @@ async def start(work: Work) -> float:
 
 
 async def _resume(work: Work) -> bool:
-    """It goes on where it was: no image, no message. Its ports are asked while this is written, so that a request that
-    waits for it waits for one write only, that of the step. False when it has to boot."""
+    """It goes on where it was: no image, no message. Its ports are asked before this is written, so that a request that
+    waits for it waits for one write only, that of the step, and beside none. False when it has to boot."""
     try:
         await work.body.resume()
     except PantalaError as error:
@@ -64,6 +67,9 @@ async def _resume(work: Work) -> bool:
         return False
     at_ms = work.keeper.now_ms()
     work.watch.begin()
+    if (health := work.keeper.health) is not None:
+        with anyio.move_on_after(READY_FIRST_S):
+            await health.ready.wait()
     await work.keeper.change(
         lambda r: outcomes.started(r, at_ms),
         events=(event("start", "started", "flyd", at_ms, reason=RESUME),),
